@@ -1,0 +1,168 @@
+"""
+From a selection to a curated dataset: mosaics cut from the sources, their lineage, and the published list.
+
+`selection.parquet` is a list, not a copy: with the source images it is enough to make the curated images again, pixel
+for pixel. Its hashes are taken from the finished mosaics.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset, Features, Image, List, Value
+from tqdm.auto import tqdm
+
+from optidel_hf.curation.mosaic import grid_side, pixels_sha256, render_mosaic, renderer_versions
+from optidel_hf.curation.selection import Selection
+from optidel_hf.curation.shards import (
+    existing_shards,
+    process_rank,
+    shard_bounds,
+    shard_paths,
+    wait_for,
+    write_parquet,
+)
+from optidel_hf.errors import UserError
+from optidel_hf.images import encode_png, open_image
+
+
+CURATED_FEATURES = Features(
+    {
+        "image": Image(),
+        "tiles": List(
+            {
+                "source": Value("string"),
+                "crop": List(Value("int32"), length=3),
+                "pvi": Value("float32"),
+                "cond_entropy": Value("float32"),
+                "cluster": Value("int32"),
+            }
+        ),
+    }
+)
+METADATA_KEY = b"optidel"
+
+
+@dataclass(frozen=True)
+class MosaicConfig:
+    """The curated images."""
+
+    image_size: int = field(default=64, metadata={"help": "Side of the curated images: the training resolution."})
+
+    def __post_init__(self) -> None:
+        if self.image_size < 16:
+            raise UserError(f"image_size is {self.image_size}: a curated image has at least 16 pixels a side.")
+
+
+def check_grid(tiles: int, size: int) -> None:
+    """Refuse an image size that the grid does not divide, before anything is computed."""
+    if size % grid_side(tiles):
+        raise UserError(f"image_size {size} is no multiple of {grid_side(tiles)}, the tiles along a mosaic's side.")
+
+
+def draft_selection(table: pa.Table, selection: Selection) -> pa.Table:
+    """
+    The chosen rows of `table` in order of rank, with where each goes.
+
+    Args:
+        table (`pyarrow.Table`): scored patches; embeddings are left out of the list.
+        selection ([`Selection`]).
+    """
+    columns = [name for name in table.column_names if name not in ("embedding", "image", "rejected")]
+    chosen = table.select(columns).take(selection.rows)
+    places = {"mosaic": selection.mosaic, "slot": selection.slot, "cluster": selection.cluster}
+    chosen = chosen.append_column("rank", pa.array(np.arange(len(chosen)), pa.int32()))
+    for name, values in places.items():
+        chosen = chosen.append_column(name, pa.array(values, pa.int32()))
+    return chosen.replace_schema_metadata({METADATA_KEY: json.dumps(selection.facts, sort_keys=True).encode()})
+
+
+def build_curated(chosen: pa.Table, find_source: Callable[[str], Any], size: int) -> Dataset:
+    """
+    Render every mosaic of a selection.
+
+    Args:
+        chosen (`pyarrow.Table`): from [`draft_selection`], or rows of `selection.parquet`.
+        find_source (`Callable[[str], Any]`): from a source's name to its (undecoded) image.
+        size (`int`): side of the curated images, in pixels.
+
+    Returns:
+        `datasets.Dataset` with `image` and `tiles`, one row a mosaic.
+    """
+    mosaics = _tiles_of(chosen)
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        images = list(pool.map(lambda tiles: _render(tiles, find_source, size), mosaics))
+    rows = {"image": [{"bytes": image, "path": None} for image in images], "tiles": [_lineage(t) for t in mosaics]}
+    return Dataset.from_dict(rows, features=CURATED_FEATURES)
+
+
+def curated_shards(
+    chosen: pa.Table, find_source: Callable[[str], Any], size: int, folder: Path, rows_per_shard: int
+) -> None:
+    """Write the curated dataset's shards that do not exist yet, those of this rank; then wait for the others'."""
+    rank, world = process_rank()
+    mosaic = np.asarray(chosen["mosaic"])
+    bounds = shard_bounds(int(mosaic.max()) + 1, rows_per_shard)
+    paths = shard_paths(folder, len(bounds))
+    with tqdm(total=bounds[-1].stop, desc="mosaics", unit=" images", disable=rank > 0) as bar:
+        for i, rows in enumerate(bounds):
+            if i % world == rank and not paths[i].exists():
+                part = chosen.filter(pa.array((mosaic >= rows.start) & (mosaic < rows.stop)))
+                write_parquet(to_arrow(build_curated(part, find_source, size)), paths[i])
+            bar.update(len(rows))
+    wait_for(paths)
+
+
+def publish_selection(
+    chosen: pa.Table, find_source: Callable[[str], Any], folder: Path, path: Path, facts: dict[str, Any]
+) -> None:
+    """Write `selection.parquet`: the draft with the hashes of its sources and of its finished mosaics."""
+    hashes = [pixels_sha256(open_image(value)) for value in _curated_images(folder)]
+    sources = chosen["source"].to_pylist()
+    known = {source: _bytes_sha256(find_source(source)) for source in sorted(set(sources))}
+    table = chosen.append_column("source_sha256", pa.array([known[source] for source in sources]))
+    table = table.append_column("pixels_sha256", pa.array([hashes[m] for m in chosen["mosaic"].to_pylist()]))
+    drafted = json.loads(chosen.schema.metadata[METADATA_KEY])
+    metadata = {**drafted, **facts, "versions": renderer_versions()}
+    write_parquet(table.replace_schema_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()}), path)
+
+
+def to_arrow(dataset: Dataset) -> pa.Table:
+    """A dataset's rows as one arrow table that carries its features, as `load_dataset` reads them from parquet."""
+    schema = dataset.features.arrow_schema
+    return dataset.with_format("arrow")[:].cast(schema).replace_schema_metadata(schema.metadata)
+
+
+def _tiles_of(chosen: pa.Table) -> list[list[dict[str, Any]]]:
+    rows = sorted(chosen.to_pylist(), key=lambda row: (row["mosaic"], row["slot"]))
+    mosaics: dict[int, list[dict[str, Any]]] = {}
+    for row in rows:
+        mosaics.setdefault(row["mosaic"], []).append(row)
+    return list(mosaics.values())
+
+
+def _render(tiles: Sequence[dict[str, Any]], find_source: Callable[[str], Any], size: int) -> bytes:
+    sources = [open_image(find_source(tile["source"])) for tile in tiles]
+    return encode_png(render_mosaic(sources, [tuple(tile["crop"]) for tile in tiles], size))
+
+
+def _lineage(tiles: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: tile.get(name) for name in ("source", "crop", "pvi", "cond_entropy", "cluster")} for tile in tiles]
+
+
+def _curated_images(folder: Path) -> list[dict[str, Any]]:
+    return [value for path in existing_shards(folder) for value in pq.read_table(path)["image"].to_pylist()]
+
+
+def _bytes_sha256(value: dict[str, Any]) -> str:
+    content = value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,166 @@
+"""The first stage: which source images there are, and what must not be torn apart (`inputs.parquet`)."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset, concatenate_datasets
+from tqdm.auto import tqdm
+
+from optidel_hf.curation.near_duplicates import difference_hash, near_duplicate_components
+from optidel_hf.curation.shards import process_rank, shard_bounds, shard_paths, wait_for, write_parquet
+from optidel_hf.errors import UserError
+from optidel_hf.images import decode_reason
+from optidel_hf.sources import find_image_column, open_dataset, unique_sources
+
+
+logger = logging.getLogger(__name__)
+
+LARGEST_GROUP = 0.1
+
+
+@dataclass(frozen=True)
+class InputConfig:
+    """The source images: any dataset that `load_dataset` opens."""
+
+    dataset: str = field(metadata={"help": "Folder of images, .parquet/.arrow files, or a dataset id on the Hub."})
+    split: str | None = field(default=None, metadata={"help": "One split; all of them by default."})
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub dataset."})
+    image_column: str | None = field(default=None, metadata={"help": "Needed where there are several."})
+    id_column: str | None = field(default=None, metadata={"help": "Unique name of each image (else its path or row)."})
+    group_column: str | None = field(default=None, metadata={"help": "Video or patient (else near-duplicate groups)."})
+    limit: int | None = field(default=None, metadata={"help": "Take the first N images only."})
+
+
+def open_sources(config: InputConfig) -> Dataset:
+    """
+    The source images with columns `image` (undecoded), `source` and, where it is given, `group`.
+
+    Raises:
+        `UserError`: for a missing column, a source that occurs twice, or a dataset without images.
+    """
+    dataset = open_dataset(config.dataset, config.split, config.revision)
+    image = find_image_column(dataset, config.image_column)
+    for flag, column in (("id_column", config.id_column), ("group_column", config.group_column)):
+        if column is not None and column not in dataset.column_names:
+            raise UserError(f"--{flag} {column}: no such column; the columns are {dataset.column_names}.")
+    columns = {"image": image, "source": config.id_column or "source"}
+    if config.group_column:
+        columns["group"] = config.group_column
+    sources = unique_sources(dataset[columns["source"]], columns["source"])
+    order = sorted(range(len(sources)), key=sources.__getitem__)[: config.limit]
+    dataset = dataset.select(order)
+    names: dict[str, list[str]] = {"source": [sources[i] for i in order]}
+    if config.group_column:
+        names["group"] = [str(value) for value in dataset[config.group_column]]
+    pictures = dataset.select_columns([image]).rename_column(image, "image")
+    return concatenate_datasets([pictures, Dataset.from_dict(names)], axis=1)
+
+
+def list_inputs(dataset: Dataset, output: Path, images_per_shard: int) -> pa.Table:
+    """
+    Write `inputs.parquet` (source, group, size in bytes; sorted by source), or check it against the dataset.
+
+    Perceptual hashes are computed shard by shard under a hidden folder, so that a killed run goes on where it was.
+
+    Returns:
+        `pyarrow.Table`: the inputs, row-aligned with `dataset`.
+
+    Raises:
+        `UserError`: if the output was made from other images.
+    """
+    path = output / "inputs.parquet"
+    rank, world = process_rank()
+    bounds = shard_bounds(len(dataset), images_per_shard)
+    if not path.exists():
+        paths = shard_paths(output / ".hashes", len(bounds))
+        with tqdm(total=len(dataset), desc="reading images", unit=" images", disable=rank > 0) as bar:
+            for i, rows in enumerate(bounds):
+                if i % world == rank and not paths[i].exists():
+                    write_parquet(_hash_rows(dataset.select(rows)), paths[i])
+                bar.update(len(rows))
+        if rank == 0:
+            wait_for(paths)
+            write_parquet(_with_groups(pa.concat_tables([pq.read_table(p) for p in paths]), dataset), path)
+        wait_for([path])
+    inputs = pq.read_table(path)
+    _refuse_other_inputs(inputs, dataset, path)
+    return inputs
+
+
+def inputs_hash(inputs: pa.Table) -> str:
+    """sha256 over source, group and size of every input."""
+    rows = zip(*(inputs[name].to_pylist() for name in ("source", "group", "size")))
+    return hashlib.sha256("\n".join(map(repr, rows)).encode()).hexdigest()
+
+
+def _hash_rows(dataset: Dataset) -> pa.Table:
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        hashes = list(pool.map(_perceptual_hash, dataset["image"]))
+    return pa.table(
+        {
+            "source": pa.array(dataset["source"], pa.string()),
+            "size": pa.array([_size(value) for value in dataset["image"]], pa.int64()),
+            "dhash": pa.array([None if h is None else h.tobytes() for h in hashes], pa.binary()),
+        }
+    )
+
+
+def _perceptual_hash(value: Any) -> np.ndarray | None:
+    image, _ = decode_reason(value)
+    return None if image is None else difference_hash(image)
+
+
+def _size(value: dict[str, Any]) -> int:
+    return len(value["bytes"]) if value["bytes"] is not None else os.path.getsize(value["path"])
+
+
+def _with_groups(hashed: pa.Table, dataset: Dataset) -> pa.Table:
+    sources = hashed["source"].to_pylist()
+    groups = _components(sources, hashed["dhash"].to_pylist())
+    if "group" in dataset.column_names:
+        groups = _split_large(list(dataset["group"]), groups)
+    return pa.table({"source": sources, "group": groups, "size": hashed["size"]})
+
+
+def _split_large(groups: list[str], components: list[str]) -> list[str]:
+    """Given groups, those over a tenth of the pool split into near-duplicate groups so that folds can balance."""
+    large = {group for group, images in Counter(groups).items() if images > LARGEST_GROUP * len(groups)}
+    for group in sorted(large):
+        logger.warning("group '%s' holds over a tenth of the images: it is split by near-duplicates.", group)
+    return [f"{group}/{part}" if group in large else group for group, part in zip(groups, components)]
+
+
+def _components(sources: list[str], hashes: list[bytes | None]) -> list[str]:
+    """Name of each image's near-duplicate group: its first source. An unreadable image is a group of its own."""
+    readable = [i for i, value in enumerate(hashes) if value is not None]
+    if not readable:
+        return sources
+    words = np.stack([np.frombuffer(hashes[i], dtype=np.uint64) for i in readable])  # type: ignore[arg-type]
+    first = near_duplicate_components(words)
+    names = list(sources)
+    for i, j in zip(readable, first):
+        names[i] = sources[readable[j]]
+    return names
+
+
+def _refuse_other_inputs(inputs: pa.Table, dataset: Dataset, path: Path) -> None:
+    before, now = set(inputs["source"].to_pylist()), set(dataset["source"])
+    if before == now:
+        return
+    lost, gained = sorted(before - now), sorted(now - before)
+    example = f"'{gained[0]}' is new" if gained else f"'{lost[0]}' is gone"
+    raise UserError(
+        f"{path} lists {len(before)} images and the dataset now has {len(now)}: {example}. "
+        "Curate the changed dataset into another --output_dir."
+    )

@@ -1,0 +1,342 @@
+"""
+`curate()`: source images to a curated dataset, stage by stage, shard by shard, resumable.
+
+    inputs -> patches -> reference -> scores -> selection -> curated
+
+Every stage is a folder of parquet shards (`shards.py`) with the configuration that made it (`stages.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from datasets import Dataset, Features, Image
+from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from tqdm.auto import tqdm
+
+from optidel_hf.checkpoints import checkpoint_fingerprint
+from optidel_hf.curation.curated import (
+    METADATA_KEY,
+    MosaicConfig,
+    check_grid,
+    curated_shards,
+    draft_selection,
+    publish_selection,
+    to_arrow,
+)
+from optidel_hf.curation.inputs import InputConfig, inputs_hash, list_inputs, open_sources
+from optidel_hf.curation.patches import NO_PATCH, PATCH_FEATURES, PatchConfig, SamPatchExtractor
+from optidel_hf.curation.reference import ReferenceConfig, assign_folds, calibrate_checkpoint, fit_scorer
+from optidel_hf.curation.scoring import ScoreConfig, VInformationScorer
+from optidel_hf.curation.selection import STRATEGIES, mosaics_in_budget, select
+from optidel_hf.curation.shards import (
+    existing_shards,
+    process_rank,
+    read_columns,
+    read_rows,
+    shard_bounds,
+    shard_paths,
+    wait_for,
+    write_parquet,
+    write_text,
+)
+from optidel_hf.curation.stages import Stage
+from optidel_hf.errors import UserError
+
+
+logger = logging.getLogger(__name__)
+
+STAGES = ("patches", "scores", "selection", "curated")
+KEPT_FEATURES = Features({name: feature for name, feature in PATCH_FEATURES.items() if name != "rejected"})
+
+
+@dataclass(frozen=True)
+class SelectionConfig:
+    """What is kept."""
+
+    budget: float = field(default=0.05, metadata={"help": "Fraction of usable source images, as mosaics."})
+    strategy: str = field(default="optidel", metadata={"help": f"One of: {', '.join(STRATEGIES)}."})
+    score: str | None = field(default=None, metadata={"help": "Column to rank by (else the strategy's own)."})
+    tiles_per_mosaic: int = field(default=4, metadata={"help": "M: patches in a curated image; 1 for none tiled."})
+    trim: float = field(default=0.02, metadata={"help": "Share of the hardest that optidel cuts as outliers."})
+    max_upscale: float = field(default=2.0, metadata={"help": "Patches enlarged by more are left out, if few."})
+    seed: int = field(default=0, metadata={"help": "Seed of the selection."})
+
+
+@dataclass(frozen=True)
+class CurationConfig:
+    """Everything that determines a curated dataset, one dataclass a stage, and where and how it is computed."""
+
+    inputs: InputConfig
+    output_dir: str
+    patches: PatchConfig = field(default_factory=PatchConfig)
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    mosaic: MosaicConfig = field(default_factory=MosaicConfig)
+    images_per_shard: int = 256
+    reuse: str | None = None
+    device: str = "auto"
+
+
+def curate(config: CurationConfig, until: str = "curated") -> Path:
+    """
+    Run the stages up to `until`; what is finished is taken as it is.
+
+    Args:
+        config ([`CurationConfig`]).
+        until (`str`, *optional*, defaults to `"curated"`): `patches`, `scores`, `selection` or `curated`.
+
+    Returns:
+        `Path`: the output folder; its `curated/` is what `load_dataset` opens.
+
+    Raises:
+        `UserError`: for bad input, a configuration that differs from the output's, or a budget that cannot be met.
+    """
+    run = _Run(config)
+    for stage in STAGES[: STAGES.index(until) + 1]:
+        getattr(run, stage)()
+    return run.output
+
+
+class _Run:
+    """The stages of one output. Each method finishes its stage or finds it finished."""
+
+    def __init__(self, config: CurationConfig) -> None:
+        check_grid(config.selection.tiles_per_mosaic, config.mosaic.image_size)
+        self.config = config
+        self.output = Path(config.output_dir)
+        self.rank, self.world = process_rank()
+        self.sources = open_sources(config.inputs)
+        mosaics_in_budget(config.selection.budget, len(self.sources))
+        self.inputs = list_inputs(self.sources, self.output, config.images_per_shard)
+        self.groups = self.inputs["group"].to_pylist()
+        if self.rank == 0:
+            self._record()
+
+    @property
+    def scored(self) -> bool:
+        """Whether the strategy looks at scores at all."""
+        return self.config.selection.strategy != "random"
+
+    @cached_property
+    def patch_stage(self) -> Stage:
+        fields = asdict(self.config.patches.resolved()) | {"images_per_shard": self.config.images_per_shard}
+        if self.config.patches.unit == "patch":
+            fields["sam_weights"] = checkpoint_fingerprint(self.config.patches.sam, self.config.patches.sam_revision)
+        return Stage(self.output / "patches", fields, inputs_hash(self.inputs))
+
+    @cached_property
+    def reference_stage(self) -> Stage:
+        config = self.config.reference
+        fields = asdict(config) | {"score": asdict(self.config.score)}
+        if config.reference:
+            fields["weights"] = checkpoint_fingerprint(config.reference, config.reference_revision)
+        return Stage(self.output / "reference", fields, self.patch_stage.hash)
+
+    @cached_property
+    def score_stage(self) -> Stage:
+        return Stage(self.output / "scores", asdict(self.config.score), self.reference_stage.hash)
+
+    @cached_property
+    def selection_stage(self) -> Stage:
+        upstream = self.score_stage.hash if self.scored else self.patch_stage.hash
+        return Stage(self.output / ".selection", asdict(self.config.selection), upstream)
+
+    @cached_property
+    def curated_stage(self) -> Stage:
+        return Stage(self.output / "curated", asdict(self.config.mosaic), self.selection_stage.hash)
+
+    def patches(self) -> None:
+        """Cut the key patches; rows that were rejected go to `rejected/`."""
+        stage = self._claim(self.patch_stage)
+        rejected = self._claim(Stage(self.output / "rejected", self.patch_stage.fields, self.patch_stage.upstream))
+        extractor = SamPatchExtractor(self.config.patches, self.config.device)
+        bounds = shard_bounds(len(self.sources), self.config.images_per_shard)
+        names = zip(shard_paths(stage, len(bounds)), shard_paths(rejected, len(bounds)))
+        with self._bar(len(self.sources), "key patches", " images") as bar:
+            for i, (rows, (path, reasons)) in enumerate(zip(bounds, names)):
+                if i % self.world == self.rank and not path.exists():
+                    self._write_patches(
+                        self._map(self._source_rows(rows), extractor, PATCH_FEATURES, bar), path, reasons
+                    )
+                else:
+                    bar.update(len(rows))
+        wait_for(shard_paths(stage, len(bounds)))
+        self._refuse_empty_pool(stage, rejected)
+
+    def scores(self) -> None:
+        """Fit or calibrate the reference model, then add the V-information columns."""
+        if not self.scored:
+            return
+        self.reference()
+        folder = self._claim(self.score_stage)
+        scorer = VInformationScorer(str(self.reference_stage.folder), self.config.score, self.config.device)
+        shards = existing_shards(self.patch_stage.folder)
+        total = sum(pq.read_metadata(path).num_rows for path in shards)
+        with self._bar(total, "scores", " patches") as bar:
+            for i, path in enumerate(shards):
+                target = folder / path.name
+                if i % self.world == self.rank and not target.exists():
+                    patches = _read_dataset(path)
+                    write_parquet(to_arrow(self._map(patches, scorer, scorer.features, bar)), target)
+                else:
+                    bar.update(pq.read_metadata(path).num_rows)
+        wait_for(folder / path.name for path in shards)
+
+    def reference(self) -> None:
+        """The models that score: a given checkpoint calibrated on the pool, or two fitted by cross-fitting."""
+        folder, config, score = self._claim(self.reference_stage), self.config.reference, self.config.score
+        if self.rank == 0:
+            keys = read_columns(self.patch_stage.folder, ["source", "group"])
+            folds = assign_folds(keys["group"].to_pylist(), keys["source"].to_pylist(), config.reference_seed)
+            patches = _undecoded(read_rows(self.patch_stage.folder, _sample(len(keys), config)))
+            if config.reference:
+                calibrate_checkpoint(patches, folder, config, score, self.config.device)
+            else:
+                fit_scorer(patches, folder, config, score, folds, self.config.device)
+        wait_for([folder / "fold-0"] + ([] if config.reference else [folder / "fold-1"]))
+
+    def selection(self) -> None:
+        """Choose by columns alone; the draft becomes `selection.parquet` when its mosaics have their hashes."""
+        path = self._claim(self.selection_stage) / "draft.parquet"
+        if self.rank == 0 and not path.exists():
+            table = self._candidates()
+            options = {**asdict(self.config.selection), "images": self._usable_images()}
+            write_parquet(draft_selection(table, select(table, **options)), path)
+        wait_for([path])
+
+    def curated(self) -> None:
+        """Render the mosaics, then publish the list with their hashes."""
+        folder = self._claim(self.curated_stage)
+        chosen = pq.read_table(self.selection_stage.folder / "draft.parquet")
+        size = self.config.mosaic.image_size
+        curated_shards(chosen, self._find_source, size, folder, self.config.images_per_shard)
+        path = self.output / "selection.parquet"
+        if self.rank == 0 and not path.exists():
+            funnel = json.loads(chosen.schema.metadata[METADATA_KEY])["counts"]
+            facts = {"image_size": size, "counts": {**self._funnel(), **funnel}}
+            publish_selection(chosen, self._find_source, folder, path, facts)
+        wait_for([path])
+
+    def _claim(self, stage: Stage) -> Path:
+        if self.config.reuse and self.rank == 0:
+            stage.take_over(Path(self.config.reuse))
+        if self.rank == 0:
+            stage.claim()
+        wait_for([stage.folder / "config.json"])
+        return stage.claim()
+
+    def _map(self, dataset: Dataset, stage: Callable[..., dict], features: Features, bar: tqdm) -> Dataset:
+        """Run a stage's callable over one shard in this process, in memory: no second copy lies in a cache."""
+
+        def counted(batch: dict[str, list[Any]], rank: int | None = None) -> dict[str, list[Any]]:
+            rows = stage(batch, self.rank if self.world > 1 else None)
+            bar.update(len(next(iter(batch.values()))))
+            return rows
+
+        quiet = not are_progress_bars_disabled()
+        disable_progress_bars()
+        try:
+            return dataset.map(
+                counted,
+                batched=True,
+                batch_size=32,
+                features=features,
+                remove_columns=dataset.column_names,
+                keep_in_memory=True,
+                load_from_cache_file=False,
+                new_fingerprint=stage.__class__.__name__,
+            )
+        finally:
+            if quiet:
+                enable_progress_bars()
+
+    def _write_patches(self, rows: Dataset, path: Path, reasons: Path) -> None:
+        table = to_arrow(rows)
+        kept = pc.is_null(table["rejected"])
+        gone = table.filter(pc.invert(kept)).select(["source", "rejected"]).rename_columns(["source", "reason"])
+        schema = KEPT_FEATURES.arrow_schema
+        patches = table.filter(kept).select(list(KEPT_FEATURES)).cast(schema).replace_schema_metadata(schema.metadata)
+        write_parquet(gone.replace_schema_metadata(None), reasons)
+        write_parquet(patches, path)  # last: its existence says that the shard is finished
+
+    def _source_rows(self, rows: range) -> Dataset:
+        part = self.sources.select(rows)
+        part = part.remove_columns("group") if "group" in part.column_names else part
+        return part.add_column("group", self.groups[rows.start : rows.stop])
+
+    def _refuse_empty_pool(self, patches: Path, rejected: Path) -> None:
+        if sum(pq.read_metadata(path).num_rows for path in existing_shards(patches)):
+            return
+        reasons = Counter(read_columns(rejected, ["reason"])["reason"].to_pylist())
+        reason, count = reasons.most_common(1)[0]
+        raise UserError(
+            f"No key patch in {len(self.sources)} images; {count} of them: {reason}. See {rejected}, and loosen "
+            "--pred_iou_thresh, --stability_score_thresh or --min_area, or use another --sam."
+        )
+
+    def _candidates(self) -> pa.Table:
+        if not self.scored:
+            columns = [name for name in KEPT_FEATURES if name != "image"]
+            return read_columns(self.patch_stage.folder, columns)
+        names = list(pq.read_schema(existing_shards(self.score_stage.folder)[0]).names)
+        unused = "embedding" if self.config.selection.strategy != "optidel" else None
+        return read_columns(self.score_stage.folder, [name for name in names if name != unused])
+
+    def _usable_images(self) -> int:
+        """Source images that could be opened, whether or not SAM found a patch in them."""
+        return self._funnel()["usable"]
+
+    def _funnel(self) -> dict[str, int]:
+        reasons = Counter(read_columns(self.output / "rejected", ["reason"])["reason"].to_pylist())
+        broken = reasons.total() - reasons[NO_PATCH]
+        return {
+            "inputs": len(self.sources),
+            "rejected": broken,
+            "usable": len(self.sources) - broken,
+            "without_patch": reasons[NO_PATCH],
+        }
+
+    @cached_property
+    def _row_of(self) -> dict[str, int]:
+        return {source: row for row, source in enumerate(self.sources["source"])}
+
+    def _find_source(self, source: str) -> dict[str, Any]:
+        return self.sources[self._row_of[source]]["image"]
+
+    def _bar(self, total: int, title: str, unit: str) -> tqdm:
+        return tqdm(total=total, desc=title, unit=unit, disable=self.rank > 0)
+
+    def _record(self) -> None:
+        packages = ("optidel_hf", "torch", "transformers", "datasets", "accelerate", "numpy", "pillow", "pyarrow")
+        versions = {"python": platform.python_version(), **{name: version(name) for name in packages}}
+        record = {**asdict(self.config), "versions": versions}
+        for how in ("device", "reuse", "output_dir"):
+            record.pop(how)
+        write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", self.output / "config.json")
+
+
+def _read_dataset(path: Path) -> Dataset:
+    return _undecoded(pq.read_table(path))
+
+
+def _undecoded(table: pa.Table) -> Dataset:
+    return Dataset(table).cast_column("image", Image(decode=False))
+
+
+def _sample(rows: int, config: ReferenceConfig) -> range:
+    """Evenly spaced rows, enough for both folds: patches of all sources, whatever the size of the pool."""
+    return range(0, rows, max(1, rows // (2 * config.max_reference_patches)))

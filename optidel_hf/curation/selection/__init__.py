@@ -1,0 +1,8 @@
+"""Selection: which patches are kept, and which of them share a mosaic. Columns in, rows out; no image and no GPU."""
+
+from __future__ import annotations
+
+from optidel_hf.curation.selection.select import STRATEGIES, Selection, mosaics_in_budget, select
+
+
+__all__ = ["STRATEGIES", "Selection", "mosaics_in_budget", "select"]

@@ -1,0 +1,78 @@
+"""The columns that strategies see, on rows sorted by (source, bbox), so that ties and seeds fall the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from optidel_hf.errors import UserError
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """
+    `n` eligible patches, sorted by (source, bbox).
+
+    Args:
+        rows (`np.ndarray` of shape `(n,)`): row of each in the table that was given.
+        source (`np.ndarray` of shape `(n,)`, int64): code of the source image.
+        group (`np.ndarray` of shape `(n,)`, int64): code of the near-duplicate group.
+        hardness (`np.ndarray` of shape `(n,)`): within-fold rank of the score, from 0 (easiest) to 1 (hardest).
+        embedding (`np.ndarray` of shape `(n, width)`, float32, or `None`).
+    """
+
+    rows: np.ndarray
+    source: np.ndarray
+    group: np.ndarray
+    hardness: np.ndarray
+    embedding: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def read_candidates(
+    columns: Mapping[str, np.ndarray], score: str | None, eligible: np.ndarray, embeddings: bool
+) -> Candidates:
+    """
+    Take what a strategy needs out of a table's columns.
+
+    Args:
+        columns (`Mapping[str, np.ndarray]`): column name to values.
+        score (`str`, *optional*): column to rank by; without one every hardness is 0.
+        eligible (`np.ndarray` of bool): rows to choose from.
+        embeddings (`bool`): whether to read the `embedding` column.
+    """
+    sources = columns["source"]
+    order = np.lexsort((*columns["bbox"].T[::-1], sources.astype(str)))
+    rows = order[eligible[order]]
+    hardness = np.zeros(len(rows))
+    if score is not None and len(rows):
+        values = columns[score][rows].astype(np.float64)
+        if np.isnan(values).any():
+            row = int(rows[np.isnan(values).argmax()])
+            raise UserError(f"Column '{score}' is NaN in row {row} ('{sources[row]}'): score the patches again.")
+        sign = -1.0 if score == "pvi" else 1.0  # little usable information is hard
+        hardness = rank_within(sign * values, columns["fold"][rows])
+    embedding = columns["embedding"][rows].astype(np.float32) if embeddings else None
+    return Candidates(rows, _codes(sources[rows]), _codes(columns["group"][rows]), hardness, embedding)
+
+
+def rank_within(values: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    """Ranks in (0, 1] within each fold, so that two models' scores are never compared; ties keep row order."""
+    ranks = np.empty(len(values))
+    for model in np.unique(fold):
+        rows = np.flatnonzero(fold == model)
+        ranks[rows[np.argsort(values[rows], kind="stable")]] = np.arange(1, len(rows) + 1) / len(rows)
+    return ranks
+
+
+def hardest_first(candidates: Candidates) -> np.ndarray:
+    """Candidate indices by falling hardness; equal ranks of two folds keep row order."""
+    return np.argsort(-candidates.hardness, kind="stable")
+
+
+def _codes(values: np.ndarray) -> np.ndarray:
+    return np.unique(values.astype(str), return_inverse=True)[1]

@@ -1,0 +1,83 @@
+"""
+The on-disk protocol: a stage's rows in parquet shards; a shard that exists is finished.
+
+Files are written under a temporary name and renamed when whole, so a kill at any moment leaves whole shards and
+nothing that a reader would open. Rank r of W takes shards r, r + W, ...; no lock and no database is needed.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+POLL_SECONDS = 0.5
+
+
+def shard_paths(folder: Path, count: int) -> list[Path]:
+    """The paths of a stage's `count` shards, whether they exist or not."""
+    return [folder / f"shard-{i:05d}-of-{count:05d}.parquet" for i in range(count)]
+
+
+def existing_shards(folder: Path) -> list[Path]:
+    """The finished shards of a stage, in order."""
+    return sorted(folder.glob("shard-*-of-*.parquet"))
+
+
+def shard_bounds(rows: int, rows_per_shard: int) -> list[range]:
+    """Row ranges of ceil(rows / rows_per_shard) shards, at least one."""
+    starts = range(0, max(rows, 1), rows_per_shard)
+    return [range(start, min(start + rows_per_shard, rows)) for start in starts]
+
+
+def process_rank() -> tuple[int, int]:
+    """Rank and number of processes, as `torchrun` and `accelerate launch` announce them."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def wait_for(paths: Iterable[Path]) -> None:
+    """Return when every path exists: how a rank waits for the shards of the others."""
+    for path in paths:
+        while not path.exists():
+            time.sleep(POLL_SECONDS)
+
+
+def write_parquet(table: pa.Table, path: Path) -> None:
+    """Write `table` beside `path` and rename: `path` is whole or absent, also after a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with partial.open("wb") as file:
+        pq.write_table(table, file, compression="zstd")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a small text file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def read_columns(folder: Path, columns: list[str]) -> pa.Table:
+    """Some columns of all shards of a stage, one after the other."""
+    return pa.concat_tables([pq.read_table(path, columns=columns) for path in existing_shards(folder)])
+
+
+def read_rows(folder: Path, rows: Iterable[int]) -> pa.Table:
+    """Whole rows, by their number over all shards, in ascending order; one shard is in memory at a time."""
+    wanted, start, taken = sorted(set(rows)), 0, []
+    for path in existing_shards(folder):
+        count = pq.read_metadata(path).num_rows
+        inside = [row - start for row in wanted if start <= row < start + count]
+        if inside:
+            taken.append(pq.read_table(path).take(inside))
+        start += count
+    return pa.concat_tables(taken)

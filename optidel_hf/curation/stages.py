@@ -1,0 +1,95 @@
+"""
+Stages on disk: which fields determined a folder's contents, and the hash that ties it to the stage before it.
+
+A changed field invalidates its stage and those after it, no other. In the same output it is refused; `--reuse` takes
+the finished stages before it over into another output.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from optidel_hf.curation.shards import write_text
+from optidel_hf.errors import UserError
+
+
+@dataclass(frozen=True)
+class Stage:
+    """
+    One stage of a curation output.
+
+    Args:
+        folder (`Path`): where its files lie.
+        fields (`dict`): the configuration that determines its result, and nothing else.
+        upstream (`str`): hash of the stage before it.
+    """
+
+    folder: Path
+    fields: dict[str, Any]
+    upstream: str
+
+    @property
+    def hash(self) -> str:
+        """sha256 over fields and upstream hash."""
+        return digest([self.fields, self.upstream])
+
+    def claim(self) -> Path:
+        """
+        Take the folder for this configuration, new or as it was left.
+
+        Raises:
+            `UserError`: naming the fields, if the folder was made with other ones.
+        """
+        record = self.folder / "config.json"
+        if record.exists():
+            self._refuse_changes(json.loads(record.read_text()))
+        else:
+            facts = {"fields": self.fields, "upstream": self.upstream, "hash": self.hash}
+            write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", record)
+        return self.folder
+
+    def take_over(self, other_output: Path) -> None:
+        """Link this stage's files from another output, if they were made by the same configuration and inputs."""
+        theirs = other_output / self.folder.name
+        record = theirs / "config.json"
+        if self.folder.exists() or not record.exists() or json.loads(record.read_text())["hash"] != self.hash:
+            return
+        partial = self.folder.with_name(f".{self.folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        visible = shutil.ignore_patterns(".*")
+        shutil.copytree(theirs, partial, copy_function=_link, ignore=visible)
+        partial.rename(self.folder)
+
+    def _refuse_changes(self, record: dict[str, Any]) -> None:
+        if record["hash"] == self.hash:
+            return
+        old = record["fields"]
+        changed = [k for k in sorted({*old, *self.fields}) if old.get(k) != json.loads(_json(self.fields)).get(k)]
+        said = ", ".join(f"{k} was {old.get(k)!r}, now {self.fields.get(k)!r}" for k in changed)
+        raise UserError(
+            f"{self.folder} was made with another configuration ({said or 'an earlier stage or its input changed'}). "
+            f"Run `optidel curate --reuse {self.folder.parent} --output_dir <another folder> ...` with the new "
+            "values: it takes over the finished stages before it."
+        )
+
+
+def digest(value: Any) -> str:
+    """sha256 of a JSON-serialisable value."""
+    return hashlib.sha256(_json(value).encode()).hexdigest()
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(source, target)

@@ -1,0 +1,41 @@
+"""Which device and which number format a run uses."""
+
+from __future__ import annotations
+
+import torch
+
+from optidel_hf.errors import UserError
+
+
+def resolve_device(name: str = "auto", rank: int | None = None) -> torch.device:
+    """
+    Turn `--device` into a torch device.
+
+    Args:
+        name (`str`, *optional*, defaults to `"auto"`): `auto` takes cuda, mps, xpu, then cpu.
+        rank (`int`, *optional*): rank of the calling process; CUDA and XPU devices are dealt out by it.
+
+    Raises:
+        `UserError`: if torch does not see that device.
+    """
+    if name == "auto":
+        name = next((kind for kind in ("cuda", "mps", "xpu") if _available(kind)), "cpu")
+    kind = name.split(":")[0]
+    if kind != "cpu" and not _available(kind):
+        raise UserError(f"--device {name}: torch {torch.__version__} sees no such device here; use --device cpu.")
+    if rank is not None and kind in ("cuda", "xpu") and ":" not in name:
+        return torch.device(kind, rank % getattr(torch, kind).device_count())
+    return torch.device(name)
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`"auto"` is bfloat16 on a GPU that multiplies it natively and float32 elsewhere; else the named dtype."""
+    if name == "auto":
+        native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def _available(kind: str) -> bool:
+    module = getattr(torch.backends, "mps", None) if kind == "mps" else getattr(torch, kind, None)
+    return module is not None and module.is_available()

@@ -1,0 +1,7 @@
+"""The one exception that stands for a user's mistake: the command line prints its sentence and no traceback."""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """Something the user gave cannot be used. The message names it (file, row, column, flag) and the way out."""

@@ -1,0 +1,112 @@
+"""Opening images as a viewer would show them, or saying in one phrase why that cannot be done."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+
+# Pillow's own decompression-bomb limit: 1024 * 1024 * 1024 / 4 / 3 pixels.
+MAX_IMAGE_PIXELS = 89_478_485
+
+
+class ImageRejected(ValueError):
+    """An image that cannot be used; the message is the reason that goes to `rejected/`."""
+
+
+def open_image(value: Any, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
+    """
+    Open one image as 8-bit RGB, upright.
+
+    EXIF orientation is applied, the first frame of an animation is taken, transparency is laid on white,
+    CMYK and palettes are converted, and 16-bit grey is scaled to 8 bits.
+
+    Args:
+        value (`dict`, `PIL.Image.Image`, `str` or `Path`):
+            An undecoded `datasets.Image` (`{"bytes": ..., "path": ...}`), a PIL image, or a path.
+        max_pixels (`int`, *optional*, defaults to Pillow's bomb limit):
+            Larger images are rejected before they are decoded.
+
+    Returns:
+        `PIL.Image.Image` in mode `"RGB"`.
+
+    Raises:
+        `ImageRejected`: with the reason, if the image is missing, truncated, too large or not an image.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = _open_lazily(value)
+            width, height = image.size
+            if width * height > max_pixels:
+                raise ImageRejected(f"{width}x{height} is over the limit of {max_pixels} pixels")
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError:
+        raise ImageRejected("not an image that Pillow can read") from None
+    except Image.DecompressionBombError as error:
+        raise ImageRejected(str(error)) from None
+    except FileNotFoundError:
+        raise ImageRejected("file not found") from None
+    except ImageRejected:
+        raise
+    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow's decoders raise on broken data
+        raise ImageRejected(f"broken image: {error}") from None
+
+
+def decode_reason(value: Any, max_pixels: int = MAX_IMAGE_PIXELS) -> tuple[Image.Image | None, str | None]:
+    """Like [`open_image`], returning `(image, None)` or `(None, reason)`: what a thread pool can map over."""
+    try:
+        return open_image(value, max_pixels), None
+    except ImageRejected as rejected:
+        return None, str(rejected)
+
+
+def cut_square(image: Image.Image, crop: tuple[int, int, int], size: int) -> Image.Image:
+    """
+    Cut the square `crop` = (x, y, side) and resize it to `size` x `size` pixels.
+
+    The one way in which tiles and patches are cut: Pillow's bicubic filter (antialiased, integer arithmetic), so that
+    the same source and crop give the same pixels on every machine.
+    """
+    x, y, side = crop
+    return image.resize((size, size), Image.Resampling.BICUBIC, box=(x, y, x + side, y + side))
+
+
+def centre_square(width: int, height: int) -> tuple[int, int, int]:
+    """The largest centred square of an image as (x, y, side): the crop that stands for the whole image."""
+    side = min(width, height)
+    return (width - side) // 2, (height - side) // 2, side
+
+
+def encode_png(image: Image.Image) -> bytes:
+    """Lossless PNG bytes, at a fixed compression level so that equal pixels give equal bytes."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", compress_level=3)
+    return buffer.getvalue()
+
+
+def _open_lazily(value: Any) -> Image.Image:
+    if isinstance(value, Image.Image):
+        return value
+    if isinstance(value, dict):
+        value = io.BytesIO(value["bytes"]) if value.get("bytes") is not None else value.get("path")
+    if value is None:
+        raise ImageRejected("no image in this row")
+    return Image.open(value if isinstance(value, io.BytesIO) else Path(value))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ImageRejected(f"mode {image.mode} has no fixed range: convert it to 8 or 16 bits")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        canvas = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(canvas, layer).convert("RGB")
+    return image.convert("RGB")
