@@ -1,8 +1,8 @@
 """Train the embedded small SAM from scratch on procedural scenes, export it and score it on held-out ones.
 
-    python recipes/train_sam_tiny.py                                  # all of it, into runs/sam-tiny; goes on where it stopped
-    python recipes/train_sam_tiny.py --steps 500 --output_dir /tmp/sam
-    python recipes/train_sam_tiny.py --images photos/                 # also count the key patches that real images give
+python recipes/train_sam_tiny.py    # into runs/sam-tiny; goes on where it stopped
+python recipes/train_sam_tiny.py --steps 500 --output_dir /tmp/sam
+python recipes/train_sam_tiny.py --images photos/    # also count the key patches that real images give
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ class ExportConfig:
     points_per_side: int = field(default=16, metadata={"help": "Side of the point grid in the preset."})
     pred_iou_thresh: float = field(default=0.5, metadata={"help": "Least predicted IoU in the preset."})
     stability_score_thresh: float = field(default=0.8, metadata={"help": "Least stability in the preset."})
-    stability_score_offset: float = field(default=1.0, metadata={"help": "Logit offset of the stability in the preset."})
+    stability_score_offset: float = field(
+        default=1.0, metadata={"help": "Logit offset of the stability in the preset."}
+    )
     evaluation_scenes: int = field(default=100, metadata={"help": "Held-out scenes to score on."})
     images: str | None = field(default=None, metadata={"help": "Folder of images whose key patches are counted."})
 
@@ -45,7 +47,7 @@ class ExportConfig:
 
 
 def patches_kept(folder: Path, images: list[Image.Image]) -> dict[str, float]:
-    """Quartiles, least and most of the number of key patches that an image gives with the exported model and its preset."""
+    """Quartiles, least and most of the key patches that an image gives with the exported model and its preset."""
     config = PatchConfig(sam=str(folder)).resolved()
     generator = MaskGenerator(config, device="cpu")
     counts = [len(cut_patches(image, generator([image])[0], config)) for image in images]

@@ -33,7 +33,10 @@ LARGEST_GROUP = 0.1
 class InputConfig:
     """The source images: any dataset that `load_dataset` opens."""
 
-    dataset: str = field(metadata={"help": "Folder of images, .parquet/.arrow files, or a dataset id on the Hub."})
+    dataset: str = field(
+        default="embedded",
+        metadata={"help": "Folder of images, .parquet/.arrow files, or Hub id; or 'embedded', the sample."},
+    )
     split: str | None = field(default=None, metadata={"help": "One split; all of them by default."})
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub dataset."})
     image_column: str | None = field(default=None, metadata={"help": "Needed where there are several."})

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -90,23 +90,24 @@ class PatchConfig:
         if self.max_patches < 1 or self.patch_size < 8:
             raise UserError("max_patches is at least 1 and patch_size at least 8 pixels.")
 
-    def resolved(self) -> PatchConfig:
-        """This configuration with the checkpoint's preset filled in: what is written down and hashed."""
-        if self.unit == "image":
-            return self
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        preset = {**SEGMENT_ANYTHING_DEFAULTS, **_read_preset(self.sam)}
-        return PatchConfig(**{**values, **{k: v for k, v in preset.items() if values[k] is None}})
+    def thresholds(self) -> Thresholds:
+        """The grid and thresholds in force: given here, else the checkpoint's preset, else segment-anything's."""
+        given = {name: getattr(self, name) for name in Thresholds._fields if getattr(self, name) is not None}
+        return Thresholds(**{**_read_preset(self.sam), **given})
 
 
-# facebookresearch/segment-anything, automatic_mask_generator.py; tuned for ViT-H.
-SEGMENT_ANYTHING_DEFAULTS = {
-    "points_per_side": 32,
-    "pred_iou_thresh": 0.88,
-    "stability_score_thresh": 0.95,
-    "stability_score_offset": 1.0,
-    "box_nms_thresh": 0.7,
-}
+class Thresholds(NamedTuple):
+    """
+    The point grid and what a mask must pass.
+
+    Defaults are those of segment-anything's automatic_mask_generator.py, which were tuned for ViT-H.
+    """
+
+    points_per_side: int = 32
+    pred_iou_thresh: float = 0.88
+    stability_score_thresh: float = 0.95
+    stability_score_offset: float = 1.0
+    box_nms_thresh: float = 0.7
 
 
 class Masks(NamedTuple):
@@ -151,7 +152,7 @@ class SamPatchExtractor:
 
     def __call__(self, batch: dict[str, list[Any]], rank: int | None = None) -> dict[str, list[Any]]:
         """Extract the key patches of `batch`: columns `image`, and `source` and `group` where they are given."""
-        config = self.config.resolved()
+        config = self.config
         values = batch[self.image_column]
         sources = batch.get("source") or [_path_of(value, row) for row, value in enumerate(values)]
         groups = batch.get("group") or sources
@@ -184,13 +185,14 @@ class MaskGenerator:
     SAM's automatic masks for a batch of images: points batched through the decoder, images through the encoder.
 
     Args:
-        config ([`PatchConfig`]): resolved, with no threshold left at `None`.
+        config ([`PatchConfig`]).
         device (`str`, *optional*, defaults to `"auto"`).
         rank (`int`, *optional*): of the process, for machines with several devices.
     """
 
     def __init__(self, config: PatchConfig, device: str = "auto", rank: int | None = None) -> None:
         self.config = config
+        self.thresholds = config.thresholds()
         self.device = resolve_device(device, rank)
         self.dtype = resolve_dtype(config.sam_dtype, self.device)
         self.model, self.processor = load_sam(config.sam, config.sam_revision, self.device, self.dtype)
@@ -202,7 +204,7 @@ class MaskGenerator:
         pixels = inputs["pixel_values"].to(self.device, self.dtype)
         resized = inputs["reshaped_input_sizes"].tolist()
         embeddings = self.model.get_image_embeddings(pixels)
-        grid = amg.point_grid(self.config.points_per_side)
+        grid = amg.point_grid(self.thresholds.points_per_side)
         points = torch.stack([grid * grid.new_tensor([width, height]) for height, width in resized])
         found: list[list[Masks]] = [[] for _ in images]
         for chunk in points.split(self.config.points_per_batch, dim=1):
@@ -218,20 +220,22 @@ class MaskGenerator:
 
     def _filter(self, logits: Tensor, ious: Tensor, resized: list[int], size: tuple[int, int]) -> Masks:
         """Thresholds in the stock pipeline's order, cheapest first, on the part of the logits that is not padding."""
-        config = self.config
+        config, thresholds = self.config, self.thresholds
         stride = self.model.config.vision_config.image_size / logits.shape[-1]
         height, width = resized[0] / stride, resized[1] / stride
-        confident = ious > config.pred_iou_thresh
+        confident = ious > thresholds.pred_iou_thresh
         logits, ious = logits[confident, : int(np.ceil(height)), : int(np.ceil(width))], ious[confident]
         areas = amg.mask_area(logits) / (height * width)
-        stability = amg.stability_score(logits, offset=config.stability_score_offset)
-        keep = (stability > config.stability_score_thresh) & (areas >= config.min_area) & (areas <= config.max_area)
+        stability = amg.stability_score(logits, offset=thresholds.stability_score_offset)
+        keep = (
+            (stability > thresholds.stability_score_thresh) & (areas >= config.min_area) & (areas <= config.max_area)
+        )
         boxes = amg.to_pixel_boxes(amg.mask_boxes(logits[keep]), (size[0] / width, size[1] / height), size)
         return Masks(boxes.cpu(), areas[keep].cpu(), ious[keep].cpu(), stability[keep].cpu())
 
     def _suppress(self, parts: list[Masks]) -> Masks:
         masks = Masks(*(torch.cat(values) for values in zip(*parts)))
-        keep = amg.non_maximum_suppression(masks.boxes, masks.predicted_iou, self.config.box_nms_thresh)
+        keep = amg.non_maximum_suppression(masks.boxes, masks.predicted_iou, self.thresholds.box_nms_thresh)
         return Masks(*(values[keep] for values in masks))
 
 
@@ -287,8 +291,8 @@ def load_sam(
 
 def _read_preset(sam: str) -> dict[str, Any]:
     path = Path(checkpoint_path(sam)) / PRESET_FILE
-    known = SEGMENT_ANYTHING_DEFAULTS
-    return {k: v for k, v in json.loads(path.read_text()).items() if k in known} if path.exists() else {}
+    preset = json.loads(path.read_text()) if path.exists() else {}
+    return {name: preset[name] for name in Thresholds._fields if name in preset}
 
 
 def _usable(value: Any, config: PatchConfig) -> tuple[PILImage.Image | None, str | None]:

@@ -37,6 +37,7 @@ from optidel_hf.curation.curated import (
     to_arrow,
 )
 from optidel_hf.curation.inputs import InputConfig, inputs_hash, list_inputs, open_sources
+from optidel_hf.curation.mosaic import grid_side
 from optidel_hf.curation.patches import NO_PATCH, PATCH_FEATURES, PatchConfig, SamPatchExtractor
 from optidel_hf.curation.reference import ReferenceConfig, assign_folds, calibrate_checkpoint, fit_scorer
 from optidel_hf.curation.scoring import ScoreConfig, VInformationScorer
@@ -133,9 +134,11 @@ class _Run:
 
     @cached_property
     def patch_stage(self) -> Stage:
-        fields = asdict(self.config.patches.resolved()) | {"images_per_shard": self.config.images_per_shard}
-        if self.config.patches.unit == "patch":
-            fields["sam_weights"] = checkpoint_fingerprint(self.config.patches.sam, self.config.patches.sam_revision)
+        config = self.config.patches
+        fields = asdict(config) | {"images_per_shard": self.config.images_per_shard}
+        if config.unit == "patch":
+            weights = checkpoint_fingerprint(config.sam, config.sam_revision)
+            fields |= {**config.thresholds()._asdict(), "sam_weights": weights}
         return Stage(self.output / "patches", fields, inputs_hash(self.inputs))
 
     @cached_property
@@ -227,7 +230,8 @@ class _Run:
         path = self.output / "selection.parquet"
         if self.rank == 0 and not path.exists():
             funnel = json.loads(chosen.schema.metadata[METADATA_KEY])["counts"]
-            facts = {"image_size": size, "counts": {**self._funnel(), **funnel}}
+            tile = size // grid_side(self.config.selection.tiles_per_mosaic)
+            facts = {"image_size": size, "tile_size": tile, "counts": {**self._funnel(), **funnel}}
             publish_selection(chosen, self._find_source, folder, path, facts)
         wait_for([path])
 

@@ -26,7 +26,7 @@ from optidel_hf.curation.masking import hidden_mean, mask_partition
 from optidel_hf.devices import resolve_device
 from optidel_hf.errors import UserError
 from optidel_hf.images import open_image
-from optidel_hf.pretraining.objectives.mae import build_mae
+from optidel_hf.pretraining.objectives.mae import load_mae
 
 
 KEYS = ("source", "group", "bbox", "crop", "upscale", "area")
@@ -148,7 +148,7 @@ class VInformationScorer:
             for name in SCORES:
                 scores[name][rows] = columns[name].numpy()
         embeddings = embed(reference.model, pixels, self.config.patches_per_batch)
-        keys = {name: batch[name] for name in KEYS}
+        keys: dict[str, Any] = {name: batch[name] for name in KEYS}
         return {**keys, **scores, "fold": folds, "embedding": list(embeddings.half().numpy())}
 
     def _score(self, pixels: Tensor, sides: Tensor, fold: int, device: str) -> dict[str, Tensor]:
@@ -251,7 +251,7 @@ def open_reference(checkpoint: str, revision: str | None, device: str) -> Refere
     Raises:
         `UserError`: if `checkpoint` is not there or is a model of another kind.
     """
-    model = build_mae(checkpoint, revision=revision)
+    model = load_mae(checkpoint, revision)
     processor = AutoImageProcessor.from_pretrained(checkpoint, revision=revision)
     return Reference(model.to(device).eval(), tuple(processor.image_mean), tuple(processor.image_std))
 

@@ -120,4 +120,5 @@ def fit_difficulty(error: Tensor, variance: Tensor, side: Tensor, tau: float = 1
     target = torch.log(error.clamp_min(1e-12)).double()
     # gelsd gives the least-norm solution where all sides are equal (whole images of one size).
     solution = torch.linalg.lstsq(design.cpu(), target.cpu().unsqueeze(1), driver="gelsd").solution.flatten()
-    return DifficultyFit(*solution.tolist(), tau)
+    intercept, contrast_slope, side_slope = solution.tolist()
+    return DifficultyFit(intercept, contrast_slope, side_slope, tau)

@@ -1,0 +1,134 @@
+"""
+The encoders that are judged: a ViT from a folder or the Hub, or a fresh one of the same architecture.
+
+A MAE checkpoint loads into `ViTModel` exactly (its decoder is left out); through `ViTMAEModel` it would hide a random
+three quarters of the tokens at every call.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import ViTConfig, ViTModel
+from transformers.image_processing_base import ImageProcessingMixin
+from transformers.utils import logging as transformers_logging
+
+from optidel_hf.errors import UserError
+from optidel_hf.pretraining.objectives.mae import sincos_positions
+
+
+logger = logging.getLogger(__name__)
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass
+class Backbone:
+    """
+    An encoder with the normalisation it was trained under.
+
+    Args:
+        encoder (`transformers.ViTModel`): float32, without pooler.
+        mean (`tuple[float, ...]`): mean per channel of pixels in [0, 1].
+        std (`tuple[float, ...]`): standard deviation per channel.
+    """
+
+    encoder: ViTModel
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def fingerprint(self) -> str:
+        """The first 16 hex digits of the SHA-256 of all weights and of the normalisation."""
+        digest = hashlib.sha256(repr((self.mean, self.std)).encode())
+        for name, tensor in self.encoder.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().numpy())
+        return digest.hexdigest()[:16]
+
+
+def load_backbone(model: str) -> Backbone:
+    """
+    Load an encoder in float32 from safetensors.
+
+    Args:
+        model (`str`):
+            A local folder or Hub id of a `ViTModel` or `ViTMAEForPreTraining` checkpoint. In a folder that has a
+            subfolder `backbone/`, that one is taken.
+
+    Returns:
+        [`Backbone`], in evaluation mode.
+
+    Raises:
+        `UserError`: if there is no such model, or if its weights are not those of a ViT.
+    """
+    nested = Path(model) / "backbone"
+    location = str(nested) if nested.is_dir() else model
+    try:
+        with _quiet_about_the_decoder():
+            encoder, report = ViTModel.from_pretrained(
+                location,
+                add_pooling_layer=False,
+                dtype=torch.float32,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"No ViT can be loaded from '{model}': {reason} Give a local folder or a Hub id.") from None
+    if report["missing_keys"]:
+        raise UserError(
+            f"'{model}' is no ViT or ViT-MAE checkpoint: {len(report['missing_keys'])} weights of a ViT are not in "
+            f"it, '{sorted(report['missing_keys'])[0]}' for one."
+        )
+    return Backbone(encoder.eval(), *_normalisation(location))
+
+
+def fresh_backbone(like: Backbone, seed: int) -> Backbone:
+    """
+    An untrained encoder with the architecture and normalisation of another: the arm without pre-training.
+
+    It starts as a MAE encoder starts (sine-cosine positions, Xavier patch projection, the rest as transformers
+    initialises a ViT), so that it differs from the other arms in nothing but the training.
+
+    Args:
+        like ([`Backbone`]): gives architecture and normalisation.
+        seed (`int`): seed of the weights.
+    """
+    config = ViTConfig.from_dict(like.encoder.config.to_dict())
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        encoder = ViTModel(config, add_pooling_layer=False)
+        projection = encoder.embeddings.patch_embeddings.projection.weight.data
+        torch.nn.init.xavier_uniform_(projection.view(projection.shape[0], -1))
+    grid = config.image_size // config.patch_size
+    encoder.embeddings.position_embeddings.data[0] = sincos_positions(grid, config.hidden_size)
+    return Backbone(encoder.eval(), like.mean, like.std)
+
+
+def _normalisation(location: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    try:
+        processor, _ = ImageProcessingMixin.get_image_processor_dict(location)
+    except OSError:
+        logger.warning("%s has no preprocessor_config.json: normalising by ImageNet's mean and deviation", location)
+        return IMAGENET_MEAN, IMAGENET_STD
+    return (
+        tuple(processor.get("image_mean", IMAGENET_MEAN)),
+        tuple(processor.get("image_std", IMAGENET_STD)),
+    )
+
+
+@contextmanager
+def _quiet_about_the_decoder() -> Iterator[None]:
+    """Keep transformers from listing the MAE decoder's weights as unexpected: leaving them out is the purpose."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)

@@ -1,0 +1,172 @@
+"""
+The downstream set: images with segmentation masks, read once into resident tensors.
+
+Shapes: `N` images, `S` the side in pixels. Every image is squashed to a square, images by a bicubic and masks by a
+nearest-neighbour filter, so that arms see the same pixels whatever their own size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+
+from optidel_hf.errors import UserError
+from optidel_hf.images import ImageRejected, open_image
+from optidel_hf.sources import find_image_column, open_dataset
+
+
+logger = logging.getLogger(__name__)
+
+# JPEG masks have grey rims; 127 is where their edge was.
+MASK_THRESHOLD = 127
+DECODING_THREADS = 4
+
+Pair = tuple[str, Any, Any]  # name, image, mask
+
+
+@dataclass
+class DownstreamSet:
+    """
+    One split of a downstream set.
+
+    Args:
+        names (`list[str]`): stem of the image file, or the row's source where there is no file name.
+        images (`torch.Tensor` of shape `(N, 3, S, S)`, uint8): RGB.
+        masks (`torch.Tensor` of shape `(N, S, S)`, uint8): 1 on the object, 0 elsewhere.
+    """
+
+    names: list[str]
+    images: torch.Tensor
+    masks: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def subset(self, rows: np.ndarray) -> DownstreamSet:
+        """The images of the given row numbers, in their order."""
+        return DownstreamSet([self.names[row] for row in rows], self.images[rows], self.masks[rows])
+
+    def sha256(self) -> str:
+        """Hash of names and pixels: what tells one downstream set from another."""
+        digest = hashlib.sha256("\n".join(self.names).encode())
+        for pixels in (self.images, self.masks):
+            digest.update(pixels.numpy().data)
+        return digest.hexdigest()
+
+
+def load_downstream(
+    dataset: str,
+    split: str,
+    image_size: int,
+    exclude: Sequence[str] = (),
+    image_column: str = "image",
+    mask_column: str = "mask",
+) -> DownstreamSet:
+    """
+    Read one split of a downstream set.
+
+    Args:
+        dataset (`str`):
+            A folder with `images/` and `masks/` (same stem, any extension), where a file belongs to the split whose
+            name its own begins with (`train_0001.jpg`); or what [`~sources.open_dataset`] opens, with an image and
+            a mask column.
+        split (`str`): name of the split.
+        image_size (`int`): side S to which images and masks are resized, in pixels.
+        exclude (`Sequence[str]`, *optional*): names (stems) to leave out.
+        image_column (`str`, *optional*, defaults to `"image"`): ignored for folders.
+        mask_column (`str`, *optional*, defaults to `"mask"`): ignored for folders.
+
+    Returns:
+        [`DownstreamSet`], in the order of the names (folders) or rows.
+
+    Raises:
+        `UserError`: if the split, an image or a mask is missing or broken, or all masks are empty.
+    """
+    if (Path(dataset) / "images").is_dir():
+        pairs = list(_folder_pairs(Path(dataset), split))
+    else:
+        pairs = list(_table_pairs(dataset, split, image_column, mask_column))
+    excluded = set(exclude)
+    kept = [pair for pair in pairs if pair[0] not in excluded]
+    if not kept:
+        raise UserError(f"{dataset}: no image is left in split '{split}' after excluding {len(pairs)}.")
+    if without := [name for name, _, mask in kept if mask is None]:
+        raise UserError(f"{dataset}, split '{split}': '{without[0]}' has no mask; add it or exclude '{without[0]}'.")
+    logger.info("%s, split %s: %d images, %d excluded", dataset, split, len(kept), len(pairs) - len(kept))
+    loaded = _load(kept, image_size, split)
+    if not loaded.masks.any():
+        raise UserError(
+            f"{dataset}, split '{split}': no mask has a pixel above {MASK_THRESHOLD}; objects must be white (255)."
+        )
+    return loaded
+
+
+def _folder_pairs(root: Path, split: str) -> Iterable[Pair]:
+    masks = {path.stem: path for path in _image_files(root / "masks")}
+    images = _image_files(root / "images")
+    chosen = [path for path in images if path.name.startswith(f"{split}_")]
+    if not chosen:
+        found = Counter(path.name.split("_")[0] for path in images if "_" in path.name)
+        raise UserError(
+            f"{root / 'images'}: none of {len(images)} images is of split '{split}', whose file names begin with "
+            f"'{split}_'. Beginnings found: {[f'{name}_' for name, _ in found.most_common(5)]}."
+        )
+    for path in chosen:
+        yield path.stem, path, masks.get(path.stem)
+
+
+def _image_files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; a downstream folder holds images/ and masks/.")
+    readable = Image.registered_extensions()
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in readable and path.name[0] != ".")
+
+
+def _table_pairs(dataset: str, split: str, image_column: str, mask_column: str) -> Iterable[Pair]:
+    rows = open_dataset(dataset, split=split)
+    for column in (image_column, mask_column):
+        find_image_column(rows, column)
+    columns = rows.select_columns([image_column, mask_column, "source"])
+    for row in columns:
+        path = (row[image_column] or {}).get("path")
+        yield Path(path).stem if path else row["source"], row[image_column], row[mask_column]
+
+
+def _load(pairs: Sequence[Pair], image_size: int, split: str) -> DownstreamSet:
+    images = np.empty((len(pairs), image_size, image_size, 3), dtype=np.uint8)
+    masks = np.empty((len(pairs), image_size, image_size), dtype=np.uint8)
+    with ThreadPoolExecutor(DECODING_THREADS) as pool:
+        decoded = pool.map(partial(_decode, image_size=image_size), pairs)
+        for row, (image, mask) in enumerate(tqdm(decoded, total=len(pairs), desc=f"reading {split}", unit="img")):
+            images[row], masks[row] = image, mask
+    channels_first = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    return DownstreamSet([name for name, *_ in pairs], channels_first, torch.from_numpy(masks))
+
+
+def _decode(pair: Pair, image_size: int) -> tuple[np.ndarray, np.ndarray]:
+    name, *values = pair
+    try:
+        image, mask = (open_image(value) for value in values)
+    except ImageRejected as rejected:
+        raise UserError(f"The image or the mask of '{name}' cannot be used ({rejected}); exclude '{name}'.") from None
+    # A turned or cropped mask would be squashed onto the image in silence.
+    if abs(image.width / image.height - mask.width / mask.height) > 0.05 * image.width / image.height:
+        raise UserError(
+            f"'{name}': the image is {image.width}x{image.height} but its mask {mask.width}x{mask.height}; "
+            f"correct the mask or exclude '{name}'."
+        )
+    size = (image_size, image_size)
+    labels = np.asarray(mask.convert("L").resize(size, Image.Resampling.NEAREST)) > MASK_THRESHOLD
+    return np.asarray(image.resize(size, Image.Resampling.BICUBIC)), labels.astype(np.uint8)

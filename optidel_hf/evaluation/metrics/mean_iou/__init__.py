@@ -1,0 +1,1 @@
+"""Mean intersection over union, accumulated in a confusion matrix."""

@@ -1,0 +1,1 @@
+"""NormDEL, the data-effectiveness score of MedDEL."""

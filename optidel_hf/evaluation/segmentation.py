@@ -1,0 +1,266 @@
+"""
+Downstream segmentation: arms (encoders) x modes (fine-tuning, probing) x seeds, each tested by mIoU.
+
+All arms see the same images, steps, labels, head weights and batches of a seed; what differs is the encoder. Every run
+that is finished lies in `OUT/runs/` as one JSON file, so that an evaluation that was killed goes on where it stood.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from optidel_hf.devices import resolve_device
+from optidel_hf.errors import UserError
+from optidel_hf.evaluation.backbone import Backbone, fresh_backbone, load_backbone
+from optidel_hf.evaluation.downstream import DownstreamSet, load_downstream
+from optidel_hf.evaluation.metrics.normdel.normdel import normdel
+from optidel_hf.evaluation.protocol import Segmenter, labelled_rows, score, train
+from optidel_hf.evaluation.statistics import markdown_table, summarise
+
+
+logger = logging.getLogger(__name__)
+
+MODES = ("finetune", "probe")
+NO_PRETRAINING = "none"
+# What may differ between two calls on one OUT: the first four choose or annotate runs, the others change none.
+GRID_FIELDS = ("models", "modes", "seeds", "seed", "data_ratio", "device", "output_dir")
+
+
+@dataclass
+class EvaluateConfig:
+    """What [`evaluate_segmentation`] does. Raises `ValueError` on values that cannot be meant."""
+
+    models: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "The arms: `name=path or Hub id`, or the path alone (the name is then its last part). `none` is a "
+            "fresh encoder with the architecture of the first model given."
+        },
+    )
+    dataset: str = field(
+        default="",
+        metadata={"help": "Folder with images/ and masks/ (same stem), or a table or Hub id with both as columns."},
+    )
+    output_dir: str = field(default="", metadata={"help": "Folder for runs/, results.json and results.md."})
+    image_size: int | None = field(
+        default=None, metadata={"help": "Side in pixels, for all arms. Default: the first model's."}
+    )
+    modes: list[str] = field(
+        default_factory=lambda: list(MODES),
+        metadata={"help": "finetune (encoder and head are trained) and probe (the head alone)."},
+    )
+    seeds: int = field(default=3, metadata={"help": "Number of seeds; a seed draws labels, head, order and flips."})
+    seed: int = field(default=0, metadata={"help": "The first seed; the others follow."})
+    steps: int = field(default=200, metadata={"help": "Optimiser steps, the same for every arm."})
+    batch_size: int = field(default=32, metadata={"help": "Images a step."})
+    learning_rate: float = field(
+        default=5e-4,
+        metadata={"help": "Peak rate of fine-tuning. The default suits small encoders; for ViT-B take 1e-4."},
+    )
+    probe_learning_rate: float = field(default=1e-3, metadata={"help": "Peak rate of probing."})
+    labels: int = field(
+        default=0, metadata={"help": "Labelled training images, drawn by the seed. 0: all of the split."}
+    )
+    train_split: str = field(default="train", metadata={"help": "Split with the labelled images."})
+    test_split: str = field(default="test", metadata={"help": "Split on which mIoU is measured."})
+    exclude: list[str] = field(
+        default_factory=list, metadata={"help": "Names (file stems) to leave out, such as duplicates across splits."}
+    )
+    image_column: str = field(default="image", metadata={"help": "Image column of a table or Hub dataset."})
+    mask_column: str = field(default="mask", metadata={"help": "Mask column of a table or Hub dataset."})
+    data_ratio: list[float] = field(
+        default_factory=list,
+        metadata={"help": "Share of the pre-training data of each model, aligned with models: adds NormDEL."},
+    )
+    device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, mps or xpu."})
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        for name in ("dataset", "output_dir"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is needed.")
+        for name in ("seeds", "steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.labels < 0:
+            raise ValueError(f"labels must be at least 1, or 0 for all, got {self.labels}.")
+        if not self.modes or set(self.modes) - set(MODES):
+            raise ValueError(f"modes must be among {', '.join(MODES)}, got {self.modes}.")
+        if self.train_split == self.test_split:
+            raise ValueError(
+                f"train_split and test_split are both '{self.train_split}': test on images not trained on."
+            )
+        if self.data_ratio and len(self.data_ratio) != len(self.models):
+            raise ValueError(f"data_ratio has {len(self.data_ratio)} values for {len(self.models)} models.")
+        if not all(0 <= ratio <= 1 for ratio in self.data_ratio):
+            raise ValueError(f"data_ratio holds shares from 0 to 1, got {self.data_ratio}.")
+        self.arms()
+
+    def arms(self) -> dict[str, str]:
+        """Name and path of every arm, in the order given."""
+        pairs = [_name_and_path(model) for model in self.models]
+        arms = dict(pairs)
+        if len(arms) < len(pairs):
+            raise ValueError(f"Two models have the same name; tell them apart by name=path, got {self.models}.")
+        if all(path == NO_PRETRAINING for path in arms.values()):
+            raise ValueError("models needs at least one path or Hub id, which also gives 'none' its architecture.")
+        return arms
+
+
+def evaluate_segmentation(config: EvaluateConfig) -> list[dict[str, Any]]:
+    """
+    Run what is not yet finished of a configuration, then write `results.json` and `results.md` into its folder.
+
+    Args:
+        config ([`EvaluateConfig`]): arms, data and protocol.
+
+    Returns:
+        `list[dict]`: one row a run, arm by arm, mode by mode, seed by seed: `arm`, `model`, `mode`, `seed`, `miou`
+        (fraction), `iou` (per class, `None` for a class that occurs nowhere), `steps`, `labels`, `seconds` and
+        `weights` (fingerprint of the encoder that was started from).
+
+    Raises:
+        `UserError`: if a model or the data cannot be used, or the folder holds runs of another configuration.
+    """
+    arms = config.arms()
+    first = load_backbone(next(path for path in arms.values() if path != NO_PRETRAINING))
+    image_size = config.image_size or first.encoder.config.image_size
+    data = {split: _load_split(config, split, image_size) for split in (config.train_split, config.test_split)}
+    if config.labels > len(data[config.train_split]):
+        raise UserError(
+            f"--labels {config.labels}: the split has {len(data[config.train_split])} images; 0 takes all."
+        )
+    out = Path(config.output_dir)
+    _claim(out, _determining(config, image_size, data))
+
+    rows = []
+    with tqdm(total=len(arms) * len(config.modes) * config.seeds, desc="runs", unit="run") as bar:
+        for arm, path in arms.items():
+            given = first if path == NO_PRETRAINING else load_backbone(path)
+            _check_patches(given, arm, image_size)
+            start = partial(_start, path, given)
+            base = {"arm": arm, "model": path, "weights": start(0).fingerprint()}
+            for mode in config.modes:
+                for seed in range(config.seed, config.seed + config.seeds):
+                    run = partial(_run, config, start, data, mode, seed)
+                    rows.append(_finished_or_run(out, base | {"mode": mode, "seed": seed}, run))
+                    bar.update()
+    _write_results(out, config, image_size, rows)
+    return rows
+
+
+def _start(path: str, given: Backbone, seed: int) -> Backbone:
+    """What a run of an arm starts from, to be trained in place."""
+    return fresh_backbone(given, seed) if path == NO_PRETRAINING else copy.deepcopy(given)
+
+
+def _run(
+    config: EvaluateConfig, start: Callable[[int], Backbone], data: dict[str, DownstreamSet], mode: str, seed: int
+) -> dict[str, Any]:
+    began = time.perf_counter()
+    train_set = data[config.train_split]
+    labelled = train_set.subset(labelled_rows(len(train_set), config.labels, seed))
+    with torch.random.fork_rng():  # the head's weights and dropout are the seed's, and the caller's state is kept
+        torch.manual_seed(seed)
+        model = Segmenter(start(seed), train_set.images.shape[-1]).to(resolve_device(config.device))
+        train(
+            model,
+            labelled,
+            mode,
+            seed=seed,
+            steps=config.steps,
+            batch_size=config.batch_size,
+            learning_rate=config.learning_rate if mode == "finetune" else config.probe_learning_rate,
+        )
+    result = score(model, data[config.test_split], config.batch_size)
+    return {
+        "miou": result["mean_iou"],
+        # JSON has no NaN
+        "iou": [None if value != value else value for value in result["per_category_iou"]],
+        "steps": config.steps,
+        "labels": len(labelled),
+        "seconds": round(time.perf_counter() - began, 3),
+    }
+
+
+def _finished_or_run(out: Path, key: dict[str, Any], run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    file = out / "runs" / f"{key['arm']}-{key['mode']}-seed{key['seed']}.json"
+    if not file.exists():
+        _write_json(file, key | run())
+    row = json.loads(file.read_text())
+    if row["weights"] != key["weights"]:
+        raise UserError(
+            f"{file} was made with other weights than '{key['model']}' has now: remove the runs of arm "
+            f"'{key['arm']}', or give another output_dir."
+        )
+    logger.info("%s, %s, seed %d: mIoU %.4f", row["arm"], row["mode"], row["seed"], row["miou"])
+    return row
+
+
+def _load_split(config: EvaluateConfig, split: str, image_size: int) -> DownstreamSet:
+    return load_downstream(config.dataset, split, image_size, config.exclude, config.image_column, config.mask_column)
+
+
+def _check_patches(backbone: Backbone, arm: str, image_size: int) -> None:
+    patch = backbone.encoder.config.patch_size
+    if image_size % patch:
+        raise UserError(f"image_size {image_size} is no multiple of the {patch}-pixel patches of arm '{arm}'.")
+
+
+def _determining(config: EvaluateConfig, image_size: int, data: dict[str, DownstreamSet]) -> dict[str, Any]:
+    """The fields that fix what one (arm, mode, seed) gives, with the size and the data they led to."""
+    fields = {name: value for name, value in asdict(config).items() if name not in GRID_FIELDS}
+    hashes = {f"{split} images": part.sha256() for split, part in data.items()}
+    return fields | {"image_size": image_size} | hashes
+
+
+def _claim(out: Path, determining: dict[str, Any]) -> None:
+    """Write the configuration into a new folder, or compare it with the one that stands there."""
+    file = out / "evaluate_config.json"
+    if not file.exists():
+        return _write_json(file, determining)
+    before = json.loads(file.read_text())
+    changed = [name for name in before | determining if before.get(name) != determining.get(name)]
+    if changed:
+        raise UserError(
+            f"{out} holds runs with other values of {', '.join(changed)} "
+            f"({', '.join(f'{name}: {before.get(name)}' for name in changed)}): give another output_dir."
+        )
+
+
+def _write_results(out: Path, config: EvaluateConfig, image_size: int, rows: list[dict[str, Any]]) -> None:
+    ratios = dict(zip(config.arms(), config.data_ratio))
+    summary = summarise(rows)
+    for line in summary:
+        if line["arm"] in ratios:
+            line["normdel"] = normdel(line["miou_mean"], ratios[line["arm"]])
+    results = {"config": asdict(config) | {"image_size": image_size}, "rows": rows, "summary": summary}
+    _write_json(out / "results.json", results)
+    (out / "results.md").write_text(markdown_table(results) + "\n")
+
+
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    beside = file.with_name(f".{file.name}.{os.getpid()}")
+    beside.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    os.replace(beside, file)
+
+
+def _name_and_path(model: str) -> tuple[str, str]:
+    name, _, path = model.partition("=") if "=" in model else (Path(model).name, "", model)
+    if not path or not re.fullmatch(r"[\w.%+-]+", name):
+        raise ValueError(f"'{model}' is no `name=path`; a name has letters, digits and any of _ . % + -")
+    return name, path

@@ -1,0 +1,108 @@
+"""
+Means and intervals over seeds, and the tables made of them.
+
+The interval is Student's t: mean +- t(0.975, n - 1) s / sqrt(n) over the n seeds' scores. One seed has no interval.
+Arms share seeds (labels, head, order of batches), so a difference of two arms is judged by the interval of the paired
+differences, which is narrower than two intervals side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+
+CONFIDENCE = 0.95
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float | None, float | None]:
+    """
+    Mean and 95 % interval (Student's t) of independent values.
+
+    Returns:
+        `tuple` of mean, lower and upper end; the ends are `None` for a single value.
+    """
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, None, None
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stats.sem(values))
+    return mean, mean - half, mean + half
+
+
+def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """
+    One row for every arm and mode, in order of appearance.
+
+    Args:
+        rows (`Sequence[dict]`): runs with `arm`, `mode` and `miou` (fraction), one for every seed.
+
+    Returns:
+        `list[dict]` with `arm`, `mode`, `seeds` (their number), `miou_mean`, `miou_low` and `miou_high`.
+    """
+    groups: dict[tuple[str, str], list[float]] = {}
+    for row in rows:
+        groups.setdefault((row["arm"], row["mode"]), []).append(row["miou"])
+    return [
+        {"arm": arm, "mode": mode, "seeds": len(scores)}
+        | dict(zip(("miou_mean", "miou_low", "miou_high"), mean_interval(scores), strict=True))
+        for (arm, mode), scores in groups.items()
+    ]
+
+
+def paired_differences(rows: Sequence[dict[str, Any]], baseline: str) -> list[dict[str, Any]]:
+    """
+    Every arm minus the baseline, seed by seed.
+
+    Args:
+        rows (`Sequence[dict]`): runs with `arm`, `mode`, `seed` and `miou` (fraction).
+        baseline (`str`): the arm to subtract.
+
+    Returns:
+        `list[dict]` with `arm`, `mode`, `seeds` (their number), `difference`, `low` and `high`, as fractions.
+    """
+    reference = {(row["mode"], row["seed"]): row["miou"] for row in rows if row["arm"] == baseline}
+    groups: dict[tuple[str, str], list[float]] = {}
+    for row in rows:
+        if row["arm"] != baseline and (row["mode"], row["seed"]) in reference:
+            difference = row["miou"] - reference[row["mode"], row["seed"]]
+            groups.setdefault((row["arm"], row["mode"]), []).append(difference)
+    return [
+        {"arm": arm, "mode": mode, "seeds": len(values)}
+        | dict(zip(("difference", "low", "high"), mean_interval(values), strict=True))
+        for (arm, mode), values in groups.items()
+    ]
+
+
+def markdown_table(results: dict[str, Any]) -> str:
+    """
+    The summary as a Markdown table, arms by modes, mIoU in per cent, with what it does not show below it.
+
+    Args:
+        results (`dict`): the content of `results.json`; its `summary` is read.
+    """
+    summary = results["summary"]
+    modes = list(dict.fromkeys(row["mode"] for row in summary))
+    cells = {(row["arm"], row["mode"]): _cell(row) for row in summary}
+    lines = ["| arm | " + " | ".join(f"{mode} mIoU, %" for mode in modes) + " |", "|---" * (len(modes) + 1) + "|"]
+    for arm in dict.fromkeys(row["arm"] for row in summary):
+        lines.append(f"| {arm} | " + " | ".join(cells.get((arm, mode), "") for mode in modes) + " |")
+    return "\n".join([*lines, "", _footnote(min(row["seeds"] for row in summary))])
+
+
+def _cell(row: dict[str, Any]) -> str:
+    seeds = f"{row['seeds']} seed" + "s" * (row["seeds"] > 1)
+    if row["miou_low"] is None:
+        return f"{100 * row['miou_mean']:.2f} ({seeds})"
+    return f"{100 * row['miou_mean']:.2f} [{100 * row['miou_low']:.2f}, {100 * row['miou_high']:.2f}] ({seeds})"
+
+
+def _footnote(seeds: int) -> str:
+    if seeds < 2:
+        return "Means over one seed, which has no interval: no difference in this table is a claim."
+    return (
+        f"Mean and 95 % interval (Student's t) over {seeds} seeds. "
+        "Differences between arms whose intervals overlap are not claims."
+    )

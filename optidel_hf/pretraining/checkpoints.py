@@ -1,0 +1,110 @@
+"""
+Checkpoints that survive being killed: a folder is written under a temporary name and renamed when it is whole.
+
+    OUT/checkpoints/step-000100/   Accelerate's state (model, optimizer, scheduler, random states) and position.json
+
+`position.json` is written last. It holds the step, what the run was told, and the SHA-256 of every other file, so that
+a folder which was damaged later is recognised before any of it is loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from optidel_hf.errors import UserError
+
+
+logger = logging.getLogger(__name__)
+
+POSITION = "position.json"
+
+
+def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, told: dict[str, Any], keep: int) -> None:
+    """
+    Write the state after `step` steps; every process calls this.
+
+    Args:
+        accelerator (`Accelerator`): has prepared what is to be saved.
+        folder (`Path`): `OUT/checkpoints`.
+        step (`int`): steps taken so far.
+        told (`dict`): what determines the result; compared on resuming.
+        keep (`int`): how many checkpoints stay, this one and those before it.
+    """
+    unfinished = folder / f".unfinished-{step:06d}"
+    if accelerator.is_main_process:
+        shutil.rmtree(unfinished, ignore_errors=True)  # what a killed run left
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(unfinished))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        position = {"step": step, "told": told, "sha256": _digests(unfinished)}
+        (unfinished / POSITION).write_text(json.dumps(position, indent=2))
+        finished = folder / f"step-{step:06d}"
+        shutil.rmtree(finished, ignore_errors=True)  # there only if it was damaged and skipped
+        os.replace(unfinished, finished)
+        for old in _checkpoints(folder, last=step)[:-keep]:
+            shutil.rmtree(old)
+
+
+def resume_checkpoint(accelerator: Accelerator, folder: Path, told: dict[str, Any]) -> int:
+    """
+    Load the newest checkpoint that is whole; every process calls this.
+
+    Returns:
+        `int`: the step it was made at, 0 if there is none.
+
+    Raises:
+        `UserError`: if it was made by a run that was told something else; the fields are named.
+    """
+    for checkpoint in reversed(_checkpoints(folder)):
+        position = _read_position(checkpoint)
+        if position is None:
+            logger.warning("checkpoint %s is incomplete or damaged and is skipped", checkpoint)
+            continue
+        _refuse_changes(checkpoint, position["told"], told)
+        accelerator.load_state(str(checkpoint))
+        logger.info("resuming from %s", checkpoint)
+        return position["step"]
+    return 0
+
+
+def _checkpoints(folder: Path, last: int | None = None) -> list[Path]:
+    """Finished checkpoints in the order of their steps, up to step `last`."""
+    found = {int(path.name.removeprefix("step-")): path for path in folder.glob("step-*")}
+    return [found[step] for step in sorted(found) if last is None or step <= last]
+
+
+def _read_position(checkpoint: Path) -> dict[str, Any] | None:
+    """The position, or None if it cannot be read or any file differs from what was written."""
+    try:
+        position = json.loads((checkpoint / POSITION).read_text())
+    except (OSError, ValueError):
+        return None
+    return position if position["sha256"] == _digests(checkpoint) else None
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    digests = {}
+    for path in sorted(folder.iterdir()):
+        if path.name != POSITION:
+            with path.open("rb") as file:
+                digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
+
+
+def _refuse_changes(checkpoint: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    if changed:
+        differences = ", ".join(f"{name} (was {before.get(name)}, is {now.get(name)})" for name in changed)
+        raise UserError(
+            f"{checkpoint} was made by another run: {differences}. "
+            "Set them back, give another --output_dir, or start over with --resume never."
+        )

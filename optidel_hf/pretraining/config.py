@@ -1,0 +1,157 @@
+"""What a pre-training run is told: `PretrainConfig`, parsed by `HfArgumentParser` and saved beside the model."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+# What a run is made of but its result does not depend on: these may change when it is resumed.
+FREE_FIELDS = ("output_dir", "checkpoint_every", "keep_checkpoints", "resume", "log_every", "device")
+
+SIZE_FIELDS = (
+    "image_size",
+    "patch_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "decoder_hidden_size",
+    "decoder_num_hidden_layers",
+    "decoder_num_attention_heads",
+)
+
+
+@dataclass
+class PretrainConfig:
+    """
+    How a model is pre-trained; the images come apart from it. Each field's `help` says what it is.
+
+    Raises:
+        `ValueError`: if a field is out of its range, with a sentence that names it.
+    """
+
+    output_dir: str = field(metadata={"help": "Folder for the model, its checkpoints and metrics.jsonl."})
+    objective: str = field(default="mae", metadata={"help": "What is trained: mae (masked autoencoding)."})
+    model: str | None = field(
+        default=None,
+        metadata={"help": "Folder or Hub id of a ViT-MAE to start from, whose sizes are used; none: a new model."},
+    )
+    image_size: int = field(default=64, metadata={"help": "Side of a model input in pixels."})
+    patch_size: int = field(default=8, metadata={"help": "Side of a patch in pixels; divides image_size."})
+    hidden_size: int = field(default=192, metadata={"help": "Width of the encoder."})
+    num_hidden_layers: int = field(default=6, metadata={"help": "Depth of the encoder."})
+    num_attention_heads: int = field(default=3, metadata={"help": "Attention heads of the encoder."})
+    intermediate_size: int = field(default=768, metadata={"help": "Width of the encoder's MLPs."})
+    decoder_hidden_size: int = field(default=128, metadata={"help": "Width of the decoder; its MLPs are 4 times it."})
+    decoder_num_hidden_layers: int = field(default=2, metadata={"help": "Depth of the decoder."})
+    decoder_num_attention_heads: int = field(default=4, metadata={"help": "Attention heads of the decoder."})
+    mask_ratio: float = field(default=0.75, metadata={"help": "Share of the patches that are hidden (MAE: 0.75)."})
+    norm_pix_loss: bool = field(
+        default=True, metadata={"help": "Normalise each target patch by its own mean and variance (MAE's best)."}
+    )
+    steps: int = field(default=400, metadata={"help": "Optimisation steps; the schedule ends there."})
+    batch_size: int = field(
+        default=64, metadata={"help": "Images in a step over all processes and accumulation together."}
+    )
+    base_learning_rate: float = field(
+        default=1.5e-4,
+        metadata={"help": "Peak learning rate at 256 images a step, scaled by batch_size / 256 (MAE)."},
+    )
+    weight_decay: float = field(
+        default=0.05, metadata={"help": "AdamW's decay, of matrices only; biases and norms are spared (MAE: 0.05)."}
+    )
+    warmup_steps: int | None = field(
+        default=None, metadata={"help": "Steps of linear warm-up before the cosine; by default a tenth of the steps."}
+    )
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients with a larger 2-norm are scaled to it."})
+    gradient_accumulation_steps: int = field(
+        default=1, metadata={"help": "Parts in which a process takes its share of the batch, to save memory."}
+    )
+    mixed_precision: str = field(
+        default="auto", metadata={"help": "bf16, no (float32), or auto: bf16 on a GPU that has it, else float32."}
+    )
+    min_crop_scale: float = field(
+        default=0.2, metadata={"help": "Smallest random crop in shares of the image's area (MAE: 0.2); 1: none."}
+    )
+    flip: bool = field(default=True, metadata={"help": "Mirror half of the views."})
+    checkpoint_every: int = field(default=100, metadata={"help": "Steps between checkpoints; the last step has one."})
+    keep_checkpoints: int = field(default=2, metadata={"help": "How many of the newest checkpoints stay."})
+    resume: str = field(
+        default="auto",
+        metadata={
+            "help": "auto: go on from the newest good checkpoint in output_dir; never: start over without them."
+        },
+    )
+    log_every: int = field(
+        default=10, metadata={"help": "Steps between looks at the loss; metrics.jsonl has every step all the same."}
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of weights, order, crops and masks."})
+    device: str = field(default="auto", metadata={"help": "auto (cuda, mps, xpu, then cpu) or one of these."})
+
+    def __post_init__(self) -> None:
+        self._check_choices()
+        self._check_ranges()
+        if self.model is None:
+            self._check_sizes()
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The learning rate at the end of the warm-up: base_learning_rate * batch_size / 256 (Goyal et al. 2017)."""
+        return self.base_learning_rate * self.batch_size / 256
+
+    @property
+    def warmup(self) -> int:
+        """Steps of linear warm-up."""
+        return self.steps // 10 if self.warmup_steps is None else self.warmup_steps
+
+    def sizes(self) -> dict[str, int]:
+        """The fields of `transformers.ViTMAEConfig` that give a new model its sizes."""
+        sizes = {name: getattr(self, name) for name in SIZE_FIELDS}
+        return {**sizes, "decoder_intermediate_size": 4 * self.decoder_hidden_size}
+
+    def determining(self) -> dict[str, Any]:
+        """The fields on which the result depends; a run is resumed only where they are equal."""
+        return {name: value for name, value in asdict(self).items() if name not in FREE_FIELDS}
+
+    def _check_choices(self) -> None:
+        choices = {
+            "objective": ("mae",),
+            "mixed_precision": ("no", "bf16", "auto"),
+            "resume": ("auto", "never"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}.")
+
+    def _check_ranges(self) -> None:
+        positive = ("steps", "batch_size", "base_learning_rate", "max_grad_norm", "gradient_accumulation_steps")
+        for name in (*positive, "checkpoint_every", "keep_checkpoints", "log_every", *SIZE_FIELDS):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}.")
+        for name in ("seed", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, but is {getattr(self, name)}.")
+        if not 0 < self.mask_ratio < 1:
+            raise ValueError(f"mask_ratio must lie between 0 and 1, not at {self.mask_ratio}.")
+        if not 0 < self.min_crop_scale <= 1:
+            raise ValueError(f"min_crop_scale must be a share, above 0 and at most 1, not {self.min_crop_scale}.")
+        if not 0 <= self.warmup <= self.steps:
+            raise ValueError(f"warmup_steps must lie between 0 and steps ({self.steps}), not at {self.warmup_steps}.")
+
+    def _check_sizes(self) -> None:
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size {self.image_size} must be a multiple of patch_size {self.patch_size}.")
+        for width, heads in (
+            ("hidden_size", "num_attention_heads"),
+            ("decoder_hidden_size", "decoder_num_attention_heads"),
+        ):
+            if getattr(self, width) % getattr(self, heads):
+                raise ValueError(
+                    f"{width} {getattr(self, width)} must be a multiple of {heads} {getattr(self, heads)}."
+                )
+            if getattr(self, width) % 4:
+                raise ValueError(f"{width} {getattr(self, width)} must be a multiple of 4: positions take 4 quarters.")
+        tokens = (self.image_size // self.patch_size) ** 2
+        if not 0 < int(tokens * (1 - self.mask_ratio)) < tokens:
+            raise ValueError(f"mask_ratio {self.mask_ratio} must leave some of {tokens} patches visible, some hidden.")

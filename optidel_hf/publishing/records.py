@@ -1,0 +1,290 @@
+"""Reads what a curation left on disk: counts, score columns, the selection, the folds' calibration.
+
+Only the columns that are asked for are read, and images only row by row, so that memory stays flat at a million key
+patches. A stage that has not run yet is an empty table here, not an error: a report may be wanted half way.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from optidel_hf.errors import UserError
+
+
+SCORES = {
+    "cond_entropy": "bits per value",
+    "null_entropy": "bits per value",
+    "pvi": "bits per value",
+    "difficulty": "nats, free of contrast and size",
+}
+"""The score columns that are drawn, with their units."""
+
+NUISANCES = ("contrast", "area", "side")
+"""What a score should not merely repeat: a patch's contrast, its mask's area, its side in source pixels."""
+
+REASONS_LISTED = 10
+
+Row = tuple[int, int]
+"""A row of a stage's folder: number of the shard, row within it."""
+
+Key = tuple[str, tuple[int, ...]]
+"""What identifies a key patch: its source and the square (x, y, side) that is cut from it."""
+
+
+@dataclass
+class CurationRecord:
+    """
+    What a curation's folder says about itself.
+
+    Args:
+        folder (`Path`): The curation's output folder.
+        config (`dict`): Its `config.json`, versions included.
+        stages (`dict[str, dict]`): Each stage folder's `config.json`, by the stage's name.
+        sources (`int`): Source images that were listed.
+        rejected (`Counter`): Source images that could not be used, by reason.
+        with_patches (`int`): Source images that gave at least one key patch.
+        patches (`int`): Key patches.
+        columns (`dict[str, np.ndarray]`): Scores, nuisances and `fold` of all key patches, float64 of shape
+            `(patches,)`; empty before scoring.
+        offsets (`np.ndarray`): First row of every score shard, and the number of rows at the end.
+        selection (`pa.Table`, *optional*): The selection, in order of rank.
+        facts (`dict`): The selection's metadata: strategy, score, seed, tiles_per_mosaic, tile_size, counts, versions.
+        calibration (`list[dict]`): Each fold's `calibration.json`.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    stages: dict[str, dict[str, Any]]
+    sources: int
+    rejected: Counter[str]
+    with_patches: int
+    patches: int
+    columns: dict[str, np.ndarray]
+    offsets: np.ndarray
+    selection: pa.Table | None
+    facts: dict[str, Any]
+    calibration: list[dict[str, Any]]
+
+    @property
+    def mosaics(self) -> int:
+        """`int`: Mosaics that the selection fills."""
+        return 0 if self.selection is None else pc.count_distinct(self.selection["mosaic"]).as_py()
+
+    def chosen(self, column: str) -> np.ndarray:
+        """A column of the chosen key patches as float64, in order of rank; empty before the selection."""
+        return np.zeros(0) if self.selection is None else _floats(self.selection[column])
+
+    def row(self, index: int) -> Row:
+        """Where the key patch number `index` of the score columns lies, as `(shard, row)`."""
+        shard = int(np.searchsorted(self.offsets, index, side="right")) - 1
+        return shard, int(index - self.offsets[shard])
+
+
+def read_curation(curation_dir: str | Path) -> CurationRecord:
+    """
+    Reads a curation's folder, columns only.
+
+    Args:
+        curation_dir (`str` or `Path`): The `--output_dir` of a curation.
+
+    Returns:
+        [`CurationRecord`]: Counts, columns and configuration.
+
+    Raises:
+        UserError: If the folder does not exist or no curation wrote it.
+    """
+    folder = Path(curation_dir)
+    if not (folder / "inputs.parquet").is_file():
+        raise UserError(
+            f"{folder} holds no inputs.parquet, so no curation has run there: give the --output_dir of `curate`."
+        )
+    inputs = pq.read_table(folder / "inputs.parquet", columns=["source", "rejected"])
+    with_patches, patches = _count_patches(folder / "patches")
+    columns, offsets = _read_scores(folder / "scores")
+    selection, facts = _read_selection(folder / "selection.parquet")
+    stages = {path.parent.name: read_json(path) for path in sorted(folder.glob("*/config.json"))}
+    return CurationRecord(
+        folder=folder,
+        config=read_json(folder / "config.json") if (folder / "config.json").is_file() else {},
+        stages=stages,
+        sources=inputs.num_rows,
+        rejected=_count_rejected(inputs, folder / "rejected"),
+        with_patches=with_patches,
+        patches=patches,
+        columns=columns,
+        offsets=offsets,
+        selection=selection,
+        facts=facts,
+        calibration=[read_json(path) for path in sorted(folder.glob("reference/fold-*/calibration.json"))],
+    )
+
+
+def funnel(record: CurationRecord) -> list[dict[str, Any]]:
+    """
+    The counts from source images to mosaics.
+
+    Args:
+        record (`CurationRecord`): The curation.
+
+    Returns:
+        `list[dict]`: One row a step: `label`, `count`, `share` of the first count of the same `kind`, and `notes`.
+    """
+    reasons = [f"{count:,} {reason}" for reason, count in record.rejected.most_common(REASONS_LISTED)]
+    if len(record.rejected) > REASONS_LISTED:
+        reasons.append(f"and {len(record.rejected) - REASONS_LISTED} rarer reasons")
+    steps: list[tuple[str, str, int, list[str]]] = [
+        ("image", "source images read", record.sources, []),
+        ("image", "rejected", record.rejected.total(), reasons),
+        ("image", "with key patches", record.with_patches, []),
+        ("patch", "key patches", record.patches, []),
+    ]
+    if record.selection is not None:
+        touched = pc.count_distinct(record.selection["source"]).as_py()
+        tiles = record.facts["tiles_per_mosaic"]
+        steps += [
+            ("patch", "eligible", record.facts["counts"]["eligible"], []),
+            ("patch", "chosen", record.selection.num_rows, [f"from {touched:,} source images"]),
+            ("patch", "mosaics", record.mosaics, [f"{tiles} tile{'s' * (tiles > 1)} each"]),
+        ]
+    whole = {"image": max(1, record.sources), "patch": max(1, record.patches)}
+    return [
+        {"kind": kind, "label": label, "count": count, "share": count / whole[kind], "notes": notes}
+        for kind, label, count, notes in steps
+    ]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """
+    Reads a JSON object.
+
+    Raises:
+        UserError: If the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: the stage that writes it has not finished.") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON ({error}): run the stage that writes it again.") from None
+
+
+def shards(folder: Path) -> list[Path]:
+    """A stage folder's finished shards, in order."""
+    return sorted(folder.glob("shard-*.parquet"))
+
+
+def read_rows(folder: Path, rows: Iterable[Row], columns: list[str]) -> list[dict[str, Any]]:
+    """
+    Reads single rows of a stage's folder: only the row groups that hold them, one at a time.
+
+    Args:
+        folder (`Path`): The stage's folder.
+        rows (iterable of `(int, int)`): Shard and row within it.
+        columns (`list[str]`): The columns to read.
+
+    Returns:
+        `list[dict]`: One dictionary a row, in the order of `rows`.
+    """
+    rows, files = list(rows), shards(folder)
+    found: dict[Row, dict[str, Any]] = {}
+    for shard in sorted({shard for shard, _ in rows}):
+        with pq.ParquetFile(files[shard]) as file:
+            wanted = np.array(sorted({row for number, row in rows if number == shard}))
+            for start, group in _row_groups(file):
+                inside = wanted[(wanted >= start) & (wanted < start + file.metadata.row_group(group).num_rows)]
+                if len(inside):
+                    taken = file.read_row_group(group, columns=columns).take(inside - start).to_pylist()
+                    found.update(((shard, int(row)), value) for row, value in zip(inside, taken))
+    return [found[row] for row in rows]
+
+
+def find_rows(folder: Path, keys: set[Key]) -> dict[Key, Row]:
+    """
+    Finds key patches by what identifies them, one shard's keys in memory at a time.
+
+    Args:
+        folder (`Path`): The stage's folder.
+        keys (`set` of `(source, crop)`): The patches that are looked for.
+
+    Returns:
+        `dict`: The key's `(shard, row)`, for each key that was found.
+    """
+    found: dict[Key, Row] = {}
+    sources = pa.array(sorted({source for source, _ in keys}), pa.string())
+    for shard, path in enumerate(shards(folder)):
+        table = pq.read_table(path, columns=["source", "crop"])
+        candidates = pc.indices_nonzero(pc.is_in(table["source"].cast(pa.string()), value_set=sources))
+        for row, values in zip(candidates.to_pylist(), table.take(candidates).to_pylist()):
+            key = patch_key(values)
+            if key in keys:
+                found[key] = (shard, row)
+    return found
+
+
+def patch_key(row: dict[str, Any]) -> Key:
+    """The key of a row that has `source` and `crop`."""
+    return row["source"], tuple(row["crop"])
+
+
+def _row_groups(file: pq.ParquetFile) -> Iterator[tuple[int, int]]:
+    start = 0
+    for group in range(file.num_row_groups):
+        yield start, group
+        start += file.metadata.row_group(group).num_rows
+
+
+def _count_rejected(inputs: pa.Table, folder: Path) -> Counter[str]:
+    """By source, so that an image which is listed as unusable and turns up in `rejected/` too counts once."""
+    reasons = _pairs(inputs, "rejected")
+    for path in shards(folder):
+        reasons |= _pairs(pq.read_table(path, columns=["source", "reason"]), "reason")
+    return Counter(reasons.values())
+
+
+def _pairs(table: pa.Table, column: str) -> dict[str, str]:
+    return {source: reason for source, reason in zip(table["source"].to_pylist(), table[column].to_pylist()) if reason}
+
+
+def _count_patches(folder: Path) -> tuple[int, int]:
+    sources: set[str] = set()
+    patches = 0
+    for path in shards(folder):
+        column = pq.read_table(path, columns=["source"])["source"]
+        patches += len(column)
+        sources.update(column.unique().to_pylist())
+    return len(sources), patches
+
+
+def _read_scores(folder: Path) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    names = [*SCORES, "contrast", "area", "fold"]
+    tables = [pq.read_table(path, columns=[*names, "crop"]) for path in shards(folder)]
+    if not tables:
+        return {}, np.zeros(1, dtype=np.int64)
+    table = pa.concat_tables(tables)
+    columns = {name: _floats(table[name]) for name in names}
+    columns["side"] = _floats(pc.list_element(table["crop"], 2))
+    return columns, np.cumsum([0, *(len(part) for part in tables)])
+
+
+def _floats(column: pa.ChunkedArray) -> np.ndarray:
+    return column.cast(pa.float64()).to_numpy()
+
+
+def _read_selection(path: Path) -> tuple[pa.Table | None, dict[str, Any]]:
+    if not path.is_file():
+        return None, {}
+    table = pq.read_table(path).sort_by("rank")
+    metadata = pq.read_schema(path).metadata or {}
+    if b"optidel" not in metadata:
+        raise UserError(f"{path} lacks the `optidel` metadata that says how it was made: run `select` again.")
+    return table, json.loads(metadata[b"optidel"])

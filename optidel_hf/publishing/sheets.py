@@ -1,0 +1,143 @@
+"""Contact sheets: which patches and mosaics the report shows, and their thumbnails.
+
+Rows are chosen by their scores first; then only those rows' images are read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from optidel_hf.publishing.figures import thumbnail
+from optidel_hf.publishing.records import CurationRecord, Key, Row, find_rows, patch_key, read_rows, shards
+
+
+PATCHES_DRAWN = 24
+MOSAICS_DRAWN = 12
+PATCH_SIDE, MOSAIC_SIDE = 120, 224
+HARD_WHEN_LOW = ("pvi",)
+"""Scores of which a low value means a hard patch."""
+
+T = TypeVar("T")
+
+
+def patch_sheets(record: CurationRecord) -> list[dict[str, Any]]:
+    """
+    The hardest, the easiest, the chosen and, where the selection names them, the dropped key patches.
+
+    Args:
+        record (`CurationRecord`): The curation.
+
+    Returns:
+        `list[dict]`: One sheet each: `title`, `caption` and `tiles` (`uri`, `title`, `note`, `chosen`).
+    """
+    folder = record.folder / "patches"
+    if not record.columns or not shards(folder):
+        return []
+    score, order = by_hardness(record)
+    keys = _chosen_keys(record)
+    dropped = {patch_key(row): row["reason"] for row in record.facts.get("dropped", [])[:PATCHES_DRAWN]}
+    spaced = _spaced(keys, PATCHES_DRAWN)
+    where = find_rows(folder, {*spaced, *dropped})
+    sheets = [
+        (
+            "Hardest",
+            f"The key patches that the reference model predicts worst, by {score}; a frame marks the chosen. Mostly "
+            "blur, glare or text here would mean that the score finds nuisances rather than content.",
+            [record.row(index) for index in order[::-1][:PATCHES_DRAWN]],
+        ),
+        (
+            "Easiest",
+            f"The key patches that the reference model predicts best, by {score}; a frame marks the chosen.",
+            [record.row(index) for index in order[:PATCHES_DRAWN]],
+        ),
+        ("Chosen", "Chosen key patches, evenly spaced from the first rank to the last.", _found(where, spaced)),
+        ("Dropped", "Key patches that the strategy left out before ranking, and why.", _found(where, dropped)),
+    ]
+    return [
+        {"title": title, "caption": caption, "tiles": _patch_tiles(folder, rows, score, set(keys), dropped)}
+        for title, caption, rows in sheets
+        if rows
+    ]
+
+
+def mosaic_sheet(record: CurationRecord) -> list[dict[str, Any]]:
+    """
+    Curated images, evenly spaced over all of them.
+
+    Args:
+        record (`CurationRecord`): The curation.
+
+    Returns:
+        `list[dict]`: One mosaic each: `uri`, `across` (tiles side by side) and `tiles` (`name`, `title`), row by row.
+    """
+    folder = record.folder / "curated"
+    counts = [pq.read_metadata(path).num_rows for path in shards(folder)]
+    everywhere = [(shard, row) for shard, count in enumerate(counts) for row in range(count)]
+    return [
+        {
+            "uri": thumbnail(row["image"], MOSAIC_SIDE),
+            "across": max(1, math.isqrt(len(row["tiles"]))),
+            "tiles": [{"name": PurePosixPath(tile["source"]).name, "title": _lineage(tile)} for tile in row["tiles"]],
+        }
+        for row in read_rows(folder, _spaced(everywhere, MOSAICS_DRAWN), ["image", "tiles"])
+    ]
+
+
+def by_hardness(record: CurationRecord) -> tuple[str, np.ndarray]:
+    """
+    The key patches from the easiest to the hardest.
+
+    Returns:
+        `tuple[str, np.ndarray]`: The score that orders them (the selection's own, `difficulty` where it has none) and
+        the patches' numbers; patches without a score are left out.
+    """
+    score = record.facts.get("score")
+    score = score if score in record.columns else "difficulty"
+    values = record.columns[score]
+    order = np.argsort(-values if score in HARD_WHEN_LOW else values, kind="stable")
+    return score, order[np.isfinite(values[order])]
+
+
+def _patch_tiles(
+    folder: Path, rows: Sequence[Row], score: str, chosen: set[Key], notes: dict[Key, str]
+) -> list[dict[str, Any]]:
+    scores = folder.parent / "scores"
+    images = read_rows(folder, rows, ["image", "source", "crop"])
+    values = read_rows(scores, rows, [score])
+    return [
+        {
+            "uri": thumbnail(image["image"], PATCH_SIDE),
+            "title": f"{_lineage(image)}, {score} {value[score]:.3g}",
+            "note": notes.get(patch_key(image), ""),
+            "chosen": patch_key(image) in chosen,
+        }
+        for image, value in zip(images, values)
+    ]
+
+
+def _lineage(tile: dict[str, Any]) -> str:
+    x, y, side = tile["crop"]
+    return f"{tile['source']}, {side} px square at ({x}, {y})"
+
+
+def _chosen_keys(record: CurationRecord) -> list[Key]:
+    if record.selection is None:
+        return []
+    return [patch_key(row) for row in record.selection.select(["source", "crop"]).to_pylist()]
+
+
+def _found(where: dict[Key, Row], keys: Iterable[Key]) -> list[Row]:
+    return [where[key] for key in keys if key in where]
+
+
+def _spaced(items: Sequence[T], count: int) -> list[T]:
+    """At most `count` items, evenly spaced from the first to the last."""
+    if len(items) <= count:
+        return list(items)
+    return [items[round(number * (len(items) - 1) / (count - 1))] for number in range(count)]

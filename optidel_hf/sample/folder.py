@@ -1,0 +1,111 @@
+"""The sample on disk: a pool of unlabelled frames and a labelled downstream set, split by sequence.
+
+    OUT/pool/images/seq-0003_frame-0007.jpg
+    OUT/downstream/images/train_seq-1002_frame-0001.png      and masks/ of the same names, 0 or 255
+    OUT/sample.json                                          what was asked for
+
+Everything is written beside `OUT` and renamed into place at the end, so `OUT` is whole or absent.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from optidel_hf.errors import UserError
+from optidel_hf.sample.frames import FrameConfig, generate_sequence
+
+
+# The first sequence of each part: a part may grow without changing another, and no sequence is in two.
+FIRST_SEQUENCE = {"pool": 0, "train": 1000, "validation": 2000, "test": 3000}
+POOL_FRAMES = FrameConfig(frames_per_sequence=20)
+# Labels are costly: few frames a sequence, far apart, and most with a polyp.
+LABELLED_FRAMES = FrameConfig(frames_per_sequence=4, stride=5, polyp_rate=0.9)
+
+
+def write_sample(
+    output_dir: str | Path,
+    frames: int = 600,
+    train: int = 100,
+    validation: int = 40,
+    test: int = 100,
+    image_size: int = 128,
+    seed: int = 0,
+) -> Path:
+    """Write the sample, or reuse it where it is already there.
+
+    Args:
+        output_dir (`str` or `Path`): the folder, new or empty or holding this very sample.
+        frames (`int`, *optional*, defaults to 600): images in the pool, 20 a sequence.
+        train (`int`, *optional*, defaults to 100): labelled images to train on, 4 a sequence.
+        validation (`int`, *optional*, defaults to 40): labelled images to validate on.
+        test (`int`, *optional*, defaults to 100): labelled images to test on.
+        image_size (`int`, *optional*, defaults to 128): side in pixels.
+        seed (`int`, *optional*, defaults to 0): another seed is another sample.
+
+    Returns:
+        `Path`: `output_dir`, with `pool/images`, `downstream/images`, `downstream/masks` and `sample.json`.
+
+    Raises:
+        `UserError`: the folder holds a sample of another configuration, or something else, or a part is too large.
+    """
+    counts = {"pool": frames, "train": train, "validation": validation, "test": test}
+    asked = {"counts": counts, "image_size": image_size, "seed": seed}
+    output_dir = Path(output_dir)
+    if is_written(output_dir, asked):
+        return output_dir
+    unfinished = output_dir.absolute().with_name(f".{output_dir.absolute().name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    for folder in ("pool/images", "downstream/images", "downstream/masks"):
+        (unfinished / folder).mkdir(parents=True)
+    with tqdm(total=sum(counts.values()), desc="sample", unit="frame") as progress:
+        for part, count in counts.items():
+            write_part(unfinished, part, count, image_size, seed, progress)
+    (unfinished / "sample.json").write_text(json.dumps(asked, indent=2) + "\n")
+    unfinished.replace(output_dir)
+    return output_dir
+
+
+def is_written(output_dir: Path, asked: dict) -> bool:
+    """Whether `output_dir` holds the sample asked for; a `UserError` where it holds another or something else."""
+    if not output_dir.exists() or not any(output_dir.iterdir()):
+        return False
+    if not (output_dir / "sample.json").exists():
+        raise UserError(f"{output_dir} holds files that are not a sample; give a new or an empty folder.")
+    found = json.loads((output_dir / "sample.json").read_text())
+    if found != asked:
+        names = ", ".join(f"{name} {found.get(name)} instead of {asked[name]}" for name in asked if found.get(name) != asked[name])
+        raise UserError(f"{output_dir} holds another sample ({names}); give another folder or delete this one.")
+    return True
+
+
+def write_part(folder: Path, part: str, count: int, image_size: int, seed: int, progress: tqdm) -> None:
+    """Write the `count` images of one part, and their masks except for the pool."""
+    for sequence, frame, image, mask in walk(part, count, image_size, seed):
+        name = f"seq-{sequence:04d}_frame-{frame:04d}"
+        if part == "pool":
+            Image.fromarray(image).save(folder / "pool" / "images" / f"{name}.jpg", quality=95)
+        else:
+            Image.fromarray(image).save(folder / "downstream" / "images" / f"{part}_{name}.png")
+            Image.fromarray(mask.astype(np.uint8) * 255).save(folder / "downstream" / "masks" / f"{part}_{name}.png")
+        progress.update()
+
+
+def walk(part: str, count: int, image_size: int, seed: int) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
+    """Yield sequence, frame, image and mask of the first `count` frames of a part."""
+    style = POOL_FRAMES if part == "pool" else LABELLED_FRAMES
+    config = FrameConfig(image_size, style.frames_per_sequence, style.stride, style.polyp_rate)
+    if count > 1000 * config.frames_per_sequence:
+        raise UserError(f"{part} has {count} frames; at most {1000 * config.frames_per_sequence} can be generated.")
+    for index in range(-(-count // config.frames_per_sequence)):
+        sequence = FIRST_SEQUENCE[part] + index
+        pairs = zip(*generate_sequence(seed, sequence, config))
+        for frame, (image, mask) in enumerate(pairs, start=0):
+            if index * config.frames_per_sequence + frame < count:
+                yield sequence, frame, image, mask

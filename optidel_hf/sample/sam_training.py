@@ -1,0 +1,238 @@
+"""Training a small `SamModel` from scratch on procedural scenes, with the losses of Segment Anything.
+
+After Kirillov et al. 2023 (arXiv 2304.02643), section 3 and appendix A. For a prompt with mask logits `m_1 .. m_K` and
+target mask `t` the loss is `min_k [20 focal(m_k, t) + dice(m_k, t) + 2 bce(m_k, t)]`, plus twice the squared error of
+*every* predicted IoU against the true one. Three in four point prompts lie on an object, the rest anywhere: a point on
+no object has no mask to learn, but its K predicted IoUs are pulled to 0, which is what lets automatic mask generation
+tell objects from background.
+
+Shapes: `B` scenes, `P` prompts a scene, `K` masks a prompt, `S` side of the input, `L = S / 4` side of the logits.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import SamConfig, SamModel
+
+from optidel_hf.sample.sam_batches import make_batch, scene_pool
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class SamTrainingConfig:
+    """Everything that determines the trained weights."""
+
+    output_dir: str = field(
+        default="runs/sam-tiny", metadata={"help": "Where the scene cache, checkpoint and log go."}
+    )
+    steps: int = field(default=4000, metadata={"help": "Optimisation steps."})
+    seed: int = field(default=0, metadata={"help": "Seed of the scenes, the weights and the order."})
+    scenes: int = field(
+        default=6000, metadata={"help": "Scenes painted once and cached; held-out ones are another series."}
+    )
+    scenes_per_batch: int = field(default=4, metadata={"help": "Scenes a step."})
+    prompts_per_scene: int = field(default=8, metadata={"help": "Prompts a scene and step."})
+    learning_rate: float = field(
+        default=6e-4, metadata={"help": "Peak learning rate of AdamW; warm-up, then cosine to 0."}
+    )
+    warmup_steps: int = field(default=200, metadata={"help": "Steps of linear warm-up."})
+    weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of matrices and kernels."})
+    ema_decay: float = field(
+        default=0.998, metadata={"help": "Decay of the averaged weights, which are what is exported."}
+    )
+    image_size: int = field(default=256, metadata={"help": "Side of the input in pixels, a multiple of 16."})
+    hidden_size: int = field(default=192, metadata={"help": "Width of the image encoder."})
+    hidden_layers: int = field(default=6, metadata={"help": "Layers of the image encoder."})
+    decoder_size: int = field(default=128, metadata={"help": "Width of the prompt encoder and the mask decoder."})
+    checkpoint_steps: int = field(default=250, metadata={"help": "Steps between checkpoints."})
+    bf16: bool = field(default=False, metadata={"help": "Run the forward pass in bfloat16 autocast."})
+
+    def __post_init__(self) -> None:
+        if self.image_size % 16:
+            raise ValueError(f"image_size must be a multiple of the patch size 16, got {self.image_size}.")
+        if min(self.steps, self.scenes, self.scenes_per_batch, self.prompts_per_scene) < 1:
+            raise ValueError("steps, scenes, scenes_per_batch and prompts_per_scene must be at least 1.")
+
+
+def build_sam(config: SamTrainingConfig) -> SamModel:
+    """A fresh `SamModel` that can learn.
+
+    transformers initialises a bare `SamModel` for loading, not for training: an image encoder scaled by 1e-10 and
+    Fourier features of the wrong scale. Here the encoder gets 0.02, the Fourier features are N(0, 1) and frozen, the
+    tokens N(0, 1), and the decoder's layers have torch's own initialisation.
+    """
+    torch.manual_seed(config.seed)
+    width, grid = config.decoder_size, config.image_size // 16
+    vision = {
+        "hidden_size": config.hidden_size,
+        "num_hidden_layers": config.hidden_layers,
+        "num_attention_heads": max(1, config.hidden_size // 32),
+        "output_channels": width,
+        "num_pos_feats": width // 2,
+        "image_size": config.image_size,
+        "global_attn_indexes": list(range(config.hidden_layers)),
+        "use_rel_pos": False,
+        "initializer_range": 0.02,
+    }
+    prompt = {"hidden_size": width, "image_size": config.image_size, "image_embedding_size": grid}
+    decoder = {"hidden_size": width, "mlp_dim": 4 * width, "iou_head_hidden_dim": width}
+    model = SamModel(SamConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder))
+    for module in [*model.mask_decoder.modules(), *model.prompt_encoder.modules()]:
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, nn.Embedding)):
+            module.reset_parameters()  # an embedding's own initialisation is N(0, 1)
+    nn.init.normal_(model.vision_encoder.pos_embed, std=0.02)
+    for features in (model.shared_image_embedding, model.prompt_encoder.shared_embedding):
+        nn.init.normal_(features.positional_embedding).requires_grad_(False)
+    model.tie_weights()
+    return model
+
+
+def boxes_of(masks: Tensor, generator: torch.Generator) -> Tensor:
+    """Boxes (B, P, 4), xyxy in input pixels, around masks (B, P, L, L), each side moved by up to a tenth."""
+    spans = []
+    for axis in (-2, -1):
+        touched = (masks > 0.5).any(axis).float()
+        spans += [touched.argmax(-1), masks.shape[-1] - touched.flip(-1).argmax(-1)]
+    x0, x1, y0, y1 = (4.0 * span for span in spans)
+    reach = torch.stack([x1 - x0, y1 - y0, x1 - x0, y1 - y0], -1) * 0.1
+    return torch.stack([x0, y0, x1, y1], -1) + reach * (2 * torch.rand(reach.shape, generator=generator) - 1)
+
+
+def mask_losses(logits: Tensor, target: Tensor) -> Tensor:
+    """`20 focal + dice + 2 bce` (B, P, K) of logits (B, P, K, L, L) against soft targets (B, P, L, L)."""
+    target = target[:, :, None].expand_as(logits)
+    probability = logits.sigmoid()
+    bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    focal = (0.25 * (probability - target).square() * bce).mean((-2, -1))
+    overlap, total = (probability * target).sum((-2, -1)), (probability + target).sum((-2, -1))
+    return 20 * focal + 1 - (2 * overlap + 1) / (total + 1) + 2 * bce.mean((-2, -1))
+
+
+def true_iou(logits: Tensor, target: Tensor) -> Tensor:
+    """IoU (B, P, K) of the masks `logits > 0` (B, P, K, L, L) with targets (B, P, L, L) cut at 0.5; 0 for none."""
+    mask, target = logits > 0, (target > 0.5)[:, :, None]
+    return (mask & target).sum((-2, -1)) / (mask | target).sum((-2, -1)).clamp(min=1)
+
+
+def training_loss(model: SamModel, batch: dict[str, Tensor], step: int) -> tuple[Tensor, Tensor]:
+    """The loss and the mean best IoU (detached) of one batch; every eighth step prompts with boxes, not points."""
+    boxes = step % 8 == 7
+    generator = torch.Generator().manual_seed(step)
+    prompts = {"input_boxes": boxes_of(batch["masks"], generator)} if boxes else {"input_points": batch["points"]}
+    output = model(pixel_values=batch["pixel_values"], multimask_output=not boxes, **prompts)
+    logits, predicted = output.pred_masks.float(), output.iou_scores.float()
+    on_object = batch["masks"].amax((-2, -1)) > 0.5  # (B, P)
+    iou = true_iou(logits.detach(), batch["masks"])
+    best = mask_losses(logits, batch["masks"]).amin(-1)
+    segmentation = (best * on_object).sum() / on_object.sum().clamp(min=1)
+    # A box around nothing is no prompt; a point on nothing is one, whose masks are worth 0.
+    ranking = (predicted - iou).square()[on_object if boxes else slice(None)]
+    return segmentation + 2 * ranking.mean(), iou.amax(-1)[on_object].mean()
+
+
+def make_optimizer(model: SamModel, config: SamTrainingConfig) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices and kernels only."""
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    groups = [
+        {"params": [weight for weight in trained if weight.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [weight for weight in trained if weight.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
+
+
+def learning_rate(step: int, config: SamTrainingConfig) -> float:
+    """Linear warm-up, then half a cosine to 0 at `steps`."""
+    progress = max(0, step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    return config.learning_rate * warm * 0.5 * (1 + float(np.cos(np.pi * min(1.0, progress))))
+
+
+class SamTrainer:
+    """Trains to `config.steps`, going on from the checkpoint in `output_dir` where there is one.
+
+    Args:
+        config ([`SamTrainingConfig`]): the run.
+
+    Attributes:
+        average (`SamModel`): the exponential moving average of the weights, the model to evaluate and export.
+        step (`int`): steps done.
+    """
+
+    def __init__(self, config: SamTrainingConfig) -> None:
+        self.config = config
+        self.folder = Path(config.output_dir)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.model = build_sam(config)
+        self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
+        self.optimizer = make_optimizer(self.model, config)
+        self.step = 0
+        if (self.folder / "checkpoint.pt").exists():
+            self._resume()
+
+    def _resume(self) -> None:
+        state = torch.load(self.folder / "checkpoint.pt", weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+        logger.info("Resuming at step %d.", self.step)
+
+    def save(self) -> None:
+        """Write `output_dir/checkpoint.pt`: whole or not at all."""
+        parts = {"model": self.model, "average": self.average, "optimizer": self.optimizer}
+        state = {name: part.state_dict() for name, part in parts.items()} | {"step": self.step}
+        torch.save(state, self.folder / "checkpoint.part")
+        os.replace(self.folder / "checkpoint.part", self.folder / "checkpoint.pt")
+
+    def _train_step(self, batch: dict[str, Tensor]) -> tuple[float, float]:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.step, self.config)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.bf16):
+            loss, iou = training_loss(self.model, batch, self.step)
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.step += 1
+        # A young average must forget the random weights that it began with.
+        weight = 1 - min(self.config.ema_decay, self.step / (self.step + 10))
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), weight)
+        return loss.item(), iou.item()
+
+    def train(self) -> Iterator[dict[str, float]]:
+        """Run to `steps`, yielding the mean loss, IoU and rate every 25 steps, which also go to `log.jsonl`."""
+        config = self.config
+        pool = scene_pool(self.folder, config.seed, config.scenes, config.image_size)
+        progress = tqdm(total=self.config.steps, initial=self.step, unit="step", desc="training", mininterval=5)
+        recent: list[tuple[float, float]] = []
+        began = time.perf_counter()
+        while self.step < config.steps:
+            batch = make_batch(pool, config.scenes_per_batch, config.prompts_per_scene, config.seed, self.step)
+            recent.append(self._train_step(batch))
+            progress.update()
+            if self.step % 25 == 0 or self.step == self.config.steps:
+                loss, iou = np.nanmean(recent, axis=0)
+                rate = len(recent) / (time.perf_counter() - began)
+                record = {"step": self.step, "loss": float(loss), "iou": float(iou), "steps_per_second": rate}
+                with open(self.folder / "log.jsonl", "a") as log:
+                    log.write(json.dumps(record) + "\n")
+                progress.set_postfix(loss=f"{loss:.3f}", iou=f"{iou:.3f}")
+                recent, began = [], time.perf_counter()
+                yield record
+            if self.step % self.config.checkpoint_steps == 0 or self.step == self.config.steps:
+                self.save()

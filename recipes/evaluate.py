@@ -1,0 +1,15 @@
+"""
+Judge pre-trained models by downstream segmentation. Without arguments: runs/pretrain against no pre-training.
+
+    python recipes/evaluate.py --models optidel=out/vit none --dataset kvasir-seg --labels 100 --output_dir out/eval
+"""
+
+from __future__ import annotations
+
+import sys
+
+from optidel_hf.cli import main
+
+
+if __name__ == "__main__":
+    sys.exit(main(["evaluate", *sys.argv[1:]]))

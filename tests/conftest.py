@@ -1,0 +1,59 @@
+"""Fixtures that several wings share: everything is built here, nothing is downloaded."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def realdata() -> Path:
+    """The real images, or a skip that says how to get this test run."""
+    folder = os.environ.get("OPTIDEL_REALDATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("OPTIDEL_REALDATA names no folder of real images")
+    return Path(folder)
+
+
+def scene(seed: int, width: int = 96, height: int = 80) -> Image.Image:
+    """A smooth background with a few bright discs: something for SAM to cut and for a MAE to predict."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width]
+    ramp = rng.uniform(-0.5, 0.5) * x + rng.uniform(-0.5, 0.5) * y
+    picture = 110 + ramp[..., None] + rng.normal(0, 4, (height, width, 3)) + rng.uniform(-30, 30, 3)
+    for _ in range(4):
+        centre, radius = rng.uniform(0.15, 0.85, 2) * (width, height), rng.uniform(6, 18)
+        disc = (x - centre[0]) ** 2 + (y - centre[1]) ** 2 < radius**2
+        picture[disc] += rng.uniform(-90, 90, 3)
+    return Image.fromarray(picture.clip(0, 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 scenes of two sizes, as PNG."""
+    folder = tmp_path_factory.mktemp("images")
+    for i in range(24):
+        scene(i, *((96, 80) if i % 2 else (80, 112))).save(folder / f"frame-{i:02d}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_sam(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A random `SamModel` of 64 px whose filters let a few masks of each scene through."""
+    from optidel_hf.sample.sam_export import export_sam, scale_logits
+    from optidel_hf.sample.sam_training import SamTrainingConfig, build_sam
+
+    sizes = {"image_size": 64, "hidden_size": 32, "hidden_layers": 1, "decoder_size": 32}
+    model = scale_logits(build_sam(SamTrainingConfig(**sizes, seed=3)), 20.0)
+    folder = tmp_path_factory.mktemp("tiny-sam")
+    preset = {"points_per_side": 4, "pred_iou_thresh": -1.0, "stability_score_thresh": 0.5}
+    export_sam(model, folder, preset)
+    return str(folder)

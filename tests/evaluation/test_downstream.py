@@ -1,0 +1,140 @@
+"""The downstream set: pairing, splits, resizing, and every way in which a folder can be wrong."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import Dataset, Features, Image, Value
+from PIL import Image as PILImage
+
+from optidel_hf.errors import UserError
+from optidel_hf.evaluation.downstream import load_downstream
+
+
+def png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    PILImage.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def test_folder_is_read_at_full_size(small_folder: Path) -> None:
+    data = load_downstream(str(small_folder), "train", image_size=32)
+    assert data.names == ["train_a", "train_b"]
+    for row, name in enumerate(data.names):
+        image = np.asarray(PILImage.open(small_folder / "images" / f"{name}.png"))
+        mask = np.asarray(PILImage.open(small_folder / "masks" / f"{name}.png"))
+        assert np.array_equal(data.images[row].permute(1, 2, 0).numpy(), image)
+        assert np.array_equal(data.masks[row].numpy(), mask // 255)
+
+
+def test_images_are_squashed_and_masks_stay_binary(tmp_path: Path) -> None:
+    for kind in ("images", "masks"):
+        (tmp_path / kind).mkdir()
+    wide = np.zeros((20, 40), dtype=np.uint8)
+    wide[:, 20:] = 255
+    PILImage.fromarray(wide).save(tmp_path / "images" / "test_x.png")
+    PILImage.fromarray(wide).save(tmp_path / "masks" / "test_x.png")
+    data = load_downstream(str(tmp_path), "test", image_size=16)
+    assert data.images.shape == (1, 3, 16, 16)
+    assert data.masks[0, :, :8].sum() == 0
+    assert data.masks[0, :, 8:].min() == data.masks.max() == 1
+
+
+def test_jpeg_masks_are_cut_at_half(squares_folder: Path) -> None:
+    masks = load_downstream(str(squares_folder), "test", image_size=32).masks
+    assert len(masks) == 8
+    assert set(masks.unique().tolist()) == {0, 1}
+    assert masks.sum(dim=(1, 2)).float() == pytest.approx([14**2] * 8, rel=0.1)
+
+
+def test_excluded_names_are_left_out(small_folder: Path) -> None:
+    assert load_downstream(str(small_folder), "train", 32, exclude=["train_a"]).names == ["train_b"]
+    with pytest.raises(UserError, match="no image is left in split 'test'"):
+        load_downstream(str(small_folder), "test", 32, exclude=["test_c"])
+
+
+def test_hash_knows_names_and_pixels(small_folder: Path) -> None:
+    data = load_downstream(str(small_folder), "train", image_size=32)
+    before = data.sha256()
+    assert load_downstream(str(small_folder), "train", image_size=32).sha256() == before
+    data.masks[0, 0, 0] = 1 - data.masks[0, 0, 0]
+    assert data.sha256() != before
+
+
+def test_missing_mask_names_the_image(small_folder: Path) -> None:
+    (small_folder / "masks" / "train_b.png").unlink()
+    with pytest.raises(UserError, match="split 'train': 'train_b' has no mask; add it or exclude 'train_b'"):
+        load_downstream(str(small_folder), "train", 32)
+    assert load_downstream(str(small_folder), "train", 32, exclude=["train_b"]).names == ["train_a"]
+
+
+def test_unknown_split_names_those_that_exist(small_folder: Path) -> None:
+    with pytest.raises(UserError, match=r"none of 3 images is of split 'val'.*'train_', 'test_'"):
+        load_downstream(str(small_folder), "val", 32)
+
+
+def test_no_images_and_no_masks_folder(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    empty = tmp_path_factory.mktemp("empty")
+    (empty / "images").mkdir()
+    with pytest.raises(UserError, match=r"masks: no such folder"):
+        load_downstream(str(empty), "train", 32)
+    (empty / "masks").mkdir()
+    with pytest.raises(UserError, match=r"none of 0 images"):
+        load_downstream(str(empty), "train", 32)
+
+
+def test_broken_image_is_named(small_folder: Path) -> None:
+    (small_folder / "images" / "test_c.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match="'test_c' cannot be used"):
+        load_downstream(str(small_folder), "test", 32)
+
+
+def test_turned_mask_is_refused(small_folder: Path) -> None:
+    PILImage.fromarray(np.full((32, 64), 255, np.uint8)).save(small_folder / "masks" / "test_c.png")
+    with pytest.raises(UserError, match="'test_c': the image is 32x32 but its mask 64x32"):
+        load_downstream(str(small_folder), "test", 32)
+
+
+def test_masks_of_zeros_and_ones_are_refused(small_folder: Path) -> None:
+    for path in (small_folder / "masks").iterdir():
+        PILImage.fromarray(np.asarray(PILImage.open(path)) // 255).save(path)
+    with pytest.raises(UserError, match="no mask has a pixel above 127"):
+        load_downstream(str(small_folder), "train", 32)
+
+
+def table(path: Path, masks: list[bytes | None]) -> str:
+    black = png(np.zeros((16, 16, 3), np.uint8))
+    images = [{"bytes": black, "path": f"frame_{row}.png"} for row in range(len(masks))]
+    columns = {"picture": images, "truth": [mask and {"bytes": mask, "path": None} for mask in masks]}
+    features = Features({"picture": Image(decode=False), "truth": Image(decode=False)})
+    Dataset.from_dict(columns, features=features).cast(Features({"picture": Image(), "truth": Image()})).to_parquet(
+        path
+    )
+    return str(path)
+
+
+def test_parquet_with_named_columns(tmp_path: Path) -> None:
+    file = table(tmp_path / "set.parquet", [png(np.full((16, 16), 255 * row, np.uint8)) for row in (0, 1)])
+    data = load_downstream(file, "train", 16, image_column="picture", mask_column="truth")
+    assert data.names == ["frame_0", "frame_1"]
+    assert data.masks.sum(dim=(1, 2)).tolist() == [0, 256]
+    with pytest.raises(UserError, match="mask"):
+        load_downstream(file, "train", 16, image_column="picture")
+
+
+def test_parquet_row_without_a_mask_is_named(tmp_path: Path) -> None:
+    file = table(tmp_path / "set.parquet", [png(np.full((16, 16), 255, np.uint8)), None])
+    with pytest.raises(UserError, match="'frame_1' has no mask"):
+        load_downstream(file, "train", 16, image_column="picture", mask_column="truth")
+
+
+def test_rows_without_a_file_name_are_named_by_source(tmp_path: Path) -> None:
+    both = {"bytes": png(np.full((16, 16), 255, np.uint8)), "path": None}
+    features = Features({"image": Image(), "mask": Image(), "source": Value("string")})
+    Dataset.from_dict({"image": [both], "mask": [both], "source": ["a/b#0"]}, features=features).to_parquet(
+        tmp_path / "x.parquet"
+    )
+    assert load_downstream(str(tmp_path / "x.parquet"), "train", 16).names == ["a/b#0"]

@@ -1,0 +1,126 @@
+"""One run: batches, loss by hand, what is trained and what is not, and that a learnable task is learnt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from optidel_hf.evaluation.backbone import load_backbone
+from optidel_hf.evaluation.downstream import DownstreamSet, load_downstream
+from optidel_hf.evaluation.protocol import (
+    MLPHead,
+    Segmenter,
+    all_flips,
+    batch_rows,
+    labelled_rows,
+    score,
+    segmentation_loss,
+    train,
+)
+
+
+@pytest.fixture(scope="module")
+def train_set(squares_folder: Path) -> DownstreamSet:
+    return load_downstream(str(squares_folder), "train", 32)
+
+
+@pytest.fixture(scope="module")
+def test_set(squares_folder: Path) -> DownstreamSet:
+    return load_downstream(str(squares_folder), "test", 32)
+
+
+@pytest.fixture
+def model(vit_folder: Path) -> Segmenter:
+    torch.manual_seed(0)
+    return Segmenter(load_backbone(str(vit_folder)), mask_size=32)
+
+
+def weights(module: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+
+
+def fit(model: Segmenter, data: DownstreamSet, mode: str, steps: int, seed: int = 0) -> Segmenter:
+    train(model, data, mode, seed=seed, steps=steps, batch_size=8, learning_rate=2e-3)
+    return model
+
+
+def test_every_order_holds_every_image_once() -> None:
+    rows = np.concatenate([batch_rows(10, 4, seed=3, step=step) for step in range(5)])
+    first, second = (rows % 10).reshape(2, 10)
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert list(first) != list(second)
+    assert rows.max() < 40
+
+
+def test_batches_depend_on_seed_and_step_alone() -> None:
+    assert (batch_rows(10, 4, seed=3, step=7) == batch_rows(10, 4, seed=3, step=7)).all()
+    assert (batch_rows(50, 20, seed=3, step=0) != batch_rows(50, 20, seed=4, step=0)).any()
+    assert len(batch_rows(3, 8, seed=0, step=0)) == 8  # a batch may be larger than the set
+
+
+def test_flips_of_images_and_masks_go_together() -> None:
+    maps = torch.arange(8).view(2, 2, 2)
+    flips = all_flips(maps)
+    assert flips[:2].equal(maps)
+    assert flips[2::2].tolist() == [[[1, 0], [3, 2]], [[2, 3], [0, 1]], [[3, 2], [1, 0]]]
+    assert all_flips(maps.unsqueeze(1).expand(2, 3, 2, 2))[:, 0].equal(flips)
+
+
+def test_labels_are_the_seeds_choice() -> None:
+    assert labelled_rows(7, 0, seed=0).tolist() == list(range(7))
+    few, more = labelled_rows(100, 10, seed=5), labelled_rows(100, 20, seed=5)
+    assert len(set(few.tolist())) == 10
+    assert set(few.tolist()) < set(more.tolist())
+    assert set(few.tolist()) != set(labelled_rows(100, 10, seed=6).tolist())
+
+
+def test_loss_by_hand() -> None:
+    logits = torch.zeros(1, 2, 1, 2)  # probability 1/2 everywhere
+    masks = torch.tensor([[[0, 1]]], dtype=torch.uint8)
+    # cross-entropy ln 2; Dice 1 - (2 * 0.5 + 1) / (1 + 1 + 1)
+    assert segmentation_loss(logits, masks).item() == pytest.approx(np.log(2) + 1 / 3)
+
+
+def test_head_puts_tokens_where_their_patches_are() -> None:
+    head = MLPHead(width=4, mask_size=8)
+    tokens = torch.zeros(1, 4, 4)
+    tokens[0, 1] = 5.0  # second token: first row, second column
+    with torch.no_grad():
+        changed = (head(tokens) - head(torch.zeros(1, 4, 4))).abs().sum(dim=1)[0]
+    assert changed[:2, 6:].min() > 0  # the middle of its patch and outwards
+    assert changed[6:, :2].max() < 1e-6
+
+
+def test_probing_leaves_the_encoder_and_fine_tuning_changes_it(model: Segmenter, train_set: DownstreamSet) -> None:
+    encoder, head = weights(model.encoder), weights(model.head)
+    fit(model, train_set, "probe", steps=3)
+    assert weights(model.encoder).equal(encoder)
+    assert not weights(model.head).equal(head)
+    fit(model, train_set, "finetune", steps=3)
+    assert not weights(model.encoder).equal(encoder)
+
+
+@pytest.mark.parametrize(("mode", "steps"), [("finetune", 60), ("probe", 200)])
+def test_bright_squares_are_learnt(
+    model: Segmenter, train_set: DownstreamSet, test_set: DownstreamSet, mode: str, steps: int
+) -> None:
+    all_background = float(1 - test_set.masks.float().mean()) / 2  # IoU of the object is 0
+    before = score(model, test_set, batch_size=5)["mean_iou"]
+    after = score(fit(model, train_set, mode, steps), test_set, batch_size=5)
+    assert after["mean_iou"] > max(before, all_background) + 0.25
+    assert np.sum(after["confusion_matrix"]) == test_set.masks.numel()
+
+
+def test_score_does_not_depend_on_the_batch_size(model: Segmenter, test_set: DownstreamSet) -> None:
+    confusions = [np.array(score(model, test_set, size)["confusion_matrix"]) for size in (1, 3, 8)]
+    # rounding may turn a pixel whose two logits are equal to the sixth digit
+    assert all(np.abs(confusion - confusions[0]).max() <= 2 for confusion in confusions)
+
+
+@torch.no_grad()
+def test_images_of_another_size_than_the_encoders_are_accepted(vit_folder: Path) -> None:
+    model = Segmenter(load_backbone(str(vit_folder)), mask_size=48)
+    assert model(torch.zeros(2, 3, 48, 48, dtype=torch.uint8)).shape == (2, 2, 48, 48)

@@ -1,0 +1,59 @@
+"""Intervals worked out by hand, and what the table says and does not say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from optidel_hf.evaluation.statistics import markdown_table, mean_interval, paired_differences, summarise
+
+
+def runs(**scores: list[float]) -> list[dict[str, Any]]:
+    return [
+        {"arm": arm, "mode": "probe", "seed": seed, "miou": value}
+        for arm, values in scores.items()
+        for seed, value in enumerate(values)
+    ]
+
+
+def test_interval_by_hand() -> None:
+    # s = 0.1, t(0.975, 2) = 4.302653, half = 4.302653 * 0.1 / sqrt(3) = 0.248414
+    assert mean_interval([0.4, 0.5, 0.6]) == pytest.approx((0.5, 0.251586, 0.748414), abs=1e-6)
+
+
+def test_one_seed_has_no_interval() -> None:
+    assert mean_interval([0.4]) == (0.4, None, None)
+
+
+def test_summary_has_one_row_for_every_arm_and_mode() -> None:
+    rows = [*runs(b=[0.4, 0.6], a=[0.3, 0.3]), {"arm": "b", "mode": "finetune", "seed": 0, "miou": 0.7}]
+    summary = summarise(rows)
+    assert [(row["arm"], row["mode"], row["seeds"]) for row in summary] == [
+        ("b", "probe", 2),
+        ("a", "probe", 2),
+        ("b", "finetune", 1),
+    ]
+    assert [row["miou_mean"] for row in summary] == pytest.approx([0.5, 0.3, 0.7])
+    assert summary[1]["miou_low"] == summary[1]["miou_high"] == pytest.approx(0.3)
+    assert summary[2]["miou_low"] is None
+
+
+def test_paired_differences_remove_what_seeds_share() -> None:
+    difference, *others = paired_differences(runs(base=[0.2, 0.5, 0.8], better=[0.3, 0.6, 0.9]), "base")
+    assert not others
+    assert (difference["arm"], difference["seeds"]) == ("better", 3)
+    assert [difference[key] for key in ("difference", "low", "high")] == pytest.approx([0.1, 0.1, 0.1])
+
+
+def test_table_shows_means_intervals_and_seeds() -> None:
+    rows = [*runs(a=[0.4, 0.5, 0.6]), {"arm": "b", "mode": "finetune", "seed": 0, "miou": 0.7}]
+    table = markdown_table({"summary": summarise(rows)})
+    assert table.splitlines()[:4] == [
+        "| arm | probe mIoU, % | finetune mIoU, % |",
+        "|---|---|---|",
+        "| a | 50.00 [25.16, 74.84] (3 seeds) |  |",
+        "| b |  | 70.00 (1 seed) |",
+    ]
+    assert table.endswith("over one seed, which has no interval: no difference in this table is a claim.")
+    assert "over 3 seeds" in markdown_table({"summary": summarise(runs(a=[0.4, 0.5, 0.6]))})

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from optidel_hf.errors import UserError
+from optidel_hf.pretraining.checkpoints import resume_checkpoint, save_checkpoint
+
+
+TOLD = {"steps": 9, "seed": 0}
+
+
+@pytest.fixture
+def run(tmp_path) -> tuple[Accelerator, torch.nn.Linear, Path]:
+    accelerator = Accelerator(cpu=True)
+    model, optimizer = torch.nn.Linear(2, 2), None
+    optimizer = torch.optim.AdamW(model.parameters())
+    model, _ = accelerator.prepare(model, optimizer)
+    return accelerator, model, tmp_path
+
+
+def _save_at(run: tuple[Accelerator, torch.nn.Linear, Path], step: int, keep: int = 5) -> None:
+    accelerator, model, folder = run
+    torch.nn.init.constant_(model.weight, step)
+    save_checkpoint(accelerator, folder, step, TOLD, keep)
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_newest_comes_back_and_the_oldest_go(run) -> None:
+    accelerator, model, folder = run
+    for step in (1, 2, 3):
+        _save_at(run, step, keep=2)
+    assert _names(folder) == ["step-000002", "step-000003"]
+    torch.nn.init.zeros_(model.weight)
+    assert resume_checkpoint(accelerator, folder, TOLD) == 3
+    assert (model.weight == 3).all()
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.bin", "position.json"])
+@pytest.mark.parametrize("how", ["cut", "changed", "gone"])
+def test_a_damaged_one_is_skipped_with_a_warning_for_the_one_before(run, caplog, file: str, how: str) -> None:
+    accelerator, model, folder = run
+    for step in (1, 2):
+        _save_at(run, step)
+    victim = folder / "step-000002" / file
+    content = victim.read_bytes()
+    damaged = {"cut": content[: len(content) // 2], "changed": content[:-9] + b"?" + content[-8:]}
+    victim.unlink() if how == "gone" else victim.write_bytes(damaged[how])
+    assert resume_checkpoint(accelerator, folder, TOLD) == 1
+    assert (model.weight == 1).all()
+    assert "step-000002 is incomplete or damaged and is skipped" in caplog.text
+
+
+def test_a_damaged_one_is_no_reason_to_delete_a_good_one(run) -> None:
+    accelerator, _, folder = run
+    _save_at(run, 9)
+    (folder / "step-000009" / "model.safetensors").write_bytes(b"")
+    _save_at(run, 4, keep=1)
+    assert resume_checkpoint(accelerator, folder, TOLD) == 4
+    _save_at(run, 9, keep=1)
+    assert _names(folder) == ["step-000009"]
+    assert resume_checkpoint(accelerator, folder, TOLD) == 9
+
+
+def test_what_a_killed_run_left_half_written_is_no_checkpoint(run) -> None:
+    accelerator, _, folder = run
+    (folder / ".unfinished-000001").mkdir()
+    (folder / ".unfinished-000001" / "old.bin").write_bytes(b"left behind")
+    assert resume_checkpoint(accelerator, folder, TOLD) == 0
+    _save_at(run, 1)
+    assert _names(folder) == ["step-000001"]
+    assert "old.bin" not in json.loads((folder / "step-000001" / "position.json").read_text())["sha256"]
+
+
+def test_a_run_that_was_told_something_else_is_refused_by_field(run) -> None:
+    accelerator, _, folder = run
+    _save_at(run, 1)
+    with pytest.raises(UserError, match=r"seed \(was 0, is 1\).*--resume never"):
+        resume_checkpoint(accelerator, folder, {**TOLD, "seed": 1})

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+from transformers import HfArgumentParser
+
+from optidel_hf.pretraining.config import FREE_FIELDS, PretrainConfig
+
+
+def test_the_parser_reads_it_and_every_field_has_help() -> None:
+    line = "--output_dir out --steps 50 --no_flip --warmup_steps 7 --base_learning_rate 1e-3"
+    (config,) = HfArgumentParser(PretrainConfig).parse_args_into_dataclasses(line.split())
+    assert (config.steps, config.flip, config.warmup, config.base_learning_rate) == (50, False, 7, 1e-3)
+    assert all(field.metadata["help"].endswith(".") for field in fields(PretrainConfig))
+
+
+def test_the_peak_follows_the_batch_and_the_warm_up_the_steps() -> None:
+    config = PretrainConfig("out", batch_size=64, steps=400)
+    assert config.peak_learning_rate == pytest.approx(3.75e-5)  # 1.5e-4 * 64 / 256
+    assert config.warmup == 40
+
+
+def test_what_determines_the_result_leaves_out_where_and_how_often() -> None:
+    told = PretrainConfig("out").determining()
+    assert {"steps", "seed", "mask_ratio", "mixed_precision"} <= told.keys()
+    assert not told.keys() & set(FREE_FIELDS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"image_size": 60}, "image_size 60 must be a multiple of patch_size 8"),
+        ({"num_attention_heads": 5}, "hidden_size 192 must be a multiple of num_attention_heads 5"),
+        (
+            {"decoder_hidden_size": 6, "decoder_num_attention_heads": 1},
+            "decoder_hidden_size 6 must be",
+        ),
+        ({"mask_ratio": 1.0}, "mask_ratio must lie between 0 and 1"),
+        ({"mask_ratio": 0.99}, "some of 64 patches visible"),
+        ({"min_crop_scale": 0.0}, "min_crop_scale must be a share"),
+        ({"steps": 0}, "steps must be positive"),
+        ({"seed": -1}, "seed must not be negative"),
+        ({"warmup_steps": 500}, r"warmup_steps must lie between 0 and steps \(400\)"),
+        ({"mixed_precision": "fp16"}, "mixed_precision must be one of no, bf16, auto"),
+        ({"objective": "dino"}, "objective must be one of mae"),
+        ({"resume": "yes"}, "resume must be one of auto, never"),
+    ],
+)
+def test_a_field_out_of_range_is_named(changes: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        PretrainConfig("out", **changes)

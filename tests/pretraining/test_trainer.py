@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import random
+import signal
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, ViTMAEForPreTraining, ViTModel
+
+from optidel_hf.errors import UserError
+from optidel_hf.pretraining.metrics import read_metrics
+from optidel_hf.pretraining.trainer import Pretrainer, parameter_groups
+
+from .tiny import run_child, tiny_config
+
+
+# Forked children need not import everything again; they compute on one thread, which a fork cannot deadlock.
+FORK = multiprocessing.get_context("fork")
+
+
+def _run(images: torch.Tensor, output_dir: Path, **changes: Any) -> list[dict[str, Any]]:
+    pretrainer = Pretrainer(tiny_config(output_dir, **changes), images)
+    pretrainer.train()
+    pretrainer.save()
+    return read_metrics(output_dir / "metrics.jsonl")
+
+
+def _exactly(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Lines without their one figure that the clock decides."""
+    return [{key: value for key, value in line.items() if key != "images_per_second"} for line in lines]
+
+
+def _losses(lines: list[dict[str, Any]]) -> list[float]:
+    return [line["loss"] for line in lines]
+
+
+def _weights_differ(one: Path, other: Path) -> float:
+    first, second = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
+    return max((first[name] - second[name]).abs().max().item() for name in first)
+
+
+def test_it_learns_and_the_rate_warms_up_and_follows_a_cosine(images, tmp_path) -> None:
+    lines = _run(images, tmp_path, steps=60, warmup_steps=4, checkpoint_every=60)
+    assert [line["step"] for line in lines] == list(range(1, 61))
+    assert np.mean(_losses(lines)[-10:]) < 0.85 < 1 < np.mean(_losses(lines)[:10])  # predicting means costs 1
+    peak = 2e-2 * 16 / 256
+    rates = [line["lr"] for line in lines]
+    assert rates[:5] == pytest.approx([0, peak / 4, peak / 2, 3 * peak / 4, peak])
+    assert rates[4 + 28] == pytest.approx(peak / 2)  # half of the cosine's 56 steps
+    assert rates[4 + 14] == pytest.approx(peak * (1 + math.cos(math.pi / 4)) / 2)
+
+
+def test_biases_norms_and_fixed_tables_do_not_decay(images, tmp_path) -> None:
+    model = Pretrainer(tiny_config(tmp_path), images).model
+    decayed, spared = parameter_groups(model, 0.05)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.05, 0.0)
+    assert all(names[id(p)].endswith("bias") or "norm" in names[id(p)] for p in spared["params"])
+    grouped = {names[id(p)] for p in decayed["params"] + spared["params"]}
+    assert set(names.values()) - grouped == {"vit.embeddings.position_embeddings", "decoder.decoder_pos_embed"}
+
+
+def test_killed_and_resumed_equals_straight_through_to_the_last_bit(images, tmp_path) -> None:
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    changes = {"steps": 50, "checkpoint_every": 10, "gradient_accumulation_steps": 2}
+    child = FORK.Process(target=run_child, args=(killed, images), kwargs=changes)
+    child.start()
+    last = random.randint(11, 35)  # at least one checkpoint is there
+    while len(read_metrics(killed / "metrics.jsonl")) < last:
+        assert child.is_alive(), "the child ended before it was killed"
+        time.sleep(0.002)
+    child.kill()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    assert len(read_metrics(killed / "metrics.jsonl")) < 50
+    resumed = _run(images, killed, **changes)
+    assert _exactly(resumed) == _exactly(_run(images, straight, **changes))
+    assert _weights_differ(killed, straight) == 0
+    assert sorted(p.name for p in (killed / "checkpoints").glob("step-*")) == ["step-000040", "step-000050"]
+
+
+def test_two_processes_train_as_one(images, tmp_path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    changes = {"steps": 8, "gradient_accumulation_steps": 2}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [
+        FORK.Process(target=run_child, args=(two, images, rank, 2, port), kwargs=changes, daemon=True)
+        for rank in (0, 1)
+    ]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(60)
+    assert [process.exitcode for process in ranks] == [0, 0]
+    assert json.loads((two / "pretrain_config.json").read_text())["processes"] == 2
+    expected, found = _run(images, one, **changes), read_metrics(two / "metrics.jsonl")
+    assert [line["lr"] for line in found] == [line["lr"] for line in expected]
+    np.testing.assert_allclose(_losses(found), _losses(expected), rtol=1e-5)
+    assert _weights_differ(one, two) < 1e-4
+
+
+def test_accumulation_changes_rounding_only(images, tmp_path) -> None:
+    whole = _run(images, tmp_path / "whole")
+    parts = _run(images, tmp_path / "parts", gradient_accumulation_steps=4)
+    np.testing.assert_allclose(_losses(parts), _losses(whole), rtol=1e-5)
+    np.testing.assert_allclose([p["grad_norm"] for p in parts], [w["grad_norm"] for w in whole], rtol=1e-4)
+    assert _weights_differ(tmp_path / "parts", tmp_path / "whole") < 1e-4
+
+
+def test_what_is_saved_loads_plainly(images, tmp_path) -> None:
+    pretrainer = Pretrainer(tiny_config(tmp_path, steps=2, norm_pix_loss=False, mask_ratio=0.5), images)
+    pretrainer.train()
+    pretrainer.save()
+    mae, vit = ViTMAEForPreTraining.from_pretrained(tmp_path), ViTModel.from_pretrained(tmp_path / "backbone")
+    assert (mae.config.norm_pix_loss, mae.config.mask_ratio) == (False, 0.5)
+    for name, weight in mae.vit.state_dict().items():
+        assert torch.equal(weight, vit.state_dict()[name])
+        assert torch.equal(weight, pretrainer.model.vit.state_dict()[name])
+    assert not any(name.startswith("pooler") for name in load_file(tmp_path / "backbone" / "model.safetensors"))
+    for folder in (tmp_path, tmp_path / "backbone"):
+        processor = AutoImageProcessor.from_pretrained(folder)
+        assert processor.size["height"] == 32
+        assert list(processor.image_mean) == [0.485, 0.456, 0.406]
+    assert not list(tmp_path.rglob(".*"))
+
+
+def test_the_record_holds_the_configuration_and_the_facts(images, tmp_path) -> None:
+    lines = _run(images, tmp_path, steps=3)
+    record = json.loads((tmp_path / "pretrain_config.json").read_text())
+    assert (record["steps"], record["base_learning_rate"], record["peak_learning_rate"]) == (3, 2e-2, 1.25e-3)
+    assert (record["n_images"], record["device"], record["processes"]) == (len(images), "cpu", 1)
+    assert record["final_loss"] == pytest.approx(np.mean(_losses(lines)))
+    assert record["versions"]["torch"] == torch.__version__
+
+
+def test_a_finished_run_stays_finished_and_starts_over_on_request(images, tmp_path) -> None:
+    lines = _run(images, tmp_path, steps=4)
+    assert _run(images, tmp_path, steps=4) == lines
+    again = _run(images, tmp_path, steps=4, resume="never")
+    assert _exactly(again) == _exactly(lines)
+    assert again != lines  # the clock is another
+
+
+def test_another_configuration_or_other_images_are_refused(images, tmp_path) -> None:
+    _run(images, tmp_path, steps=2)
+    with pytest.raises(UserError, match=r"seed \(was 0, is 1\), steps \(was 2, is 3\)"):
+        Pretrainer(tiny_config(tmp_path, steps=3, seed=1), images).train()
+    with pytest.raises(UserError, match=r"images \(was"):
+        Pretrainer(tiny_config(tmp_path, steps=2), images[:-1]).train()
+
+
+def test_training_goes_on_from_a_given_model(images, tmp_path) -> None:
+    _run(images, tmp_path / "first", steps=30)
+    lines = _run(images, tmp_path / "second", steps=2, model=str(tmp_path / "first"), hidden_size=64)
+    assert lines[0]["loss"] < 0.8 * read_metrics(tmp_path / "first" / "metrics.jsonl")[0]["loss"]
+    assert ViTModel.from_pretrained(tmp_path / "second" / "backbone").config.hidden_size == 32
+
+
+def test_a_loss_that_explodes_ends_the_run_before_it_is_saved(images, tmp_path) -> None:
+    with pytest.raises(UserError, match=r"The loss is (nan|inf) at step \d+"):
+        _run(images, tmp_path, base_learning_rate=1e22, log_every=10, checkpoint_every=5)
+    for checkpoint in (tmp_path / "checkpoints").glob("step-*"):
+        assert all(w.isfinite().all() for w in load_file(checkpoint / "model.safetensors").values())
+
+
+def test_bfloat16_and_float32_runs_may_follow_each_other(images, tmp_path) -> None:
+    half = _run(images, tmp_path / "bf16", steps=3, mixed_precision="bf16")
+    full = _run(images, tmp_path / "full", steps=3)
+    assert half[0]["loss"] != full[0]["loss"]
+    np.testing.assert_allclose(_losses(half), _losses(full), rtol=2e-2)
+
+
+def test_what_cannot_be_trained_on_is_refused(images, tmp_path) -> None:
+    with pytest.raises(UserError, match=r"--batch_size 16 .* 1 processes x --gradient_accumulation_steps 3 = 3"):
+        Pretrainer(tiny_config(tmp_path, gradient_accumulation_steps=3), images)
+    with pytest.raises(UserError, match=r"uint8 tensor \(N, 3, S, S\), not torch.float32"):
+        Pretrainer(tiny_config(tmp_path), images.float())
+    with pytest.raises(UserError, match="no images"):
+        Pretrainer(tiny_config(tmp_path), images[:0])

@@ -1,0 +1,56 @@
+"""A pool and a model so small that a step takes milliseconds, and a run of it for child processes."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from accelerate.state import AcceleratorState
+
+from optidel_hf.pretraining.config import PretrainConfig
+from optidel_hf.pretraining.trainer import Pretrainer
+
+
+TINY_SIZES = {
+    "image_size": 32,
+    "patch_size": 8,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "decoder_hidden_size": 32,
+    "decoder_num_hidden_layers": 1,
+    "decoder_num_attention_heads": 2,
+}
+
+
+def tiny_config(output_dir: object, **changes: Any) -> PretrainConfig:
+    fields = {**TINY_SIZES, "steps": 12, "batch_size": 16, "base_learning_rate": 2e-2, "checkpoint_every": 4}
+    return PretrainConfig(output_dir=str(output_dir), **{**fields, "log_every": 1, "device": "cpu", **changes})
+
+
+def tiny_images(count: int = 40, side: int = 40) -> torch.Tensor:
+    """Colour gradients of random directions, `(count, 3, side, side)` uint8: what hides is told by what shows."""
+    generator = torch.Generator().manual_seed(0)
+    axis = torch.linspace(-1, 1, side)
+    angle = 2 * torch.pi * torch.rand(count, 1, 1, generator=generator)
+    ramp = angle.cos() * axis[None, None, :] + angle.sin() * axis[None, :, None]  # (count, side, side)
+    colour = 60 * torch.randn(count, 3, 1, 1, generator=generator)
+    return (127 + colour * ramp[:, None]).clamp(0, 255).to(torch.uint8)
+
+
+def run_child(
+    output_dir: object, images: torch.Tensor, rank: int = 0, processes: int = 1, port: int = 0, **changes: Any
+) -> None:
+    """A whole run in a forked process, as one rank of several where `processes` is above 1."""
+    torch.set_num_threads(1)
+    AcceleratorState._reset_state(reset_partial_state=True)  # the parent's knows one process
+    if processes > 1:
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+        os.environ.update({name: str(value) for name, value in {**place, **address}.items()})
+    pretrainer = Pretrainer(tiny_config(output_dir, **changes), images)
+    pretrainer.train()
+    pretrainer.save()
+    pretrainer.accelerator.end_training()

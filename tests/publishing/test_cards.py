@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from datasets import load_dataset
+from huggingface_hub import DatasetCard, ModelCard
+from PIL import Image
+from transformers import ViTImageProcessorPil, ViTMAEConfig, ViTMAEForPreTraining, ViTModel
+
+from optidel_hf.errors import UserError
+from optidel_hf.publishing.cards import (
+    curation_facts,
+    render_dataset_card,
+    render_model_card,
+    write_dataset_card,
+    write_model_card,
+)
+
+
+EXPECTED = Path(__file__).parent / "expected"
+RUN = {
+    "objective": "mae",
+    "model": None,
+    "image_size": 32,
+    "patch_size": 8,
+    "mask_ratio": 0.75,
+    "norm_pix_loss": True,
+    "steps": 4000,
+    "batch_size": 64,
+    "base_learning_rate": 1.5e-4,
+    "weight_decay": 0.05,
+    "seed": 7,
+    "n_images": 1234,
+    "peak_learning_rate": 3.75e-5,
+    "parameters": 3_456_789,
+    "seconds": 1234.5,
+    "final_loss": 0.43219,
+    "device": "cpu",
+    "processes": 2,
+    "precision": "bf16",
+    "versions": {"transformers": "5.24.0", "torch": "2.13.0"},
+}
+RAW = {"name": "my frames", "hub_id": None, "curation": None}
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path) -> Path:
+    (tmp_path / "pretrain_config.json").write_text(json.dumps(RUN))
+    return tmp_path
+
+
+def rewrite(folder: Path, **changes: Any) -> None:
+    (folder / "pretrain_config.json").write_text(json.dumps(RUN | changes))
+
+
+def snippets(card: str) -> str:
+    return "\n".join(re.findall(r"```python\n(.*?)```", card, re.DOTALL))
+
+
+def test_model_card_in_full(model_folder: Path, curation: Path, results: Callable[..., Path]) -> None:
+    card = render_model_card(
+        model_folder,
+        {"name": "frames-5pc", "hub_id": "you/frames-5pc", "curation": curation_facts(curation)},
+        "optidel pretrain --dataset you/frames-5pc --steps 4000",
+        results(model_folder / "results.json", {"optidel": 0.6123, "random": 0.5877}),
+        model_id="you/vit-frames",
+        arm="optidel",
+        license="cc-by-4.0",
+    )
+    assert card == (EXPECTED / "model_card.md").read_text()
+
+
+def test_dataset_card_in_full(curation: Path) -> None:
+    card = render_dataset_card(curation, name="Frames, 5 %", repo_id="you/frames-5pc", license="cc-by-4.0")
+    assert card == (EXPECTED / "dataset_card.md").read_text()
+
+
+def test_model_card_without_curation_and_results(model_folder: Path) -> None:
+    card = write_model_card(model_folder, RAW, "optidel pretrain").read_text()
+    assert "without curation" in card
+    assert "was not evaluated" in card
+    assert "None" not in card
+    assert ModelCard(card).data.license == "unknown"
+    assert ModelCard(card).data.datasets is None
+
+
+def test_base_model_is_linked_only_where_the_hub_has_it(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rewrite(model_folder, model="facebook/vit-mae-base")
+    card = render_model_card(model_folder, RAW, "optidel pretrain")
+    assert ModelCard(card).data.base_model == "facebook/vit-mae-base"
+    assert "| starts from | facebook/vit-mae-base |" in card
+    monkeypatch.chdir(model_folder)
+    Path("facebook/vit-mae-base").mkdir(parents=True)
+    assert ModelCard(render_model_card(model_folder, RAW, "optidel pretrain")).data.base_model is None
+
+
+@pytest.mark.parametrize("figure", ["peak_learning_rate", "n_images", "seed", "device", "final_loss", "versions"])
+@pytest.mark.parametrize("absent", [True, False])
+def test_a_missing_figure_is_named(model_folder: Path, figure: str, absent: bool) -> None:
+    run = {name: value for name, value in RUN.items() if name != figure} if absent else RUN | {figure: None}
+    (model_folder / "pretrain_config.json").write_text(json.dumps(run))
+    with pytest.raises(UserError, match=figure):
+        render_model_card(model_folder, RAW, "optidel pretrain")
+
+
+def test_an_unfinished_training_has_no_card(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has not finished"):
+        render_model_card(tmp_path, RAW, "optidel pretrain")
+
+
+def test_one_seed_has_no_interval(model_folder: Path) -> None:
+    row = {"arm": "a", "mode": "probe", "seeds": 1, "miou_mean": 0.5, "miou_low": None, "miou_high": None}
+    (model_folder / "results.json").write_text(json.dumps({"summary": [row]}))
+    card = render_model_card(model_folder, RAW, "optidel pretrain", model_folder)
+    assert "| a | probe | 50.00 | none | 1 |" in card
+
+
+def test_the_model_card_s_code_runs(model_folder: Path) -> None:
+    config = ViTMAEConfig(
+        image_size=32,
+        patch_size=8,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        decoder_hidden_size=32,
+        decoder_num_hidden_layers=1,
+        decoder_num_attention_heads=2,
+        decoder_intermediate_size=64,
+    )
+    ViTMAEForPreTraining(config).save_pretrained(model_folder)
+    backbone = ViTModel.from_pretrained(model_folder, add_pooling_layer=False)
+    processor = ViTImageProcessorPil(size={"height": 32, "width": 32})
+    for folder, part in ((model_folder, None), (model_folder / "backbone", backbone)):
+        processor.save_pretrained(folder)
+        if part is not None:
+            part.save_pretrained(folder)
+    names: dict[str, Any] = {}
+    exec(snippets(render_model_card(model_folder, RAW, "optidel pretrain")), names)
+    features = names["features"](Image.new("RGB", (40, 40), (120, 60, 30)))
+    assert np.asarray(features).shape == (1, 17, 32)
+    assert isinstance(names["model"], ViTMAEForPreTraining)
+
+
+def test_the_dataset_loads_with_its_card_beside_it(curation: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(curation, tmp_path / "out")
+    card = write_dataset_card(out, license="cc-by-4.0").read_text()
+    assert DatasetCard(card).data.license == "cc-by-4.0"
+    dataset = load_dataset(str(out / "curated"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert len(dataset) == 4
+    assert set(dataset.column_names) == {"image", "tiles"}
+
+
+def test_a_dataset_card_needs_a_selection(curation: Path, tmp_path: Path) -> None:
+    (tmp_path / "inputs.parquet").write_bytes((curation / "inputs.parquet").read_bytes())
+    with pytest.raises(UserError, match="selection"):
+        render_dataset_card(tmp_path)

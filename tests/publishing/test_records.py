@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from optidel_hf.errors import UserError
+from optidel_hf.publishing.records import find_rows, funnel, patch_key, read_curation, read_rows, shards
+
+
+def test_counts_each_image_once(curation: Path) -> None:
+    record = read_curation(curation)
+    # broken.png is rejected in inputs.parquet and again in rejected/.
+    assert record.rejected == {"broken image": 1, "too many pixels": 1, "no key patch": 1}
+    assert (record.sources, record.with_patches, record.patches, record.mosaics) == (11, 8, 24, 4)
+
+
+def test_funnel_counts_down_from_images_and_from_patches(curation: Path) -> None:
+    steps = {step["label"]: (step["count"], step["share"]) for step in funnel(read_curation(curation))}
+    assert steps["with key patches"] == (8, 8 / 11)
+    assert steps["eligible"] == (22, 22 / 24)
+    assert steps["chosen"] == (16, 16 / 24)
+
+
+def test_columns_follow_the_shards(curation: Path) -> None:
+    record = read_curation(curation)
+    assert list(record.offsets) == [0, 8, 16, 24]
+    assert [record.row(index) for index in (0, 7, 8, 23)] == [(0, 0), (0, 7), (1, 0), (2, 7)]
+    second = pq.read_table(shards(curation / "scores")[1])
+    assert np.array_equal(record.columns["pvi"][8:16], second["pvi"].to_numpy())
+    assert list(record.columns["side"][8:16]) == [crop[2] for crop in second["crop"].to_pylist()]
+
+
+def test_rows_come_in_the_order_asked_for(curation: Path) -> None:
+    everything = [pq.read_table(path).to_pylist() for path in shards(curation / "patches")]
+    # Row groups hold five rows: these lie in different groups and shards, and one is asked for twice.
+    wanted = [(2, 7), (0, 4), (0, 5), (1, 0), (0, 4)]
+    found = read_rows(curation / "patches", wanted, ["image", "crop"])
+    assert found == [{key: everything[shard][row][key] for key in ("image", "crop")} for shard, row in wanted]
+
+
+def test_find_rows_tells_crops_of_one_source_apart(curation: Path) -> None:
+    rows = pq.read_table(shards(curation / "patches")[1], columns=["source", "crop"]).to_pylist()
+    key = patch_key(rows[3])
+    assert find_rows(curation / "patches", {key, (key[0], (0, 0, 1))}) == {key: (1, 3)}
+
+
+def test_a_folder_without_a_curation_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no inputs\.parquet"):
+        read_curation(tmp_path / "nowhere")
+
+
+def test_a_selection_without_its_metadata_is_refused(curation: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(curation, tmp_path / "out")
+    table = pq.read_table(out / "selection.parquet").replace_schema_metadata(None)
+    pq.write_table(table, out / "selection.parquet")
+    with pytest.raises(UserError, match="metadata"):
+        read_curation(out)

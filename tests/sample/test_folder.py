@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from optidel_hf.errors import UserError
+from optidel_hf.sample import folder
+from optidel_hf.sample.folder import write_sample
+
+
+SIZES = {"frames": 22, "train": 5, "validation": 2, "test": 3, "image_size": 32}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    return write_sample(tmp_path_factory.mktemp("sample") / "new", **SIZES)
+
+
+def names(root, pattern):
+    return sorted(path.relative_to(root).as_posix() for path in root.glob(pattern))
+
+
+def contents(root):
+    return {path.relative_to(root): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def test_layout(written):
+    assert names(written, "pool/**/*.*")[-1] == "pool/images/seq-0001_frame-0001.jpg"
+    assert len(names(written, "pool/**/*.*")) == 22
+    assert len(names(written, "downstream/images/train_*.png")) == 5
+    assert len(names(written, "downstream/images/validation_*.png")) == 2
+    assert len(names(written, "downstream/images/test_*.png")) == 3
+    assert [n.replace("masks", "images") for n in names(written, "downstream/masks/*")] == names(written, "downstream/images/*")
+
+
+def test_masks_are_black_and_white_and_some_hold_a_polyp(written):
+    values = [np.unique(np.asarray(Image.open(path))) for path in (written / "downstream" / "masks").iterdir()]
+    assert set(np.concatenate(values)) == {0, 255}
+
+
+def test_no_sequence_is_in_two_parts(written):
+    parts = {}
+    for name in names(written, "pool/images/*") + names(written, "downstream/images/*"):
+        part = re.search(r"(\w+?)(/images/|_)seq", name).group(1)
+        parts.setdefault(part, set()).add(re.search(r"seq-(\d{4})_", name).group(1))
+    assert len(parts) == 4
+    assert len(set.union(*parts.values())) == sum(map(len, parts.values()))
+
+
+def test_a_finished_sample_is_reused(written, monkeypatch):
+    monkeypatch.setattr(folder, "generate_sequence", lambda *_: pytest.fail("generated again"))
+    assert write_sample(written, **SIZES) == written
+
+
+def test_another_configuration_is_refused(written):
+    with pytest.raises(UserError, match="seed 0 instead of 1"):
+        write_sample(written, **SIZES, seed=1)
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path):
+    (tmp_path / "thesis.txt").write_text("irreplaceable")
+    with pytest.raises(UserError, match="not a sample"):
+        write_sample(tmp_path, **SIZES)
+    assert (tmp_path / "thesis.txt").exists()
+
+
+def test_an_interrupted_run_leaves_no_folder_and_the_next_is_the_same(written, tmp_path, monkeypatch):
+    generate, calls = folder.generate_sequence, []
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return generate(*arguments)
+
+    monkeypatch.setattr(folder, "generate_sequence", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_sample(tmp_path / "cut", **SIZES)
+    assert not (tmp_path / "cut").exists()
+    monkeypatch.undo()
+    assert contents(write_sample(tmp_path / "cut", **SIZES)) == contents(written)
+    assert [path.name for path in tmp_path.iterdir()] == ["cut"]
+
+
+def test_a_larger_pool_leaves_the_test_part_alone(written, tmp_path):
+    larger = write_sample(tmp_path / "larger", **{**SIZES, "frames": 25})
+    for name in names(written, "downstream/images/test_*"):
+        assert (larger / name).read_bytes() == (written / name).read_bytes()
+
+
+def test_more_frames_than_there_are_sequences_is_refused(tmp_path):
+    with pytest.raises(UserError, match="at most 4000"):
+        write_sample(tmp_path / "huge", **{**SIZES, "frames": 0, "train": 4001})
