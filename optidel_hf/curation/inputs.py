@@ -66,7 +66,7 @@ def open_sources(config: InputConfig) -> Dataset:
     names: dict[str, list[str]] = {"source": [sources[i] for i in order]}
     if config.group_column:
         names["group"] = [str(value) for value in dataset[config.group_column]]
-    pictures = dataset.select_columns([image]).rename_column(image, "image")
+    pictures = dataset.select_columns([image]).rename_columns({image: "image"})
     return concatenate_datasets([pictures, Dataset.from_dict(names)], axis=1)
 
 

@@ -2,9 +2,9 @@
 One downstream run: a simple MLP head on a ViT's patch tokens, trained on few labels, tested by mIoU.
 
 The head is MedDEL's "simple MLP" (arXiv 2401.17542): two linear layers on every patch token of the last layer; its
-logits are upsampled bilinearly to the mask. The loss is cross-entropy plus soft Dice, since objects may be a few per
-cent of the pixels. Fine-tuning trains encoder and head, probing the head alone on tokens that are computed once.
-AdamW, 10 % linear warm-up, cosine to zero, the same number of steps whatever the number of labels.
+logits are upsampled bilinearly to the mask. The loss is cross-entropy plus soft Dice: with cross-entropy alone, few
+steps and small objects end in all background. Fine-tuning trains encoder and head, probing the head alone on tokens
+that are computed once. AdamW, 10 % linear warm-up, cosine to zero, the same steps whatever the number of labels.
 
 Shapes: `B` batch, `N` images, `C` classes, `T` patch tokens in a `G` x `G` grid, `D` width, `S` image side.
 """
@@ -106,7 +106,7 @@ def batch_rows(count: int, batch_size: int, seed: int, step: int) -> np.ndarray:
     """
     places = range(step * batch_size, (step + 1) * batch_size)
     orders = {
-        epoch: np.random.default_rng((seed, ORDER, epoch)).permutation(count)
+        epoch: np.random.default_rng((0, ORDER, epoch)).permutation(count)
         for epoch in {place // count for place in places}
     }
     images = np.array([orders[place // count][place % count] for place in places])
@@ -142,7 +142,9 @@ def train(
     Args:
         model ([`Segmenter`]): on the device where training is to run.
         data ([`DownstreamSet`]): the labelled images.
-        mode (`str`): `"finetune"` trains everything; `"probe"` the head, on cached tokens of the frozen encoder.
+        mode (`str`):
+            `"finetune"` trains everything; `"probe"` the head, on tokens of the frozen encoder, which lie on the
+            device for all four flips (16 T D bytes an image: 2.4 MB for ViT-B at 224 pixels).
         seed (`int`): draws order and flips, with the step's number.
         steps (`int`): optimiser steps.
         batch_size (`int`): images a step.

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 MODES = ("finetune", "probe")
 NO_PRETRAINING = "none"
-# What may differ between two calls on one OUT: the first four choose or annotate runs, the others change none.
+# What may differ between two calls on one OUT: it says which runs there are, or leaves them as they are.
 GRID_FIELDS = ("models", "modes", "seeds", "seed", "data_ratio", "device", "output_dir")
 
 
@@ -100,9 +100,7 @@ class EvaluateConfig:
         if not self.modes or set(self.modes) - set(MODES):
             raise ValueError(f"modes must be among {', '.join(MODES)}, got {self.modes}.")
         if self.train_split == self.test_split:
-            raise ValueError(
-                f"train_split and test_split are both '{self.train_split}': test on images not trained on."
-            )
+            raise ValueError(f"train_split and test_split are both '{self.train_split}': name two splits.")
         if self.data_ratio and len(self.data_ratio) != len(self.models):
             raise ValueError(f"data_ratio has {len(self.data_ratio)} values for {len(self.models)} models.")
         if not all(0 <= ratio <= 1 for ratio in self.data_ratio):
@@ -136,22 +134,19 @@ def evaluate_segmentation(config: EvaluateConfig) -> list[dict[str, Any]]:
         `UserError`: if a model or the data cannot be used, or the folder holds runs of another configuration.
     """
     arms = config.arms()
-    first = load_backbone(next(path for path in arms.values() if path != NO_PRETRAINING))
-    image_size = config.image_size or first.encoder.config.image_size
+    given = _load_arms(arms)
+    image_size = config.image_size or next(iter(given.values())).encoder.config.image_size
+    _check_patches(given, image_size)
     data = {split: _load_split(config, split, image_size) for split in (config.train_split, config.test_split)}
-    if config.labels > len(data[config.train_split]):
-        raise UserError(
-            f"--labels {config.labels}: the split has {len(data[config.train_split])} images; 0 takes all."
-        )
+    if config.labels > (available := len(data[config.train_split])):
+        raise UserError(f"--labels {config.labels}: split '{config.train_split}' has {available} images; 0 takes all.")
     out = Path(config.output_dir)
     _claim(out, _determining(config, image_size, data))
 
     rows = []
     with tqdm(total=len(arms) * len(config.modes) * config.seeds, desc="runs", unit="run") as bar:
         for arm, path in arms.items():
-            given = first if path == NO_PRETRAINING else load_backbone(path)
-            _check_patches(given, arm, image_size)
-            start = partial(_start, path, given)
+            start = partial(_start, path, given[arm])
             base = {"arm": arm, "model": path, "weights": start(0).fingerprint()}
             for mode in config.modes:
                 for seed in range(config.seed, config.seed + config.seeds):
@@ -160,6 +155,20 @@ def evaluate_segmentation(config: EvaluateConfig) -> list[dict[str, Any]]:
                     bar.update()
     _write_results(out, config, image_size, rows)
     return rows
+
+
+def _load_arms(arms: dict[str, str]) -> dict[str, Backbone]:
+    """The encoder given for every arm; for the arm without pre-training, the one whose architecture it takes."""
+    loaded = {arm: load_backbone(path) for arm, path in arms.items() if path != NO_PRETRAINING}
+    first = next(iter(loaded.values()))
+    return {arm: loaded.get(arm, first) for arm in arms}
+
+
+def _check_patches(given: dict[str, Backbone], image_size: int) -> None:
+    for arm, backbone in given.items():
+        patch = backbone.encoder.config.patch_size
+        if image_size % patch:
+            raise UserError(f"image_size {image_size} is no multiple of the {patch}-pixel patches of arm '{arm}'.")
 
 
 def _start(path: str, given: Backbone, seed: int) -> Backbone:
@@ -212,12 +221,6 @@ def _finished_or_run(out: Path, key: dict[str, Any], run: Callable[[], dict[str,
 
 def _load_split(config: EvaluateConfig, split: str, image_size: int) -> DownstreamSet:
     return load_downstream(config.dataset, split, image_size, config.exclude, config.image_column, config.mask_column)
-
-
-def _check_patches(backbone: Backbone, arm: str, image_size: int) -> None:
-    patch = backbone.encoder.config.patch_size
-    if image_size % patch:
-        raise UserError(f"image_size {image_size} is no multiple of the {patch}-pixel patches of arm '{arm}'.")
 
 
 def _determining(config: EvaluateConfig, image_size: int, data: dict[str, DownstreamSet]) -> dict[str, Any]:

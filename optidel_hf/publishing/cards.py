@@ -162,7 +162,7 @@ def curation_facts(curation: CurationRecord | str | Path) -> dict[str, Any]:
     if record.selection is None:
         raise UserError(f"{record.folder} holds no selection.parquet: run `curate` to its end before writing a card.")
     counts = {"sources": record.sources, "chosen": record.selection.num_rows, "mosaics": record.mosaics}
-    return {**record.facts, "budget": record.config.get("budget"), **counts}
+    return {**record.facts, **counts}
 
 
 def score_statistics(record: CurationRecord) -> list[dict[str, Any]]:

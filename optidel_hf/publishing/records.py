@@ -108,7 +108,7 @@ def read_curation(curation_dir: str | Path) -> CurationRecord:
         raise UserError(
             f"{folder} holds no inputs.parquet, so no curation has run there: give the --output_dir of `curate`."
         )
-    inputs = pq.read_table(folder / "inputs.parquet", columns=["source", "rejected"])
+    inputs = pq.read_table(folder / "inputs.parquet", columns=["source"])
     with_patches, patches = _count_patches(folder / "patches")
     columns, offsets = _read_scores(folder / "scores")
     selection, facts = _read_selection(folder / "selection.parquet")
@@ -118,7 +118,7 @@ def read_curation(curation_dir: str | Path) -> CurationRecord:
         config=read_json(folder / "config.json") if (folder / "config.json").is_file() else {},
         stages=stages,
         sources=inputs.num_rows,
-        rejected=_count_rejected(inputs, folder / "rejected"),
+        rejected=_count_rejected(folder / "rejected"),
         with_patches=with_patches,
         patches=patches,
         columns=columns,
@@ -243,16 +243,11 @@ def _row_groups(file: pq.ParquetFile) -> Iterator[tuple[int, int]]:
         start += file.metadata.row_group(group).num_rows
 
 
-def _count_rejected(inputs: pa.Table, folder: Path) -> Counter[str]:
-    """By source, so that an image which is listed as unusable and turns up in `rejected/` too counts once."""
-    reasons = _pairs(inputs, "rejected")
+def _count_rejected(folder: Path) -> Counter[str]:
+    reasons: Counter[str] = Counter()
     for path in shards(folder):
-        reasons |= _pairs(pq.read_table(path, columns=["source", "reason"]), "reason")
-    return Counter(reasons.values())
-
-
-def _pairs(table: pa.Table, column: str) -> dict[str, str]:
-    return {source: reason for source, reason in zip(table["source"].to_pylist(), table[column].to_pylist()) if reason}
+        reasons.update(pq.read_table(path, columns=["reason"])["reason"].to_pylist())
+    return reasons
 
 
 def _count_patches(folder: Path) -> tuple[int, int]:

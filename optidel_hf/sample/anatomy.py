@@ -145,7 +145,9 @@ def build_bowel(rng: np.random.Generator) -> Bowel:
     radius = draw_folds(rng, noise)
     radius, pool = pour_liquid(rng, radius, noise)
     residue, foam = np.maximum(draw_residue(rng, noise), pool), blow_bubbles(rng)
-    relief = radius - 0.03 * residue - foam + (1 - pool) * rng.uniform(0.002, 0.008) * noise(0.05) + 0.0012 * noise(0.02)
+    relief = (
+        radius - 0.03 * residue - foam + (1 - pool) * rng.uniform(0.002, 0.008) * noise(0.05) + 0.0012 * noise(0.02)
+    )
     surface = np.empty((ANGLES, DEPTHS, CHANNELS), dtype=np.float32)
     surface[..., SLOPE_ANGLE] = np.gradient(relief, 2 * np.pi / ANGLES, axis=0)
     surface[..., SLOPE_DEPTH] = np.gradient(relief, LENGTH / DEPTHS, axis=1)
@@ -168,7 +170,7 @@ def draw_folds(rng: np.random.Generator, noise: Noise) -> np.ndarray:
         crescent = 1 / (1 + np.exp((away - extent) / 0.3))
         line = depth + wander - place - rng.normal(0, 0.2) * np.cos(angle - middle)
         width = np.where(line > 0, rng.uniform(0.06, 0.12), rng.uniform(0.10, 0.22))
-        radius = radius - height * rng.uniform(0.5, 1.2) * crescent * np.exp(-np.abs(line / width) ** 1.6)
+        radius = radius - height * rng.uniform(0.5, 1.2) * crescent * np.exp(-(np.abs(line / width) ** 1.6))
         place += spacing * rng.uniform(0.4, 1.4)
     return np.maximum(radius, 0.25)
 
@@ -226,7 +228,11 @@ def draw_vessels(rng: np.random.Generator) -> np.ndarray:
             x, y = x + 5 * np.cos(heading), y + 4 * np.sin(heading)
             path.append((x, y))
         for shift in (0, ANGLES, 2 * ANGLES):
-            pen.line([(a, b % ANGLES + shift + (b // ANGLES - path[0][1] // ANGLES) * ANGLES) for a, b in path], 255, round(width))
+            pen.line(
+                [(a, b % ANGLES + shift + (b // ANGLES - path[0][1] // ANGLES) * ANGLES) for a, b in path],
+                255,
+                round(width),
+            )
         if width > 1:
             stack += [(x, y, heading + fork, width - 0.8) for fork in rng.normal(0, 0.7, 2)]
     drawn = np.asarray(canvas, dtype=np.float32)[ANGLES : 2 * ANGLES] / 255
@@ -249,6 +255,9 @@ def grow_polyp(rng: np.random.Generator, foot: np.ndarray, normal: np.ndarray, s
         centres.append(foot + size * 0.4 * normal)
         axes.append(size * np.array([0.35, 0.3, 0.9]))
     tint = rng.uniform(0.9, 1.1) * np.exp(-rng.normal(0.05, 0.12) * np.array([0.2, 1.0, 0.9]))
-    waves = [(*rng.normal(0, 1, 3) * pitch / size, rng.uniform(0, 6.3), rng.uniform(0, swell) * size) for pitch, swell in WAVES]
+    waves = [
+        (*rng.normal(0, 1, 3) * pitch / size, rng.uniform(0, 6.3), rng.uniform(0, swell) * size)
+        for pitch, swell in WAVES
+    ]
     arrays = (np.asarray(array, dtype=np.float32) for array in (frame, centres, axes, waves, tint))
     return Polyp(*arrays, foot=0.12 * size, spots=rng.uniform(0.05, 0.35), grain=rng.uniform(7, 18))

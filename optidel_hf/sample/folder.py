@@ -80,7 +80,9 @@ def is_written(output_dir: Path, asked: dict) -> bool:
         raise UserError(f"{output_dir} holds files that are not a sample; give a new or an empty folder.")
     found = json.loads((output_dir / "sample.json").read_text())
     if found != asked:
-        names = ", ".join(f"{name} {found.get(name)} instead of {asked[name]}" for name in asked if found.get(name) != asked[name])
+        names = ", ".join(
+            f"{name} {found.get(name)} instead of {asked[name]}" for name in asked if found.get(name) != asked[name]
+        )
         raise UserError(f"{output_dir} holds another sample ({names}); give another folder or delete this one.")
     return True
 
@@ -106,6 +108,6 @@ def walk(part: str, count: int, image_size: int, seed: int) -> Iterator[tuple[in
     for index in range(-(-count // config.frames_per_sequence)):
         sequence = FIRST_SEQUENCE[part] + index
         pairs = zip(*generate_sequence(seed, sequence, config))
-        for frame, (image, mask) in enumerate(pairs, start=0):
+        for frame, (image, mask) in enumerate(pairs):
             if index * config.frames_per_sequence + frame < count:
                 yield sequence, frame, image, mask

@@ -21,7 +21,9 @@ class FrameConfig:
 
     image_size: int = field(default=128, metadata={"help": "Side of the frames in pixels."})
     frames_per_sequence: int = field(default=20, metadata={"help": "Frames in a sequence."})
-    stride: int = field(default=1, metadata={"help": "Keep every stride-th frame: more, and frames of a sequence differ more."})
+    stride: int = field(
+        default=1, metadata={"help": "Keep every stride-th frame: more, and frames of a sequence differ more."}
+    )
     polyp_rate: float = field(default=0.6, metadata={"help": "Share of the sequences with a polyp in their scene."})
 
     def __post_init__(self) -> None:
@@ -51,14 +53,18 @@ class Flight:
     def camera(self, bowel: Bowel, frame: float) -> Camera:
         """The camera at a frame's time."""
         amplitude, frequency, phase = self.waves.T
-        depth, right, down, pan, tilt, roll = self.start + frame * self.rate + amplitude * np.sin(frequency * frame + phase)
+        depth, right, down, pan, tilt, roll = (
+            self.start + frame * self.rate + amplitude * np.sin(frequency * frame + phase)
+        )
         cx, cy = bowel.centre(np.asarray(depth))
         sx, sy = bowel.centre_slope(np.asarray(depth))
         forward = np.array([sx, sy, 1.0]) / np.sqrt(sx**2 + sy**2 + 1)
         side = np.cross([0.0, 1.0, 0.0], forward)
         side /= np.linalg.norm(side)
         axes = turn(pan, 0, 2) @ turn(tilt, 1, 2) @ np.stack([side, np.cross(forward, side), forward])
-        return Camera(np.array([cx + right, cy + down, depth], dtype=np.float32), turn(roll, 0, 1) @ axes, self.half_angle)
+        return Camera(
+            np.array([cx + right, cy + down, depth], dtype=np.float32), turn(roll, 0, 1) @ axes, self.half_angle
+        )
 
     def path(self, bowel: Bowel, frames: int) -> np.ndarray:
         """The positions (T, 3) of the camera at every frame."""
@@ -88,7 +94,15 @@ def draw_flight(rng: np.random.Generator) -> Flight:
     """Draw a flight: into the lumen, or along a wall that fills the view."""
     away = rng.uniform(0, 2 * np.pi)
     angle = rng.uniform(0.0, 0.5) if rng.random() < 0.45 else rng.uniform(0.6, 1.35)
-    start = np.array([rng.uniform(1.6, 2.2), *rng.uniform(-0.35, 0.35, 2), angle * np.cos(away), angle * np.sin(away), rng.uniform(-3.1, 3.1)])
+    start = np.array(
+        [
+            rng.uniform(1.6, 2.2),
+            *rng.uniform(-0.35, 0.35, 2),
+            angle * np.cos(away),
+            angle * np.sin(away),
+            rng.uniform(-3.1, 3.1),
+        ]
+    )
     scale = np.array([0.012, 0.006, 0.006, 0.010, 0.010, 0.008])
     waves = np.stack([rng.uniform(0.5, 3, 6) * scale, rng.uniform(0.1, 0.5, 6), rng.uniform(0, 6.3, 6)], axis=1)
     return Flight(start, rng.normal(0, 1, 6) * scale, waves, rng.uniform(0.9, 1.2))
@@ -131,7 +145,10 @@ def generate_sequence(seed: int, sequence: int, config: FrameConfig) -> tuple[np
     flight, endoscope = plan_flight(flying, bowel, times[-1] + 1), build_endoscope(device, config.image_size)
     polyps: list[Polyp] = []
     if growth.random() < config.polyp_rate:
-        polyps = [place_polyp(growth, bowel, flight, times[-1] + 1) for _ in range(growth.choice([1, 2, 3], p=[0.75, 0.18, 0.07]))]
+        polyps = [
+            place_polyp(growth, bowel, flight, times[-1] + 1)
+            for _ in range(growth.choice([1, 2, 3], p=[0.75, 0.18, 0.07]))
+        ]
     blur, haze = device.uniform(0.3, 0.85), device.choice([0, 0, 0.25]) * device.random()
     frames, masks = [], []
     for time in times:

@@ -99,7 +99,9 @@ def photograph(
         image += haze * (0.3 + 0.7 * veil - image)
     noise = rng.standard_normal(image.shape, dtype=np.float32)
     image += 0.006 * noise + 0.008 * uniform_filter1d(noise, 3, axis=1)
-    image = image * endoscope.window[..., None] + endoscope.overlay[..., None] + 0.02 * (endoscope.window < 1)[..., None]
+    image = (
+        image * endoscope.window[..., None] + endoscope.overlay[..., None] + 0.02 * (endoscope.window < 1)[..., None]
+    )
     return compress((image.clip(0, 1) * 255).astype(np.uint8), endoscope.quality)
 
 

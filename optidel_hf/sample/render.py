@@ -114,7 +114,9 @@ def march(bowel: Bowel, polyps: list[Polyp], origin: np.ndarray, rays: np.ndarra
     return travelled
 
 
-def march_image(bowel: Bowel, polyps: list[Polyp], camera: Camera, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def march_image(
+    bowel: Bowel, polyps: list[Polyp], camera: Camera, side: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """March an image's rays: the rays (N, 3), how far they travel (N,), and which pass near a polyp (N,).
 
     Every fourth pixel of every fourth row goes first; the others start a little before the nearest of its neighbours.

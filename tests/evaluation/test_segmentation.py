@@ -97,16 +97,11 @@ def test_another_configuration_or_data_set_is_refused(
         evaluate_segmentation(EvaluateConfig(**settings | {"steps": 5, "labels": 7}))
     copy = tmp_path / "copy"
     shutil.copytree(squares_folder, copy)
-    evaluate_segmentation(
-        EvaluateConfig(**settings | {"modes": ["probe"], "dataset": str(copy), "output_dir": str(tmp_path / "two")})
-    )
+    changed = settings | {"modes": ["probe"], "dataset": str(copy), "output_dir": str(tmp_path / "two")}
+    evaluate_segmentation(EvaluateConfig(**changed))
     shutil.copy(copy / "images" / "train_000.png", copy / "images" / "train_001.png")
     with pytest.raises(UserError, match="other values of train images"):
-        evaluate_segmentation(
-            EvaluateConfig(
-                **settings | {"modes": ["probe"], "dataset": str(copy), "output_dir": str(tmp_path / "two")}
-            )
-        )
+        evaluate_segmentation(EvaluateConfig(**changed))
 
 
 def test_weights_that_changed_under_the_same_path_are_refused(
@@ -129,6 +124,7 @@ def test_what_the_data_cannot_give_is_refused(settings: dict[str, Any]) -> None:
         evaluate_segmentation(EvaluateConfig(**settings | {"labels": 25}))
     with pytest.raises(UserError, match="image_size 30 is no multiple of the 4-pixel patches of arm 'given'"):
         evaluate_segmentation(EvaluateConfig(**settings | {"image_size": 30}))
+    assert not Path(settings["output_dir"]).exists()  # a mistake claims no folder
 
 
 @pytest.mark.parametrize(

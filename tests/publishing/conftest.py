@@ -18,11 +18,8 @@ from PIL import Image
 
 SIDE, TILE, TILES_PER_MOSAIC = 32, 16, 4
 CONFIG = {
-    "dataset": "frames",
-    "budget": 0.5,
     "images_per_shard": 4,
-    "license": "cc-by-4.0",
-    "strategy": "optidel",
+    "inputs": {"dataset": "frames"},
     "versions": {"optidel_hf": "0.1.0", "pillow": "12.3.0"},
 }
 SCALARS = ["cond_entropy", "null_entropy", "pvi", "pvi_std", "recon_error", "contrast", "difficulty"]
@@ -107,24 +104,18 @@ def write_curation(folder: Path, images: dict[str, np.ndarray], each: int, mosai
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(CONFIG))
     sources = [*images, "blank.png", "broken.png", "huge.png"]
-    inputs = {
-        "index": pa.array(range(len(sources)), pa.int64()),
-        "source": sources,
-        "group": sources,
-        "width": [64] * len(sources),
-        "height": [64] * len(sources),
-        "rejected": pa.array([*[None] * (len(sources) - 2), "broken image", "too many pixels"], pa.string()),
-    }
+    inputs = {"source": sources, "group": sources, "size": pa.array([4096] * len(sources), pa.int64())}
     pq.write_table(pa.table(inputs), folder / "inputs.parquet")
     scored = ["area", "crop", "source", "group", "bbox", "upscale", "fold", *SCALARS]
     cut = ["image", "source", "group", "bbox", "crop", "upscale", "area"]
     write_shards(folder / "patches", [{key: patch[key] for key in cut} for patch in patches], per_shard)
     write_shards(folder / "scores", [{key: patch[key] for key in scored} for patch in patches], per_shard)
-    rejected = [{"source": "blank.png", "reason": "no key patch"}, {"source": "broken.png", "reason": "broken image"}]
+    reasons = {"blank.png": "no key patch", "broken.png": "broken image", "huge.png": "too many pixels"}
+    rejected = [{"source": source, "reason": reason} for source, reason in reasons.items()]
     write_shards(folder / "rejected", rejected, 8)
     for fold in range(2):
         (folder / f"reference/fold-{fold}").mkdir(parents=True)
-        calibration = {"var_model": 0.01, "var_null": 0.04, "v_information_held_out": 0.8 + 0.05 * fold}
+        calibration = {"model": ".", "patches": 8, "v_information_held_out": 0.8 + 0.05 * fold}
         (folder / f"reference/fold-{fold}/calibration.json").write_text(json.dumps(calibration))
     chosen = select(patches, mosaics)
     hardest = sorted(patches, key=lambda patch: -patch["difficulty"])[:2]
@@ -132,6 +123,7 @@ def write_curation(folder: Path, images: dict[str, np.ndarray], each: int, mosai
         "strategy": "optidel",
         "score": "difficulty",
         "seed": 0,
+        "budget": 0.5,
         "tiles_per_mosaic": TILES_PER_MOSAIC,
         "tile_size": TILE,
         "counts": {"pool": len(patches), "eligible": len(patches) - 2, "chosen": len(chosen)},

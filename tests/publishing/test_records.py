@@ -13,7 +13,6 @@ from optidel_hf.publishing.records import find_rows, funnel, patch_key, read_cur
 
 def test_counts_each_image_once(curation: Path) -> None:
     record = read_curation(curation)
-    # broken.png is rejected in inputs.parquet and again in rejected/.
     assert record.rejected == {"broken image": 1, "too many pixels": 1, "no key patch": 1}
     assert (record.sources, record.with_patches, record.patches, record.mosaics) == (11, 8, 24, 4)
 

@@ -11,7 +11,7 @@ from optidel_hf.sample import folder
 from optidel_hf.sample.folder import write_sample
 
 
-SIZES = {"frames": 22, "train": 5, "validation": 2, "test": 3, "image_size": 32}
+SIZES = {"frames": 20, "train": 5, "validation": 2, "test": 3, "image_size": 32}
 
 
 @pytest.fixture(scope="module")
@@ -28,12 +28,14 @@ def contents(root):
 
 
 def test_layout(written):
-    assert names(written, "pool/**/*.*")[-1] == "pool/images/seq-0001_frame-0001.jpg"
-    assert len(names(written, "pool/**/*.*")) == 22
+    assert names(written, "pool/**/*.*")[-1] == "pool/images/seq-0000_frame-0019.jpg"
+    assert len(names(written, "pool/**/*.*")) == 20
     assert len(names(written, "downstream/images/train_*.png")) == 5
     assert len(names(written, "downstream/images/validation_*.png")) == 2
     assert len(names(written, "downstream/images/test_*.png")) == 3
-    assert [n.replace("masks", "images") for n in names(written, "downstream/masks/*")] == names(written, "downstream/images/*")
+    assert [n.replace("masks", "images") for n in names(written, "downstream/masks/*")] == names(
+        written, "downstream/images/*"
+    )
 
 
 def test_masks_are_black_and_white_and_some_hold_a_polyp(written):
@@ -86,7 +88,7 @@ def test_an_interrupted_run_leaves_no_folder_and_the_next_is_the_same(written, t
 
 
 def test_a_larger_pool_leaves_the_test_part_alone(written, tmp_path):
-    larger = write_sample(tmp_path / "larger", **{**SIZES, "frames": 25})
+    larger = write_sample(tmp_path / "larger", **{**SIZES, "frames": 21})
     for name in names(written, "downstream/images/test_*"):
         assert (larger / name).read_bytes() == (written / name).read_bytes()
 
