@@ -106,7 +106,7 @@ def batch_rows(count: int, batch_size: int, seed: int, step: int) -> np.ndarray:
     """
     places = range(step * batch_size, (step + 1) * batch_size)
     orders = {
-        epoch: np.random.default_rng((0, ORDER, epoch)).permutation(count)
+        epoch: np.random.default_rng((seed, ORDER, epoch)).permutation(count)
         for epoch in {place // count for place in places}
     }
     images = np.array([orders[place // count][place % count] for place in places])

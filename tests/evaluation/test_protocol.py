@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from optidel_hf.evaluation import protocol
 from optidel_hf.evaluation.backbone import load_backbone
 from optidel_hf.evaluation.downstream import DownstreamSet, load_downstream
 from optidel_hf.evaluation.protocol import (
@@ -57,7 +58,9 @@ def test_every_order_holds_every_image_once() -> None:
 
 def test_batches_depend_on_seed_and_step_alone() -> None:
     assert (batch_rows(10, 4, seed=3, step=7) == batch_rows(10, 4, seed=3, step=7)).all()
-    assert (batch_rows(50, 20, seed=3, step=0) != batch_rows(50, 20, seed=4, step=0)).any()
+    one, other = batch_rows(50, 20, seed=3, step=0), batch_rows(50, 20, seed=4, step=0)
+    assert (one % 50 != other % 50).any()  # the images
+    assert (one // 50 != other // 50).any()  # their flips
     assert len(batch_rows(3, 8, seed=0, step=0)) == 8  # a batch may be larger than the set
 
 
@@ -101,6 +104,26 @@ def test_probing_leaves_the_encoder_and_fine_tuning_changes_it(model: Segmenter,
     assert not weights(model.head).equal(head)
     fit(model, train_set, "finetune", steps=3)
     assert not weights(model.encoder).equal(encoder)
+
+
+def test_training_sees_images_and_masks_that_belong_together(
+    model: Segmenter, train_set: DownstreamSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn_as_their_masks = DownstreamSet(
+        train_set.names, 255 * train_set.masks.unsqueeze(1).repeat(1, 3, 1, 1), train_set.masks
+    )
+    images: list[torch.Tensor] = []
+    masks: list[torch.Tensor] = []
+
+    def spy(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        masks.append(truth)
+        return segmentation_loss(logits, truth)
+
+    monkeypatch.setattr(protocol, "segmentation_loss", spy)
+    model.register_forward_pre_hook(lambda _, inputs: images.append(inputs[0]))
+    fit(model, drawn_as_their_masks, "finetune", steps=2)
+    assert torch.equal(torch.cat(images)[:, 0] // 255, torch.cat(masks))
+    assert len(torch.cat(masks)) == 16
 
 
 @pytest.mark.parametrize(("mode", "steps"), [("finetune", 60), ("probe", 200)])
