@@ -55,8 +55,9 @@ def main() -> None:
         "",
         f"{processor()}, one core of {os.cpu_count()}, load {os.getloadavg()[0]:.1f} at the start. "
         f"Python {platform.python_version()}, numpy {np.__version__}, scipy {scipy.__version__}.",
-        f"`OMP_NUM_THREADS=1 python benchmarks/bench_sample.py --repeats {arguments.repeats}`; median (lowest to highest).",
-        "Drawing each sequence's scene is included. On a loaded machine the wall clock also counts the others' work.",
+        "`OMP_NUM_THREADS=1 python benchmarks/bench_sample.py`;",
+        f"median of {arguments.repeats} (lowest to highest). Drawing each sequence's scene is included.",
+        "On a loaded machine the wall clock also counts the others' work.",
         "",
         "| case | processor ms/frame | wall ms/frame | frames/s (wall) |",
         "|---|---|---|---|",

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from transformers import HfArgumentParser
@@ -26,11 +25,11 @@ def parse(dataclasses: Sequence[type], arguments: Sequence[str], prog: str, desc
     Raises:
         `UserError`: for an unreadable file, an unknown key in it, or a value that a dataclass refuses.
     """
-    parser = HfArgumentParser(list(dataclasses), prog=prog, description=description)
+    parser = _Parser(list(dataclasses), prog=prog, description=description, allow_abbrev=False)
+    fields = {action.dest for action in parser._actions} - {"help"}
     parser.add_argument("--config", metavar="FILE", help="YAML file of `flag: value` lines; flags given here win.")
-    if file := _config_file(arguments):
-        _apply_file(parser, file)
-    values = vars(parser.parse_args(list(arguments)))
+    file = _config_file(arguments)
+    values = vars(parser.parse_args([*(_flags_of(file, fields) if file else []), *arguments]))
     values.pop("config")
     try:
         return parser.parse_dict(values)
@@ -38,24 +37,35 @@ def parse(dataclasses: Sequence[type], arguments: Sequence[str], prog: str, desc
         raise UserError(str(error)) from None
 
 
+class _Parser(HfArgumentParser):
+    """A parser whose errors are one sentence, without the usage of fifty flags."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (--help lists the flags).")
+
+
 def _config_file(arguments: Sequence[str]) -> Path | None:
-    """The value of `--config`, read before the parser is complete: the file may hold what is required."""
-    finder = argparse.ArgumentParser(add_help=False)
+    """The value of `--config`, read before the rest: the file may hold what is required."""
+    finder = _Parser([], add_help=False, allow_abbrev=False)
     finder.add_argument("--config", type=Path)
     return finder.parse_known_args(list(arguments))[0].config
 
 
-def _apply_file(parser: HfArgumentParser, path: Path) -> None:
-    if not path.is_file():
-        raise UserError(f"--config {path}: no such file.")
+def _flags_of(path: Path, fields: set[str]) -> list[str]:
+    """The lines of a YAML file as flags, so that the parser checks them as it checks those of the command line."""
     try:
         values = yaml.safe_load(path.read_text()) or {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path} cannot be read: {error}") from None
     except yaml.YAMLError as error:
         raise UserError(f"--config {path} is not YAML: {error}") from None
-    flags = {action.dest for action in parser._actions}
-    unknown = [key for key in values if key not in flags]
-    if unknown:
+    if not isinstance(values, dict):
+        raise UserError(f"--config {path} holds no `flag: value` lines.")
+    if unknown := [key for key in values if key not in fields]:
         raise UserError(f"--config {path}: '{unknown[0]}' is no flag of this command; --help lists them.")
-    parser.set_defaults(**values)
-    for action in parser._actions:
-        action.required = action.required and action.dest not in values
+    given = {key: value for key, value in values.items() if value is not None}
+    return [flag for key, value in given.items() for flag in _flag(key, value)]
+
+
+def _flag(key: str, value: Any) -> list[str]:
+    return [f"--{key}", *map(str, value)] if isinstance(value, list) else [f"--{key}={value}"]

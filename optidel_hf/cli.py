@@ -10,7 +10,6 @@ The `optidel` command. The recipes call the same functions.
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +34,10 @@ class RunConfig:
     reuse: str | None = field(default=None, metadata={"help": "Output to take over finished stages from."})
     device: str = field(default="auto", metadata={"help": "auto (cuda, mps, xpu, then cpu) or one of these."})
     images_per_shard: int = field(default=256, metadata={"help": "Source images in a shard, the unit of resume."})
+
+    def __post_init__(self) -> None:
+        if self.images_per_shard < 1:
+            raise UserError(f"images_per_shard is {self.images_per_shard}: a shard holds at least one image.")
 
 
 @dataclass(frozen=True)
@@ -89,20 +92,48 @@ def curate(arguments: Sequence[str], until: str = "curated") -> None:
     from optidel_hf.curation.pipeline import curate as run_curation
     from optidel_hf.curation.reference import ReferenceConfig
     from optidel_hf.curation.scoring import ScoreConfig
+    from optidel_hf.processes import process_rank
 
     stages = (InputConfig, RunConfig, PatchConfig, ReferenceConfig, ScoreConfig, SelectionConfig, MosaicConfig)
     inputs, run, patches, reference, score, selection, mosaic = _parse(stages, arguments, "curate", curate.__doc__)
+    _refuse_early(patches, reference, selection)
     if inputs.dataset == EMBEDDED:
         inputs = InputConfig(**{**vars(inputs), "dataset": str(sample_pool())})
     config = CurationConfig(
         inputs, patches=patches, reference=reference, score=score, selection=selection, mosaic=mosaic, **vars(run)
     )
     output = run_curation(config, until)
-    if until == "curated" and int(os.environ.get("RANK", 0)) == 0:
+    if until == "curated" and process_rank()[0] == 0:
         from optidel_hf.publishing.cards import write_dataset_card
 
         write_dataset_card(output)
     say(f"{until}: {output / until if until != 'selection' else output / '.selection'}")
+
+
+def _refuse_early(patches: Any, reference: Any, selection: Any) -> None:
+    """Refuse before any image is read what a late stage would: the strategy, and checkpoints of another kind."""
+    from optidel_hf.curation.selection import STRATEGIES
+
+    if selection.strategy not in STRATEGIES:
+        raise UserError(f"--strategy {selection.strategy} is not known: choose one of {', '.join(STRATEGIES)}.")
+    if patches.unit == "patch":
+        _refuse_other_kind("--sam", patches.sam, patches.sam_revision, "sam", "facebook/sam-vit-base")
+    if reference.reference:
+        checkpoint = reference.reference, reference.reference_revision
+        _refuse_other_kind("--reference", *checkpoint, "vit_mae", "facebook/vit-mae-base")
+
+
+def _refuse_other_kind(flag: str, name: str, revision: str | None, kind: str, example: str) -> None:
+    from transformers import AutoConfig
+
+    from optidel_hf.checkpoints import checkpoint_path
+
+    try:
+        found = AutoConfig.from_pretrained(checkpoint_path(name), revision=revision).model_type
+    except (OSError, ValueError) as error:
+        raise UserError(f"{flag} {name} cannot be loaded: {error} Give a checkpoint such as {example}.") from None
+    if found != kind:
+        raise UserError(f"{flag} {name} is a '{found}' model, not a '{kind}': give a checkpoint such as {example}.")
 
 
 def pretrain(arguments: Sequence[str]) -> None:
@@ -110,6 +141,7 @@ def pretrain(arguments: Sequence[str]) -> None:
     from optidel_hf.pretraining.batches import load_resident
     from optidel_hf.pretraining.config import PretrainConfig
     from optidel_hf.pretraining.trainer import Pretrainer
+    from optidel_hf.processes import process_rank
     from optidel_hf.publishing.cards import write_model_card
     from optidel_hf.sources import find_image_column, open_dataset
 
@@ -121,7 +153,7 @@ def pretrain(arguments: Sequence[str]) -> None:
     trainer = Pretrainer(config, resident)
     trainer.train()
     trainer.save()
-    if int(os.environ.get("RANK", 0)) == 0:
+    if process_rank()[0] == 0:
         command = " ".join(["accelerate launch recipes/pretrain.py", *arguments])
         write_model_card(config.output_dir, dataset_facts(dataset), command)
         say(f"checkpoint: {config.output_dir}")
@@ -245,7 +277,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         COMMANDS[command](flags)
     except UserError as error:
-        say(f"optidel {command}: {error}", sys.stderr)
+        say(f"optidel {command}: {' '.join(str(error).split())}", sys.stderr)
         return 2
     except KeyboardInterrupt:
         say("stopped; the same command goes on from here", sys.stderr)
@@ -267,9 +299,10 @@ def say(text: str, stream: Any = None) -> None:
 def sample_pool() -> Path:
     """The embedded sample's pool, generated first if it is not there, by the first process alone."""
     from optidel_hf.curation.shards import wait_for
+    from optidel_hf.processes import process_rank
     from optidel_hf.sample import write_sample
 
-    if int(os.environ.get("RANK", 0)) == 0:
+    if process_rank()[0] == 0:
         write_sample(SAMPLE_DIR)
     wait_for([SAMPLE_DIR / "sample.json"])
     return SAMPLE_DIR / "pool" / "images"
@@ -278,11 +311,11 @@ def sample_pool() -> Path:
 def sample_curated() -> Path:
     """The embedded sample's curated subset, made first if it is not there, before any process group's clock starts."""
     from optidel_hf.curation.shards import wait_for
+    from optidel_hf.processes import process_rank, single_process
 
-    if int(os.environ.get("RANK", 0)) == 0 and not (SAMPLE_CURATION_DIR / "selection.parquet").exists():
-        alone = {name: os.environ.pop(name) for name in ("RANK", "WORLD_SIZE") if name in os.environ}
-        curate([])
-        os.environ.update(alone)
+    if process_rank()[0] == 0 and not (SAMPLE_CURATION_DIR / "selection.parquet").exists():
+        with single_process():
+            curate([])
     wait_for([SAMPLE_CURATION_DIR / "selection.parquet"])
     return SAMPLE_CURATION_DIR / "curated"
 

@@ -13,6 +13,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 # Pillow's own decompression-bomb limit: 1024 * 1024 * 1024 / 4 / 3 pixels.
 MAX_IMAGE_PIXELS = 89_478_485
+# `open_image` has a limit of its own. For the whole process: `catch_warnings` is not safe in the threads that decode.
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
 class ImageRejected(ValueError):
@@ -39,22 +41,20 @@ def open_image(value: Any, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
         `ImageRejected`: with the reason, if the image is missing, truncated, too large or not an image.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = _open_lazily(value)
-            width, height = image.size
-            if width * height > max_pixels:
-                raise ImageRejected(f"{width}x{height} is over the limit of {max_pixels} pixels")
-            return _to_rgb(ImageOps.exif_transpose(image))
+        image = _open_lazily(value)
+        width, height = image.size
+        if width * height > max_pixels:
+            raise ImageRejected(f"{width}x{height} is over the limit of {max_pixels} pixels")
+        return _to_rgb(ImageOps.exif_transpose(image))
+    except ImageRejected:
+        raise
     except UnidentifiedImageError:
         raise ImageRejected("not an image that Pillow can read") from None
     except Image.DecompressionBombError as error:
         raise ImageRejected(str(error)) from None
     except FileNotFoundError:
         raise ImageRejected("file not found") from None
-    except ImageRejected:
-        raise
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow's decoders raise on broken data
+    except Exception as error:  # on broken data decoders raise OSError, SyntaxError, RuntimeError, struct.error, ...
         raise ImageRejected(f"broken image: {error}") from None
 
 

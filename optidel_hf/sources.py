@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from glob import glob
 from pathlib import Path
 
-from datasets import Dataset, DatasetDict, Image, concatenate_datasets, load_dataset, load_from_disk
-from datasets.exceptions import DatasetNotFoundError
+import pyarrow.parquet as pq
+from datasets import Dataset, DatasetDict, Features, Image, Value, concatenate_datasets, load_dataset, load_from_disk
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from optidel_hf.errors import UserError
 
@@ -16,7 +19,10 @@ from optidel_hf.errors import UserError
 logger = logging.getLogger(__name__)
 
 TABLE_FORMATS = {".parquet": "parquet", ".arrow": "arrow"}
-MASK_WORDS = re.compile(r"(^|[_\W])(masks?|annotations?|labels?|ground_?truth|gt|segmentations?)($|[_\W])", re.I)
+IMAGE_EXTENSIONS = frozenset(ImageFolder.EXTENSIONS)
+MASK_WORDS = re.compile(
+    r"(^|[_\W])(masks?|annotations?|labels?|ground[_\W]?truth|gt|segmentations?)($|[_\W])", re.IGNORECASE
+)
 
 
 def open_dataset(dataset: str, split: str | None = None, revision: str | None = None) -> Dataset:
@@ -37,9 +43,11 @@ def open_dataset(dataset: str, split: str | None = None, revision: str | None = 
         `file.parquet#row`, or `repo@revision/split#row`.
 
     Raises:
-        `UserError`: if nothing is there, no image is in it, or folders look like masks.
+        `UserError`: if nothing is there, no image is in it, or a folder with images looks like masks.
     """
-    path = Path(dataset)
+    path = Path(dataset).expanduser()
+    if not dataset:
+        raise UserError("--dataset is empty: give a folder, .parquet or .arrow files, or a Hub id.")
     if path.is_dir():
         opened = _open_folder(path, split)
     elif path.suffix in TABLE_FORMATS:
@@ -98,66 +106,125 @@ def unique_sources(sources: Sequence[object], column: str = "source") -> list[st
     seen: set[str] = set()
     for row, name in enumerate(names):
         if name in seen:
-            raise UserError(f"Row {row}: '{name}' occurs twice in column '{column}'; --id_column must be unique.")
+            raise UserError(
+                f"Row {row}: '{name}' occurs twice in column '{column}': give a unique one with --id_column, or "
+                "rename a column 'source' that means something else."
+            )
         seen.add(name)
     return names
 
 
 def _open_folder(path: Path, split: str | None) -> Dataset:
     if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
-        return _joined(load_from_disk(str(path)), split, lambda name, n: [f"{name}#{row}" for row in range(n)])
+        return _open_saved(path, split)
     if tables := sorted(p for suffix in TABLE_FORMATS for p in path.glob(f"*{suffix}")):
-        return concatenate_datasets([_open_table(table, split) for table in tables])
-    _refuse_mask_folders(path)
+        return _concatenated(tables, split)
+    files = _image_files(path)
+    if not files:
+        raise UserError(f"{path} holds no image{_elsewhere(path)}.")
+    _refuse_mask_folders(path, files)
+    described = any(path.rglob("metadata.*"))
+    return _load_image_folder(path, split, files) if split or described else _list_image_folder(path, files)
+
+
+def _open_saved(path: Path, split: str | None) -> Dataset:
+    try:
+        saved = load_from_disk(str(path))
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path} is no folder that `save_to_disk` finished: {error}.") from None
+    return _joined(saved, split, lambda name, row: f"{name}#{row}")
+
+
+def _image_files(folder: Path) -> list[Path]:
+    """The image files under `folder`, sorted; links are followed, hidden files and folders left out."""
+    return sorted(path for path in _walk(folder) if path.suffix.lower() in IMAGE_EXTENSIONS)
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    seen: set[str] = set()
+    for where, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(where)
+        folders[:] = sorted(name for name in folders if not name.startswith(".")) if real not in seen else []
+        yield from (Path(where, name) for name in names if real not in seen and not name.startswith("."))
+        seen.add(real)
+
+
+def _elsewhere(path: Path) -> str:
+    for table in sorted(p for suffix in TABLE_FORMATS for p in path.rglob(f"*{suffix}")):
+        return f", but {table.parent} holds {table.suffix} files: give --dataset {table.parent}"
+    return ""
+
+
+def _refuse_mask_folders(path: Path, files: list[Path]) -> None:
+    folders = sorted({file.parent.relative_to(path) for file in files})
+    suspects = [folder for folder in folders if MASK_WORDS.search(folder.as_posix())]
+    if suspects:
+        others = [folder for folder in folders if folder not in suspects]
+        hint = f", such as --dataset {path / others[0]}" if others else f"; {path / suspects[0]} itself if it does"
+        raise UserError(
+            f"{path} has a folder '{suspects[0].as_posix()}' that looks like masks, not images: give a folder that "
+            f"holds images only{hint}."
+        )
+
+
+def _list_image_folder(path: Path, files: list[Path]) -> Dataset:
+    """Every image, whatever names say of splits: `load_dataset` leaves out a file that is in none of them."""
+    logger.info("reading all %d images of %s", len(files), path)
+    rows = {
+        "image": [{"bytes": None, "path": str(file.absolute())} for file in files],
+        "source": [file.relative_to(path).as_posix() for file in files],
+    }
+    return Dataset.from_dict(rows, features=Features({"image": Image(decode=False), "source": Value("string")}))
+
+
+def _load_image_folder(path: Path, split: str | None, files: list[Path]) -> Dataset:
+    """The images as `load_dataset` splits them by name and describes them by `metadata.csv`."""
     try:
         splits = load_dataset("imagefolder", data_dir=str(path), drop_labels=True)
-    except (FileNotFoundError, DatasetNotFoundError, ValueError, IndexError) as error:
-        raise UserError(f"{path} holds no image that `load_dataset` can find ({error}).") from None
-    column = find_image_column(next(iter(splits.values())), None)
-    root = path.resolve()
-
-    def relative(dataset: Dataset) -> list[str]:
-        rows = dataset.cast_column(column, Image(decode=False))[column]
-        return [Path(row["path"]).resolve().relative_to(root).as_posix() for row in rows]
-
-    chosen = _choose_splits(splits, split)
-    return concatenate_datasets([part.add_column("source", relative(part)) for part in chosen.values()])
-
-
-def _refuse_mask_folders(path: Path) -> None:
-    suspects = sorted(child.name for child in path.iterdir() if child.is_dir() and MASK_WORDS.search(child.name))
-    if suspects:
-        others = sorted(c.name for c in path.iterdir() if c.is_dir() and c.name not in suspects)
-        hint = f"--dataset {path / others[0]}" if others else "a folder that holds images only"
-        raise UserError(f"{path} has a folder '{suspects[0]}' that looks like masks, not images: give {hint}.")
+    except Exception as error:  # datasets wraps errors of readers in several classes of its own
+        raise UserError(f"{path} cannot be read by `load_dataset`: {error.__cause__ or error}") from None
+    parts = [undecoded(part) for part in _choose_splits(splits, split).values()]
+    column, root = image_columns(parts[0])[0], path.resolve()
+    named = [[Path(os.path.relpath(row["path"], root)).as_posix() for row in part[column]] for part in parts]
+    left_out = len(files) - sum(map(len, named))
+    if split is None and left_out > 0:
+        logger.warning("%d of %d images are in no split and no row of metadata: left out.", left_out, len(files))
+    return concatenate_datasets([_with_sources(part, names) for part, names in zip(parts, named)])
 
 
 def _open_tables(pattern: Path, split: str | None) -> Dataset:
-    files = sorted(pattern.parent.glob(pattern.name))
+    files = sorted(map(Path, glob(str(pattern))))
     if not files:
         raise UserError(f"{pattern}: no such file.")
-    return concatenate_datasets([_open_table(file, split) for file in files])
+    return _concatenated(files, split)
 
 
-def _open_table(file: Path, split: str | None) -> Dataset:
+def _concatenated(files: list[Path], split: str | None) -> Dataset:
+    root = Path(os.path.commonpath([file.parent for file in files]))
+    return concatenate_datasets([_open_table(file, split, file.relative_to(root).as_posix()) for file in files])
+
+
+def _open_table(file: Path, split: str | None, name: str) -> Dataset:
     if split not in (None, "train"):
         raise UserError(f"--split {split}: {file.name} is a plain table, which has no splits but 'train'.")
     try:
+        if file.suffix == ".parquet":
+            pq.read_schema(file)  # of a broken file datasets would log the error besides raising it
         table = load_dataset(TABLE_FORMATS[file.suffix], data_files=str(file), split="train")
     except Exception as error:  # datasets wraps arrow's errors in several classes of its own
         raise UserError(f"{file} cannot be read as {TABLE_FORMATS[file.suffix]}: {error.__cause__ or error}") from None
-    return _with_sources(table, [f"{file.name}#{row}" for row in range(len(table))])
+    return _with_sources(table, [f"{name}#{row}" for row in range(len(table))])
 
 
 def _open_hub(repo: str, split: str | None, revision: str | None) -> Dataset:
     try:
         splits = load_dataset(repo, revision=revision)
-    except (DatasetNotFoundError, FileNotFoundError, ConnectionError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # not there, no connection, a bad name, a dataset script
         raise UserError(
             f"--dataset {repo} is neither a folder or file here nor a dataset that the Hub gives us ({error})."
         ) from None
     name = f"{repo}@{revision or _commit_of(repo)}"
-    return _joined(splits, split, lambda part, n: [f"{name}/{part}#{row}" for row in range(n)])
+    return _joined(splits, split, lambda part, row: f"{name}/{part}#{row}")
 
 
 def _commit_of(repo: str) -> str:
@@ -166,12 +233,12 @@ def _commit_of(repo: str) -> str:
     return HfApi().dataset_info(repo).sha or "main"
 
 
-def _joined(splits: DatasetDict | Dataset, split: str | None, sources: object) -> Dataset:
+def _joined(splits: DatasetDict | Dataset, split: str | None, source: Callable[[str, int], str]) -> Dataset:
     if isinstance(splits, Dataset):
-        splits = DatasetDict({split or "train": splits})
+        splits = DatasetDict({str(splits.split or "train"): splits})
     chosen = _choose_splits(splits, split)
-    parts = [_with_sources(part, sources(name, len(part))) for name, part in chosen.items()]  # type: ignore[operator]
-    return concatenate_datasets(parts)
+    named = {name: [source(name, row) for row in range(len(part))] for name, part in chosen.items()}
+    return concatenate_datasets([_with_sources(part, named[name]) for name, part in chosen.items()])
 
 
 def _choose_splits(splits: DatasetDict, split: str | None) -> DatasetDict:

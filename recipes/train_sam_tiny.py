@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from torch import distributed
 from transformers import HfArgumentParser, SamModel
 
 from optidel_hf.curation.patches import MaskGenerator, PatchConfig, cut_patches
@@ -55,14 +57,9 @@ def patches_kept(folder: Path, images: list[Image.Image]) -> dict[str, float]:
     return {"images": len(images), "min": low, "p25": first, "median": median, "p75": third, "max": high}
 
 
-def main() -> None:
-    """Train, export, evaluate."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    config, export = HfArgumentParser((SamTrainingConfig, ExportConfig)).parse_args_into_dataclasses()
-    trainer = SamTrainer(config)
-    for record in trainer.train():
-        logger.debug("%s", record)
-    folder = Path(config.output_dir) / "model"
+def export_and_evaluate(trainer: SamTrainer, export: ExportConfig) -> None:
+    """Write `output_dir/model` and `output_dir/evaluation.json`."""
+    folder = trainer.folder / "model"
     export_sam(scale_logits(trainer.average, export.logit_scale), folder, export.preset())
     scores = evaluate_sam(SamModel.from_pretrained(folder, dtype="float32").eval(), export.evaluation_scenes)
     held_out = [Image.fromarray(make_scene(HELD_OUT_SERIES, i)[0]) for i in range(export.evaluation_scenes)]
@@ -70,8 +67,21 @@ def main() -> None:
     if export.images:
         paths = sorted(path for path in Path(export.images).iterdir() if path.suffix.lower() in {".jpg", ".png"})
         results["patches_of_images"] = patches_kept(folder, [Image.open(path).convert("RGB") for path in paths])
-    (Path(config.output_dir) / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n")
+    (trainer.folder / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n")
     logger.info("%s", json.dumps(results, indent=2))
+
+
+def main() -> None:
+    """Train, export, evaluate."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    config, export = HfArgumentParser((SamTrainingConfig, ExportConfig)).parse_args_into_dataclasses()
+    if "RANK" in os.environ:
+        distributed.init_process_group("gloo")
+    trainer = SamTrainer(config)
+    for record in trainer.train():
+        logger.debug("%s", record)
+    if trainer.rank == 0:
+        export_and_evaluate(trainer, export)
 
 
 if __name__ == "__main__":

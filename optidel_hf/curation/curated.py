@@ -25,7 +25,6 @@ from optidel_hf.curation.mosaic import grid_side, pixels_sha256, render_mosaic, 
 from optidel_hf.curation.selection import Selection
 from optidel_hf.curation.shards import (
     existing_shards,
-    process_rank,
     shard_bounds,
     shard_paths,
     wait_for,
@@ -33,6 +32,7 @@ from optidel_hf.curation.shards import (
 )
 from optidel_hf.errors import UserError
 from optidel_hf.images import encode_png, open_image
+from optidel_hf.processes import process_rank
 
 
 CURATED_FEATURES = Features(
@@ -126,7 +126,7 @@ def publish_selection(
     chosen: pa.Table, find_source: Callable[[str], Any], folder: Path, path: Path, facts: dict[str, Any]
 ) -> None:
     """Write `selection.parquet`: the draft with the hashes of its sources and of its finished mosaics."""
-    hashes = [pixels_sha256(open_image(value)) for value in _curated_images(folder)]
+    hashes = [pixels_sha256(open_image(value)) for path in existing_shards(folder) for value in _images(path)]
     sources = chosen["source"].to_pylist()
     known = {source: _bytes_sha256(find_source(source)) for source in sorted(set(sources))}
     table = chosen.append_column("source_sha256", pa.array([known[source] for source in sources]))
@@ -159,8 +159,8 @@ def _lineage(tiles: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: tile.get(name) for name in ("source", "crop", "pvi", "cond_entropy", "cluster")} for tile in tiles]
 
 
-def _curated_images(folder: Path) -> list[dict[str, Any]]:
-    return [value for path in existing_shards(folder) for value in pq.read_table(path)["image"].to_pylist()]
+def _images(path: Path) -> list[dict[str, Any]]:
+    return pq.read_table(path, columns=["image"])["image"].to_pylist()
 
 
 def _bytes_sha256(value: dict[str, Any]) -> str:

@@ -13,14 +13,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset, concatenate_datasets
 from tqdm.auto import tqdm
 
 from optidel_hf.curation.near_duplicates import difference_hash, near_duplicate_components
-from optidel_hf.curation.shards import process_rank, shard_bounds, shard_paths, wait_for, write_parquet
+from optidel_hf.curation.shards import shard_bounds, shard_paths, wait_for, write_parquet
 from optidel_hf.errors import UserError
 from optidel_hf.images import decode_reason
+from optidel_hf.processes import process_rank
 from optidel_hf.sources import find_image_column, open_dataset, unique_sources
 
 
@@ -43,6 +45,10 @@ class InputConfig:
     id_column: str | None = field(default=None, metadata={"help": "Unique name of each image (else its path or row)."})
     group_column: str | None = field(default=None, metadata={"help": "Video or patient (else near-duplicate groups)."})
     limit: int | None = field(default=None, metadata={"help": "Take the first N images only."})
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"limit is {self.limit}: take at least one image, or leave it out for all of them.")
 
 
 def open_sources(config: InputConfig) -> Dataset:
@@ -80,7 +86,7 @@ def list_inputs(dataset: Dataset, output: Path, images_per_shard: int) -> pa.Tab
         `pyarrow.Table`: the inputs, row-aligned with `dataset`.
 
     Raises:
-        `UserError`: if the output was made from other images.
+        `UserError`: if the output was made from other images or groups.
     """
     path = output / "inputs.parquet"
     rank, world = process_rank()
@@ -113,7 +119,7 @@ def _hash_rows(dataset: Dataset) -> pa.Table:
     return pa.table(
         {
             "source": pa.array(dataset["source"], pa.string()),
-            "size": pa.array([_size(value) for value in dataset["image"]], pa.int64()),
+            "size": pa.array(_sizes(dataset), pa.int64()),
             "dhash": pa.array([None if h is None else h.tobytes() for h in hashes], pa.binary()),
         }
     )
@@ -124,8 +130,16 @@ def _perceptual_hash(value: Any) -> np.ndarray | None:
     return None if image is None else difference_hash(image)
 
 
-def _size(value: dict[str, Any]) -> int:
-    return len(value["bytes"]) if value["bytes"] is not None else os.path.getsize(value["path"])
+def _sizes(dataset: Dataset) -> list[int | None]:
+    """Bytes of each image from lengths and file systems alone, no image is read; null where there is none."""
+    images = dataset.flatten_indices().data.column("image")
+    lengths = pc.binary_length(pc.struct_field(images, "bytes")).to_pylist()
+    paths = pc.struct_field(images, "path").to_pylist()
+    return [_file_size(path) if length is None else length for length, path in zip(lengths, paths)]
+
+
+def _file_size(path: str | None) -> int | None:
+    return os.path.getsize(path) if path is not None and os.path.exists(path) else None
 
 
 def _with_groups(hashed: pa.Table, dataset: Dataset) -> pa.Table:
@@ -158,12 +172,25 @@ def _components(sources: list[str], hashes: list[bytes | None]) -> list[str]:
 
 
 def _refuse_other_inputs(inputs: pa.Table, dataset: Dataset, path: Path) -> None:
-    before, now = set(inputs["source"].to_pylist()), set(dataset["source"])
-    if before == now:
-        return
-    lost, gained = sorted(before - now), sorted(now - before)
-    example = f"'{gained[0]}' is new" if gained else f"'{lost[0]}' is gone"
-    raise UserError(
-        f"{path} lists {len(before)} images and the dataset now has {len(now)}: {example}. "
-        "Curate the changed dataset into another --output_dir."
-    )
+    """Names, sizes and given groups are compared: what can be known without reading an image."""
+    before = dict(zip(inputs["source"].to_pylist(), inputs["size"].to_pylist()))
+    now = dict(zip(dataset["source"], _sizes(dataset)))
+    changes = [f"'{name}' is new" for name in now if name not in before]
+    changes += [f"'{name}' is gone" for name in before if name not in now]
+    changes += changes or [f"'{name}' has changed" for name in now if now[name] != before[name]]
+    changes += changes or _regrouped(inputs, dataset)
+    if changes:
+        raise UserError(
+            f"{path} lists {len(before)} images and the dataset now has {len(now)}: {changes[0]}. "
+            "Curate the changed dataset into another --output_dir."
+        )
+
+
+def _regrouped(inputs: pa.Table, dataset: Dataset) -> list[str]:
+    """Images whose group is not that of --group_column. Without the column a group is named by its first image."""
+    sources, groups = inputs["source"].to_pylist(), inputs["group"].to_pylist()
+    if "group" not in dataset.column_names:
+        return ["--group_column was given then"] if not set(groups) <= set(sources) else []
+    pairs = zip(sources, groups, dataset["group"])
+    torn = [(name, old) for name, old, new in pairs if old != new and not old.startswith(f"{new}/")]
+    return [f"the group of '{name}' was '{old}'" for name, old in torn]

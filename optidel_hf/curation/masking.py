@@ -3,13 +3,34 @@ Seeded mask partitions: which tokens are visible together, the same for every sa
 
 One partition deals the `L` tokens into `K` visible sets of `L // K`, so that each token is visible once and hidden
 `K - 1` times. Where `K` does not divide `L`, the remainder is visible in no set of that partition, and another
-partition leaves out other tokens. Shapes: `K` masks a partition, `L` tokens.
+partition leaves out tokens of its own. Shapes: `K` masks a partition, `L` tokens.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from optidel_hf.errors import UserError
+
+
+def mask_ratio(tokens: int, masks: int) -> float:
+    """
+    The ratio at which ViTMAE shows exactly the `L // K` tokens of one visible set.
+
+    ViTMAE shows `int(L * (1 - ratio))` tokens, and 1 - 1/K is not exact in binary: 25 tokens and 5 masks would give 4.
+    Half a token more falls away in its rounding.
+
+    Args:
+        tokens (`int`): L, patches an image.
+        masks (`int`): K, visible sets a partition.
+
+    Raises:
+        `UserError`: if there are more masks than tokens.
+    """
+    if masks > tokens:
+        raise UserError(f"masks is {masks} and the reference model has {tokens} tokens: a mask would show nothing.")
+    return 1 - (tokens // masks + 0.5) / tokens
 
 
 def mask_partition(tokens: int, masks: int, seed: int) -> Tensor:
@@ -20,7 +41,7 @@ def mask_partition(tokens: int, masks: int, seed: int) -> Tensor:
 
     Args:
         tokens (`int`): L, patches an image.
-        masks (`int`): K; the mask ratio is 1 - 1/K.
+        masks (`int`): K; with [`mask_ratio`], 1/K of the tokens are visible at a time.
         seed (`int`): of this partition.
 
     Returns:

@@ -44,7 +44,6 @@ from optidel_hf.curation.scoring import ScoreConfig, VInformationScorer
 from optidel_hf.curation.selection import STRATEGIES, mosaics_in_budget, select
 from optidel_hf.curation.shards import (
     existing_shards,
-    process_rank,
     read_columns,
     read_rows,
     shard_bounds,
@@ -55,6 +54,7 @@ from optidel_hf.curation.shards import (
 )
 from optidel_hf.curation.stages import Stage
 from optidel_hf.errors import UserError
+from optidel_hf.processes import process_rank, single_process
 
 
 logger = logging.getLogger(__name__)
@@ -206,10 +206,11 @@ class _Run:
             keys = read_columns(self.patch_stage.folder, ["source", "group"])
             folds = assign_folds(keys["group"].to_pylist(), keys["source"].to_pylist(), config.reference_seed)
             patches = _undecoded(read_rows(self.patch_stage.folder, _sample(len(keys), config)))
-            if config.reference:
-                calibrate_checkpoint(patches, folder, config, score, self.config.device)
-            else:
-                fit_scorer(patches, folder, config, score, folds, self.config.device)
+            with single_process():
+                if config.reference:
+                    calibrate_checkpoint(patches, folder, config, score, self.config.device)
+                else:
+                    fit_scorer(patches, folder, config, score, folds, self.config.device)
         wait_for([folder / "fold-0"] + ([] if config.reference else [folder / "fold-1"]))
 
     def selection(self) -> None:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from optidel_hf.curation import vinfo
 from optidel_hf.curation.scoring import (
     FITTED_HERE,
     Calibration,
+    Measures,
     Reference,
     ScoreConfig,
     load_pixels,
@@ -40,6 +42,7 @@ from optidel_hf.pretraining.trainer import PretrainConfig, Pretrainer
 logger = logging.getLogger(__name__)
 
 MODEL_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
+CHUNK = 1024  # patches that calibration holds as float32 at a time
 
 
 @dataclass(frozen=True)
@@ -74,14 +77,12 @@ def assign_folds(groups: Sequence[str], sources: Sequence[str], seed: int = 0) -
     Returns:
         `dict[str, int]`: the fold in which each group *trains*.
     """
-    images: dict[str, set[str]] = {}
-    for group, source in zip(groups, sources):
-        images.setdefault(group, set()).add(source)
+    images = _count_images(groups, sources)
     folds, weight = {}, [0, 0]
-    for group in sorted(images, key=lambda name: (-len(images[name]), _hash(seed, name))):
+    for group in sorted(images, key=lambda name: (-images[name], _hash(seed, name))):
         fold = int(weight[1] < weight[0])
         folds[group] = fold
-        weight[fold] += len(images[group])
+        weight[fold] += images[group]
     return folds
 
 
@@ -110,11 +111,13 @@ def fit_scorer(
     config, score, output = config or ReferenceConfig(), score or ScoreConfig(), Path(output_dir)
     output.mkdir(parents=True, exist_ok=True)
     folds = folds or assign_folds(patches["group"], patches["source"], config.reference_seed)
-    write_folds(folds, output)
+    if not (output / "folds.parquet").exists():
+        write_folds(folds, output)
     patches = _sorted(patches)
     for fold in (0, 1):
         if not (output / f"fold-{fold}").exists():
             _fit_fold(patches, folds, fold, output, config, score, device)
+        shutil.rmtree(output / f".fold-{fold}.partial", ignore_errors=True)
     return output
 
 
@@ -130,7 +133,8 @@ def calibrate_checkpoint(
     if (output / "fold-0").exists():
         return output
     assert config.reference is not None
-    groups = _held_out(list(dict.fromkeys(patches["group"])), patches, config)
+    own = set(patches["group"])
+    groups = _held_out(own, patches, config) or own  # it has trained on none of them, so a single group will do
     reference = open_reference(config.reference, config.reference_revision, str(resolve_device(device)))
     if reference.model.config.norm_pix_loss:
         logger.warning("%s predicts normalised pixels: the null entropy is then nearly constant.", config.reference)
@@ -194,7 +198,6 @@ def _publish_fold(partial: Path, target: Path, calibration: Calibration) -> None
         shutil.copyfile(partial / name, whole / name)
     calibration.save(whole / "calibration.json")
     whole.rename(target)
-    shutil.rmtree(partial)
 
 
 def _training_config(config: ReferenceConfig, output: Path, patches: Dataset, device: str) -> PretrainConfig:
@@ -221,7 +224,9 @@ def _training_config(config: ReferenceConfig, output: Path, patches: Dataset, de
 def _calibrate(
     reference: Reference, patches: Dataset, name: str, revision: str | None, score: ScoreConfig
 ) -> Calibration:
-    measured = measure(reference.model, load_pixels(patches["image"], reference), score)
+    chunks = (patches[start : start + CHUNK]["image"] for start in range(0, len(patches), CHUNK))
+    parts = [measure(reference.model, load_pixels(images, reference), score) for images in chunks]
+    measured = Measures(*(torch.cat(values) for values in zip(*parts)))
     error = measured.errors.mean(1)
     sides = torch.tensor([crop[2] for crop in patches["crop"]], dtype=torch.float32)
     return Calibration(
@@ -234,19 +239,24 @@ def _calibrate(
     )
 
 
-def _held_out(groups: list[str], patches: Dataset, config: ReferenceConfig) -> set[str]:
-    """Groups, in hashed order, until they hold their share of the images; never all of them."""
-    images: dict[str, set[str]] = {group: set() for group in groups}
-    for group, source in zip(patches["group"], patches["source"]):
-        if group in images:
-            images[group].add(source)
-    wanted = config.holdout * sum(map(len, images.values()))
+def _held_out(groups: Iterable[str], patches: Dataset, config: ReferenceConfig) -> set[str]:
+    """Groups, in hashed order, until they hold their share of the images; never the largest, which trains."""
+    pool = _count_images(patches["group"], patches["source"])
+    images = {group: pool[group] for group in groups if group in pool}
+    order = sorted(images, key=lambda name: _hash(config.reference_seed + 1, name))
+    largest = max(order, key=images.__getitem__, default=None)
     held: set[str] = set()
-    for group in sorted(images, key=lambda name: _hash(config.reference_seed + 1, name))[:-1]:
-        if sum(len(images[g]) for g in held) >= wanted:
-            break
-        held.add(group)
+    wanted = config.holdout * sum(images.values())
+    for group in order:
+        if wanted > 0 and group != largest:
+            held.add(group)
+            wanted -= images[group]
     return held
+
+
+def _count_images(groups: Iterable[str], sources: Iterable[str]) -> Counter[str]:
+    """Source images in each group, from the group and the source of every patch."""
+    return Counter(group for group, _ in set(zip(groups, sources)))
 
 
 def _pixels(patches: Dataset) -> torch.Tensor:

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import AutoImageProcessor, ViTMAEForPreTraining
 
 from optidel_hf.curation import vinfo
-from optidel_hf.curation.masking import hidden_mean, mask_partition
+from optidel_hf.curation.masking import hidden_mean, mask_partition, mask_ratio
 from optidel_hf.devices import resolve_device
 from optidel_hf.errors import UserError
 from optidel_hf.images import open_image
@@ -187,7 +187,7 @@ def _measure(model: ViTMAEForPreTraining, pixels: Tensor, config: ScoreConfig) -
     pixels = pixels.to(model.device)
     raw = model.patchify(pixels)
     target = _normalise_tokens(raw) if model.config.norm_pix_loss else raw
-    model.config.mask_ratio = 1 - 1 / config.masks
+    model.config.mask_ratio = mask_ratio(target.shape[1], config.masks)
     errors = [_partition_error(model, pixels, target, config, p) for p in range(config.partitions)]
     values = target.unflatten(-1, (-1, pixels.shape[1])).flatten(1, 2)  # (B, L D / C, C): channels vary fastest
     variance = pixels.flatten(1).var(1, unbiased=False)
@@ -215,8 +215,10 @@ def embed(model: ViTMAEForPreTraining, pixels: Tensor, batch: int) -> Tensor:
     """L2-normalised mean patch token of one unmasked forward: `(B, C, S, S)` to `(B, width)` on the CPU."""
     embedded = []
     model.config.mask_ratio = 0.0
+    # ViTMAE shuffles tokens even where it hides none: in one fixed order, a run repeated rounds the same way.
+    order = torch.arange(model.vit.embeddings.patch_embeddings.num_patches, dtype=torch.float32, device=model.device)
     for chunk in pixels.split(batch):
-        tokens = model.vit(chunk.to(model.device)).last_hidden_state[:, 1:]
+        tokens = model.vit(chunk.to(model.device), noise=order.expand(len(chunk), -1)).last_hidden_state[:, 1:]
         embedded.append(torch.nn.functional.normalize(tokens.mean(1).float(), dim=-1).cpu())
     return torch.cat(embedded)
 

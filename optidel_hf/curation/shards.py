@@ -35,11 +35,6 @@ def shard_bounds(rows: int, rows_per_shard: int) -> list[range]:
     return [range(start, min(start + rows_per_shard, rows)) for start in starts]
 
 
-def process_rank() -> tuple[int, int]:
-    """Rank and number of processes, as `torchrun` and `accelerate launch` announce them."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-
-
 def wait_for(paths: Iterable[Path]) -> None:
     """Return when every path exists: how a rank waits for the shards of the others."""
     for path in paths:
@@ -50,7 +45,7 @@ def wait_for(paths: Iterable[Path]) -> None:
 def write_parquet(table: pa.Table, path: Path) -> None:
     """Write `table` beside `path` and rename: `path` is whole or absent, also after a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.partial")
     with partial.open("wb") as file:
         pq.write_table(table, file, compression="zstd")
         file.flush()
@@ -61,7 +56,7 @@ def write_parquet(table: pa.Table, path: Path) -> None:
 def write_text(text: str, path: Path) -> None:
     """Write a small text file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text)
     partial.replace(path)
 

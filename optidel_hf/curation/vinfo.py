@@ -115,10 +115,9 @@ class DifficultyFit:
 
 def fit_difficulty(error: Tensor, variance: Tensor, side: Tensor, tau: float = 1e-3) -> DifficultyFit:
     """Least squares for [`DifficultyFit`] on held-out samples; all arguments of shape `(n,)`, side in pixels."""
-    ones = torch.ones_like(error)
-    design = torch.stack([ones, torch.log(variance + tau), torch.log(side)], dim=1).double()
-    target = torch.log(error.clamp_min(1e-12)).double()
-    # gelsd gives the least-norm solution where all sides are equal (whole images of one size).
-    solution = torch.linalg.lstsq(design.cpu(), target.cpu().unsqueeze(1), driver="gelsd").solution.flatten()
-    intercept, contrast_slope, side_slope = solution.tolist()
-    return DifficultyFit(intercept, contrast_slope, side_slope, tau)
+    design = torch.stack([torch.log(variance + tau), torch.log(side)], dim=1).double().cpu()
+    target = torch.log(error.clamp_min(1e-12)).double().cpu()
+    centre, level = design.mean(0), target.mean()
+    # Centred, so that gelsd's least-norm solution gives slope 0 to sides that are all equal (whole images of one size).
+    slopes = torch.linalg.lstsq(design - centre, (target - level).unsqueeze(1), driver="gelsd").solution.flatten()
+    return DifficultyFit(float(level - slopes @ centre), *slopes.tolist(), tau)

@@ -1,7 +1,7 @@
-"""Colonoscopy-like sequences with pixel masks of their polyps, from a seed, and the folder of them that the demo runs on.
+"""Colonoscopy-like sequences with pixel masks of their polyps, from a seed.
 
-A sequence is one scene (`anatomy`) seen by a camera that drifts smoothly, so that consecutive frames are near-duplicates as in a
-real examination. Every frame is a function of (seed, sequence, frame) alone.
+A sequence is one scene (`bowel`, `polyps`) seen by a camera that drifts smoothly, so that consecutive frames are
+near-duplicates as in a real examination. A sequence is a function of its seed, its number and its configuration alone.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from optidel_hf.sample.anatomy import Bowel, Polyp, build_bowel, grow_polyp
+from optidel_hf.sample.bowel import Bowel, build_bowel
 from optidel_hf.sample.optics import build_endoscope, photograph
-from optidel_hf.sample.render import Camera, look_up, march, render, wall_distance, wall_normals
+from optidel_hf.sample.polyps import Polyp, grow_polyp
+from optidel_hf.sample.render import NEAR, Camera, look_up, march, render, wall_distance, wall_normals
 
 
 @dataclass
@@ -80,7 +81,7 @@ def turn(angle: float, first: int, second: int) -> np.ndarray:
 
 
 def plan_flight(rng: np.random.Generator, bowel: Bowel, frames: int) -> Flight:
-    """Draw flights until one keeps clear of the wall and its folds, at least two in five units of the bowel's radius away."""
+    """Draw flights until one keeps clear of the wall and its folds, asking for less room each time."""
     for clearance in np.linspace(0.4, 0, 40):
         flight = draw_flight(rng)
         path = flight.path(bowel, frames)
@@ -112,19 +113,20 @@ def place_polyp(rng: np.random.Generator, bowel: Bowel, flight: Flight, frames: 
     """Grow a polyp on the wall that the camera sees at some frame, as large as a drawn share of that frame."""
     camera = flight.camera(bowel, rng.uniform(0.15, 0.85) * frames)
     rays = camera.rays(*rng.uniform(-0.6, 0.6, (2, 8)).astype(np.float32))
-    travelled = march(bowel, [], camera.position, rays, np.full(8, 0.03, dtype=np.float32))
+    travelled = march(bowel, [], camera.position, rays, np.full(8, NEAR))
     best = np.argmin(np.abs(np.log(travelled / 0.8)))
     foot = camera.position + travelled[best] * rays[best]
-    normal = wall_normals(bowel, foot[None].astype(np.float32), look_up(bowel, foot[None].astype(np.float32)))[0]
-    share = np.exp(rng.uniform(np.log(0.01), np.log(0.18)))
+    normal = wall_normals(bowel, foot[None], look_up(bowel, foot[None]))[0]
+    share = np.exp(rng.uniform(np.log(0.01), np.log(0.15)))
     size = travelled[best] * min(0.6, np.tan(np.sqrt(4 * share / np.pi) * flight.half_angle))
     path = flight.path(bowel, frames)
     state = rng.integers(2**32)
-    while True:
-        polyp = grow_polyp(np.random.default_rng(state), foot, normal, size)
-        if polyp.distance(path).min() > 0.15:
-            return polyp
-        size *= 0.8
+    # The same polyp, ever smaller, until the camera keeps its distance.
+    for shrunk in size * 0.8 ** np.arange(12):
+        polyp = grow_polyp(np.random.default_rng(state), foot, normal, shrunk)
+        if polyp.distance(path).min() > 0.1 + 0.8 * shrunk:
+            break
+    return polyp
 
 
 def generate_sequence(seed: int, sequence: int, config: FrameConfig) -> tuple[np.ndarray, np.ndarray]:
@@ -142,17 +144,16 @@ def generate_sequence(seed: int, sequence: int, config: FrameConfig) -> tuple[np
     wall, flying, growth, device, sensor = (np.random.default_rng([seed, sequence, stream]) for stream in range(5))
     times = np.arange(config.frames_per_sequence) * config.stride
     bowel = build_bowel(wall)
-    flight, endoscope = plan_flight(flying, bowel, times[-1] + 1), build_endoscope(device, config.image_size)
+    moments = config.frames_per_sequence * config.stride
+    flight, endoscope = plan_flight(flying, bowel, moments), build_endoscope(device, config.image_size)
     polyps: list[Polyp] = []
     if growth.random() < config.polyp_rate:
-        polyps = [
-            place_polyp(growth, bowel, flight, times[-1] + 1)
-            for _ in range(growth.choice([1, 2, 3], p=[0.75, 0.18, 0.07]))
-        ]
+        count = growth.choice([1, 2, 3], p=[0.75, 0.18, 0.07])
+        polyps = [place_polyp(growth, bowel, flight, moments) for _ in range(count)]
     blur, haze = device.uniform(0.3, 0.85), device.choice([0, 0, 0.25]) * device.random()
     frames, masks = [], []
     for time in times:
-        rendering = render(bowel, polyps, flight.camera(bowel, time), config.image_size)
+        rendering = render(bowel, polyps, flight.camera(bowel, float(time)), config.image_size)
         gain, jolt = np.exp(sensor.normal(0, 0.06)), sensor.exponential(0.25) ** 2
         frames.append(photograph(rendering, endoscope, sensor, (blur + jolt) * config.image_size / 128, gain, haze))
         masks.append(rendering.polyp & (endoscope.window > 0.5))

@@ -1,8 +1,8 @@
-"""Rendering one frame: rays from a fisheye lens are marched to the wall and the polyps, and lit from the lens's own lamp.
+"""Rendering one frame: a fisheye lens's rays are marched to the wall and the polyps, and lit from the lens's own lamp.
 
-The march advances by a fraction of the distance to the wall, capped so that no fold is stepped over (sphere tracing; Hart, 1996),
-then bisects. Only rays that pass near a polyp pay for its distance. Light falls off with distance, which alone makes the lumen
-dark; highlights are where the wet surface faces the lamp.
+The march advances by a fraction of the distance to the scene (sphere tracing; Hart, 1996), capped so that no fold is
+stepped over, then bisects. Only rays that pass near a polyp pay for its distance. Light falls off with distance, which
+alone makes the lumen dark; highlights are where the wet surface faces the lamp.
 
 Legend: `S` image side, `N` rays or points.
 """
@@ -14,21 +14,21 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import minimum_filter
 
-from optidel_hf.sample.anatomy import (
+from optidel_hf.sample.bowel import (
     ANGLES,
     COLOUR,
     DEPTHS,
     LENGTH,
+    REACH,
     SLOPE_ANGLE,
     SLOPE_DEPTH,
     WET,
     Bowel,
-    Polyp,
-    smooth_minimum,
 )
+from optidel_hf.sample.polyps import Polyp, paint_polyp, polyp_normals, smooth_minimum
 
 
-FAR = 5.0
+NEAR, FAR = np.float32(0.03), np.float32(5.0)
 
 
 @dataclass
@@ -77,39 +77,48 @@ def cylinder(bowel: Bowel, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, 
 
 def wall_distance(bowel: Bowel, points: np.ndarray) -> np.ndarray:
     """How far points (N, 3) stand inside the wall, measured towards the centre line; negative behind it."""
+    return wall_and_room(bowel, points)[0]
+
+
+def wall_and_room(bowel: Bowel, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`wall_distance` (N,), and how far points (N, 3) may move with no fold in the way (N,), not over `REACH`."""
     _, _, r, angle = cylinder(bowel, points)
     depth = np.minimum(np.maximum(points[:, 2] * np.float32(DEPTHS / LENGTH), 0), np.float32(DEPTHS - 1.01))
     row, column = angle.astype(np.int32), depth.astype(np.int32)
     u, v, here = angle - row, depth - column, row * DEPTHS + column
     corner = [bowel.radius.take(here + step, mode="wrap") for step in (0, 1, DEPTHS, DEPTHS + 1)]
     above, below = corner[0] + v * (corner[1] - corner[0]), corner[2] + v * (corner[3] - corner[2])
-    return above + u * (below - above) - r
+    room = np.minimum(bowel.narrowest.take(here, mode="wrap") - r, np.float32(REACH))
+    return above + u * (below - above) - r, room
 
 
-def scene_distance(bowel: Bowel, polyps: list[Polyp], points: np.ndarray) -> np.ndarray:
-    """The distance of points (N, 3) to the wall or the nearest polyp."""
-    distance = wall_distance(bowel, points)
+def scene_distance(bowel: Bowel, polyps: list[Polyp], points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distance (N,) of points (N, 3) to the wall or the nearest polyp, and how far they may move (N,)."""
+    distance, room = wall_and_room(bowel, points)
     for polyp in polyps:
-        distance = smooth_minimum(distance, polyp.distance(points), 2 * polyp.foot)
-    return distance
+        own = polyp.distance(points)
+        distance, room = smooth_minimum(distance, own, 2 * polyp.foot), np.minimum(room, own)
+    return distance, room
 
 
 def march(bowel: Bowel, polyps: list[Polyp], origin: np.ndarray, rays: np.ndarray, start: np.ndarray) -> np.ndarray:
-    """How far rays (N, 3) from `origin` (3,) travel until they meet the scene, at most `FAR`, having flown `start` (N,)."""
-    travelled, before = start.copy(), np.zeros_like(start)
+    """How far rays (N, 3) from `origin` (3,), already `start` (N,) away, travel to the scene, at most `FAR`."""
+    # A start that is already behind a fold starts anew.
+    buried = scene_distance(bowel, polyps, origin + start[:, None] * rays)[0] < 0
+    travelled, before = np.where(buried, NEAR, start), np.zeros_like(start)
     active, flown = np.arange(len(rays)), rays
-    for _ in range(60):
+    for _ in range(100):
         t = travelled[active]
-        distance = scene_distance(bowel, polyps, origin + t[:, None] * flown)
-        flying = np.flatnonzero((distance > 0.004) & (t < FAR))
-        active, flown, t, distance = active[flying], flown.take(flying, axis=0), t[flying], distance[flying]
+        distance, room = scene_distance(bowel, polyps, origin + t[:, None] * flown)
+        flying = np.flatnonzero((distance > 0.003) & (t < FAR))
+        active, flown, t, room = active[flying], flown.take(flying, axis=0), t[flying], room[flying]
         if not len(active):
             break
         before[active] = t
-        travelled[active] = t + np.minimum(np.maximum(0.85 * distance, 0.006), 0.03 + 0.035 * t)
+        travelled[active] = t + np.maximum(0.9 * room, 0.006 + 0.015 * t)
     for _ in range(3):
         middle = (before + travelled) / 2
-        outside = scene_distance(bowel, polyps, origin + middle[:, None] * rays) > 0
+        outside = scene_distance(bowel, polyps, origin + middle[:, None] * rays)[0] > 0
         before, travelled = np.where(outside, middle, before), np.where(outside, travelled, middle)
     return travelled
 
@@ -121,16 +130,24 @@ def march_image(
 
     Every fourth pixel of every fourth row goes first; the others start a little before the nearest of its neighbours.
     """
-    start = np.full((side // 4 + 1) ** 2, 0.03, dtype=np.float32)
-    for pixels, step in ((side // 4 + 1, 4), (side, 1)):
-        y, x = ((np.mgrid[:pixels, :pixels].reshape(2, -1) * step + 0.5) * (2 / side) - 1).astype(np.float32)
-        rays = camera.rays(x, y)
-        near = passes_near(polyps, camera.position, rays)
-        travelled = np.empty_like(start)
-        travelled[near] = march(bowel, polyps, camera.position, rays[near], start[near])
-        travelled[~near] = march(bowel, [], camera.position, rays[~near], start[~near])
-        nearest = minimum_filter(travelled.reshape(pixels, pixels), 3)
-        start = (0.93 * nearest.repeat(4, 0).repeat(4, 1)[:side, :side]).ravel()
+    coarse = -(-side // 4) + 1
+    start = np.full(coarse**2, NEAR)
+    travelled = march_grid(bowel, polyps, camera, coarse, 8 / side, start, 1 / side - 1)[1]
+    nearest = 0.95 * minimum_filter(travelled.reshape(coarse, coarse), 3)
+    start = nearest.repeat(4, axis=0).repeat(4, axis=1)[:side, :side].ravel()
+    return march_grid(bowel, polyps, camera, side, 2 / side, start, 1 / side - 1)
+
+
+def march_grid(
+    bowel: Bowel, polyps: list[Polyp], camera: Camera, pixels: int, step: float, start: np.ndarray, corner: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`march_image` for a square of `pixels` a side, `step` apart, whose first pixel lies at `corner` on both axes."""
+    y, x = (np.mgrid[:pixels, :pixels].reshape(2, -1) * step + corner).astype(np.float32)
+    rays = camera.rays(x, y)
+    near = passes_near(polyps, camera.position, rays)
+    travelled = np.empty_like(start)
+    travelled[near] = march(bowel, polyps, camera.position, rays[near], start[near])
+    travelled[~near] = march(bowel, [], camera.position, rays[~near], start[~near])
     return rays, travelled, near
 
 
@@ -166,23 +183,6 @@ def wall_normals(bowel: Bowel, points: np.ndarray, surface: np.ndarray) -> np.nd
     return normal / np.linalg.norm(normal, axis=1, keepdims=True)
 
 
-def polyp_normals(polyp: Polyp, points: np.ndarray) -> np.ndarray:
-    """Unit normals (N, 3): central differences of the polyp's distance."""
-    step = np.float32(0.05 * polyp.axes.min())
-    shifts = np.eye(3, dtype=np.float32) * step
-    normal = np.stack([polyp.distance(points + s) - polyp.distance(points - s) for s in shifts], axis=1)
-    return normal / np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-9)
-
-
-def paint_polyp(bowel: Bowel, polyp: Polyp, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The colour (N, 3) and wetness (N,) of a polyp: its own tint of the mucosa with pits; it hides the vessels under it."""
-    x, y, z = ((points - polyp.centres[0]) @ polyp.frame.T * (polyp.grain / polyp.axes.max())).T
-    pits = np.sin(x + 1.5 * np.sin(0.6 * y + z)) * np.sin(y + 1.5 * np.sin(0.7 * x - z))
-    patches = np.sin(0.23 * x + 0.31 * y + 0.4 * z)
-    shade = np.exp(polyp.spots * (pits + 0.7 * patches)[:, None] * np.array([0.3, 1.0, 0.9], dtype=np.float32))
-    return bowel.mucosa * polyp.tint * shade, 1.4 * np.sin(1.1 * x + np.sin(y)) * np.sin(0.9 * y + z)
-
-
 def render(bowel: Bowel, polyps: list[Polyp], camera: Camera, side: int) -> Rendering:
     """Render one frame of `side` pixels.
 
@@ -207,7 +207,7 @@ def render(bowel: Bowel, polyps: list[Polyp], camera: Camera, side: int) -> Rend
             # Over the foot, the polyp's normal and colour take over from the wall's.
             weight = np.clip((distances[0] - distances[index + 1]) / polyp.foot + 0.5, 0, 1) * (nearest == index)
             part, weight = np.flatnonzero(near)[weight > 0], weight[weight > 0][:, None]
-            own_colour, own_wet = paint_polyp(bowel, polyp, points[part])
+            own_colour, own_wet = paint_polyp(bowel.mucosa, polyp, points[part])
             normals[part] += weight * (polyp_normals(polyp, points[part]) - normals[part])
             colour[part] += weight * (own_colour - colour[part])
             wet[part] += weight[:, 0] * (own_wet - wet[part])
@@ -219,7 +219,7 @@ def render(bowel: Bowel, polyps: list[Polyp], camera: Camera, side: int) -> Rend
 def light(
     normals: np.ndarray, to_lamp: np.ndarray, travelled: np.ndarray, colour: np.ndarray, wet: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Diffuse light (N, 3) and highlights (N,) of surfaces lit from the lens; light that has bounced in the lumen is redder."""
+    """Diffuse light (N, 3), redder the deeper it has been, and highlights (N,) of surfaces lit from the lens."""
     facing = np.clip(np.sum(normals * to_lamp, axis=1), 0, 1)
     strength = (0.4 + 0.6 * facing) / (0.10 + travelled**1.8)
     bounced = 0.03 / (0.3 + travelled)

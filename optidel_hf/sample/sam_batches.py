@@ -1,6 +1,6 @@
 """Batches to train the embedded SAM with: cached scenes, augmented, prompted with points, and the masks there.
 
-Everything is a pure function of (seed, step), so a resumed run sees the batches that an uninterrupted one would have.
+Everything is a pure function of (seed, step, place in the batch), so a resumed run sees the batches that an uninterrupted one would have.
 
 Shapes: `N` scenes in the pool, `B` scenes and `P` points a scene in a batch, `S` side of the input, `L = S / 4` side
 of the logits.
@@ -80,12 +80,12 @@ def target_masks(labels: np.ndarray, points: np.ndarray) -> np.ndarray:
     return masks.reshape(len(points), side, 4, side, 4).mean((2, 4), dtype=np.float32)
 
 
-def make_batch(pool: np.ndarray, scenes: int, prompts: int, seed: int, step: int) -> dict[str, Tensor]:
-    """The batch of one step.
+def make_batch(pool: np.ndarray, places: range, prompts: int, seed: int, step: int) -> dict[str, Tensor]:
+    """The scenes at some places of one step's batch.
 
     Args:
         pool (`numpy.ndarray` of shape `(N, S, S, 4)`): from [`scene_pool`].
-        scenes (`int`): scenes in the batch, `B`.
+        places (`range`): of length `B`, which places of the batch: all of them, or this process's share.
         prompts (`int`): points a scene, `P`.
         seed (`int`): seed of the run.
         step (`int`): step of the run.
@@ -93,10 +93,10 @@ def make_batch(pool: np.ndarray, scenes: int, prompts: int, seed: int, step: int
     Returns:
         `dict`: `pixel_values` (B, 3, S, S), `points` (B, P, 1, 2) in input pixels, `masks` (B, P, L, L) in [0, 1].
     """
-    rng = np.random.default_rng([seed, 1, step])
     images, points, masks = [], [], []
-    for index in rng.integers(0, len(pool), scenes):
-        image, labels, height, width = augment(pool[index], rng)
+    for place in places:
+        rng = np.random.default_rng([seed, 1, step, place])
+        image, labels, height, width = augment(pool[rng.integers(len(pool))], rng)
         points.append(sample_points(labels, prompts, rng, height, width))
         masks.append(target_masks(labels, points[-1]))
         images.append(image.transpose(2, 0, 1))

@@ -1,10 +1,11 @@
 """Training a small `SamModel` from scratch on procedural scenes, with the losses of Segment Anything.
 
 After Kirillov et al. 2023 (arXiv 2304.02643), section 3 and appendix A. For a prompt with mask logits `m_1 .. m_K` and
-target mask `t` the loss is `min_k [20 focal(m_k, t) + dice(m_k, t) + 2 bce(m_k, t)]`, plus twice the squared error of
+target mask `t` the loss is `min_k [20 focal(m_k, t) + dice(m_k, t) + s bce(m_k, t)]`, plus twice the squared error of
 *every* predicted IoU against the true one. Three in four point prompts lie on an object, the rest anywhere: a point on
 no object has no mask to learn, but its K predicted IoUs are pulled to 0, which is what lets automatic mask generation
-tell objects from background.
+tell objects from background. `s` rises from 0 to 1 in the second half of training: the cross-entropy sharpens logits that
+are already right, from the start on it would teach that everything is background.
 
 Shapes: `B` scenes, `P` prompts a scene, `K` masks a prompt, `S` side of the input, `L = S / 4` side of the logits.
 """
@@ -23,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from tqdm import tqdm
 from transformers import SamConfig, SamModel
 
@@ -40,17 +41,17 @@ class SamTrainingConfig:
     output_dir: str = field(
         default="runs/sam-tiny", metadata={"help": "Where the scene cache, checkpoint and log go."}
     )
-    steps: int = field(default=4000, metadata={"help": "Optimisation steps."})
+    steps: int = field(default=3000, metadata={"help": "Optimisation steps."})
     seed: int = field(default=0, metadata={"help": "Seed of the scenes, the weights and the order."})
     scenes: int = field(
         default=6000, metadata={"help": "Scenes painted once and cached; held-out ones are another series."}
     )
-    scenes_per_batch: int = field(default=4, metadata={"help": "Scenes a step."})
+    scenes_per_batch: int = field(default=8, metadata={"help": "Scenes a step."})
     prompts_per_scene: int = field(default=8, metadata={"help": "Prompts a scene and step."})
     learning_rate: float = field(
-        default=6e-4, metadata={"help": "Peak learning rate of AdamW; warm-up, then cosine to 0."}
+        default=8e-4, metadata={"help": "Peak learning rate of AdamW; warm-up, then cosine to 0."}
     )
-    warmup_steps: int = field(default=200, metadata={"help": "Steps of linear warm-up."})
+    warmup_steps: int = field(default=100, metadata={"help": "Steps of linear warm-up."})
     weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of matrices and kernels."})
     ema_decay: float = field(
         default=0.998, metadata={"help": "Decay of the averaged weights, which are what is exported."}
@@ -113,14 +114,14 @@ def boxes_of(masks: Tensor, generator: torch.Generator) -> Tensor:
     return torch.stack([x0, y0, x1, y1], -1) + reach * (2 * torch.rand(reach.shape, generator=generator) - 1)
 
 
-def mask_losses(logits: Tensor, target: Tensor) -> Tensor:
-    """`20 focal + dice + 2 bce` (B, P, K) of logits (B, P, K, L, L) against soft targets (B, P, L, L)."""
+def mask_losses(logits: Tensor, target: Tensor, sharpness: float) -> Tensor:
+    """`20 focal + dice + sharpness bce` (B, P, K) of logits (B, P, K, L, L) against soft targets (B, P, L, L)."""
     target = target[:, :, None].expand_as(logits)
     probability = logits.sigmoid()
     bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     focal = (0.25 * (probability - target).square() * bce).mean((-2, -1))
     overlap, total = (probability * target).sum((-2, -1)), (probability + target).sum((-2, -1))
-    return 20 * focal + 1 - (2 * overlap + 1) / (total + 1) + 2 * bce.mean((-2, -1))
+    return 20 * focal + 1 - (2 * overlap + 1) / (total + 1) + sharpness * bce.mean((-2, -1))
 
 
 def true_iou(logits: Tensor, target: Tensor) -> Tensor:
@@ -129,7 +130,7 @@ def true_iou(logits: Tensor, target: Tensor) -> Tensor:
     return (mask & target).sum((-2, -1)) / (mask | target).sum((-2, -1)).clamp(min=1)
 
 
-def training_loss(model: SamModel, batch: dict[str, Tensor], step: int) -> tuple[Tensor, Tensor]:
+def training_loss(model: SamModel, batch: dict[str, Tensor], step: int, sharpness: float) -> tuple[Tensor, Tensor]:
     """The loss and the mean best IoU (detached) of one batch; every eighth step prompts with boxes, not points."""
     boxes = step % 8 == 7
     generator = torch.Generator().manual_seed(step)
@@ -138,7 +139,7 @@ def training_loss(model: SamModel, batch: dict[str, Tensor], step: int) -> tuple
     logits, predicted = output.pred_masks.float(), output.iou_scores.float()
     on_object = batch["masks"].amax((-2, -1)) > 0.5  # (B, P)
     iou = true_iou(logits.detach(), batch["masks"])
-    best = mask_losses(logits, batch["masks"]).amin(-1)
+    best = mask_losses(logits, batch["masks"], sharpness).amin(-1)
     segmentation = (best * on_object).sum() / on_object.sum().clamp(min=1)
     # A box around nothing is no prompt; a point on nothing is one, whose masks are worth 0.
     ranking = (predicted - iou).square()[on_object if boxes else slice(None)]
@@ -162,6 +163,21 @@ def learning_rate(step: int, config: SamTrainingConfig) -> float:
     return config.learning_rate * warm * 0.5 * (1 + float(np.cos(np.pi * min(1.0, progress))))
 
 
+def sharpness(step: int, config: SamTrainingConfig) -> float:
+    """Weight of the cross-entropy: 0 in the first half of training, then rising to 1."""
+    return max(0.0, 2 * step / config.steps - 1)
+
+
+def average_gradients(model: SamModel) -> None:
+    """Average the gradients over the processes of a `torchrun`; every process took its share of the batch."""
+    gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    distributed.all_reduce(flat)
+    flat /= distributed.get_world_size()
+    for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients])):
+        gradient.copy_(mean.view_as(gradient))
+
+
 class SamTrainer:
     """Trains to `config.steps`, going on from the checkpoint in `output_dir` where there is one.
 
@@ -181,6 +197,9 @@ class SamTrainer:
         self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.optimizer = make_optimizer(self.model, config)
         self.step = 0
+        self.rank, self.ranks = 0, 1
+        if distributed.is_initialized():
+            self.rank, self.ranks = distributed.get_rank(), distributed.get_world_size()
         if (self.folder / "checkpoint.pt").exists():
             self._resume()
 
@@ -203,9 +222,11 @@ class SamTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, self.config)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.config.bf16):
-            loss, iou = training_loss(self.model, batch, self.step)
+            loss, iou = training_loss(self.model, batch, self.step, sharpness(self.step, self.config))
         self.optimizer.zero_grad()
         loss.backward()
+        if self.ranks > 1:
+            average_gradients(self.model)
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.step += 1
@@ -218,21 +239,25 @@ class SamTrainer:
         """Run to `steps`, yielding the mean loss, IoU and rate every 25 steps, which also go to `log.jsonl`."""
         config = self.config
         pool = scene_pool(self.folder, config.seed, config.scenes, config.image_size)
-        progress = tqdm(total=self.config.steps, initial=self.step, unit="step", desc="training", mininterval=5)
+        places = range(self.rank, config.scenes_per_batch, self.ranks)
+        progress = tqdm(
+            total=self.config.steps, initial=self.step, unit="step", desc="training", disable=self.rank > 0
+        )
         recent: list[tuple[float, float]] = []
         began = time.perf_counter()
         while self.step < config.steps:
-            batch = make_batch(pool, config.scenes_per_batch, config.prompts_per_scene, config.seed, self.step)
+            batch = make_batch(pool, places, config.prompts_per_scene, config.seed, self.step)
             recent.append(self._train_step(batch))
             progress.update()
             if self.step % 25 == 0 or self.step == self.config.steps:
                 loss, iou = np.nanmean(recent, axis=0)
                 rate = len(recent) / (time.perf_counter() - began)
                 record = {"step": self.step, "loss": float(loss), "iou": float(iou), "steps_per_second": rate}
-                with open(self.folder / "log.jsonl", "a") as log:
-                    log.write(json.dumps(record) + "\n")
+                if self.rank == 0:
+                    with open(self.folder / "log.jsonl", "a") as log:
+                        log.write(json.dumps(record) + "\n")
                 progress.set_postfix(loss=f"{loss:.3f}", iou=f"{iou:.3f}")
                 recent, began = [], time.perf_counter()
                 yield record
-            if self.step % self.config.checkpoint_steps == 0 or self.step == self.config.steps:
+            if self.rank == 0 and (self.step % config.checkpoint_steps == 0 or self.step == config.steps):
                 self.save()

@@ -94,10 +94,7 @@ def test_two_processes_train_as_one(images, tmp_path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    ranks = [
-        FORK.Process(target=run_child, args=(two, images, rank, 2, port), kwargs=changes, daemon=True)
-        for rank in (0, 1)
-    ]
+    ranks = [FORK.Process(target=run_child, args=(two, images, rank, 2, port), kwargs=changes) for rank in (0, 1)]
     for process in ranks:
         process.start()
     for process in ranks:

@@ -64,7 +64,7 @@ def test_losses_and_iou_of_masks_known_by_hand() -> None:
     right[:, :2] = wrong[:, 2:] = half[:, 0] = 20
     logits = torch.stack([right, wrong, half])[None, None]
     assert true_iou(logits, target).tolist() == [[[1.0, 0.0, 0.5]]]
-    losses = mask_losses(logits, target)[0, 0]
+    losses = mask_losses(logits, target, sharpness=2.0)[0, 0]
     assert losses[0] < 1e-4 < losses[2] < losses[1]
     # Every pixel wrong by 20 nats: focal 20 * 0.25 * 20, dice 1 - 1 / 17, bce 2 * 20.
     assert losses[1].item() == pytest.approx(100 + 16 / 17 + 40, rel=1e-4)
@@ -91,9 +91,11 @@ def test_boxes_surround_the_masks_up_to_a_tenth() -> None:
 
 def test_batches_are_pure_functions_of_seed_and_step(tiny: SamTrainingConfig, tmp_path: Path) -> None:
     pool = scene_pool(tmp_path, 0, 4, 64)
-    first, again, other = (make_batch(pool, 2, 3, 0, step) for step in (5, 5, 6))
+    first, again, other = (make_batch(pool, range(2), 3, 0, step) for step in (5, 5, 6))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["pixel_values"], other["pixel_values"])
+    share = make_batch(pool, range(1, 2), 3, 0, 5)
+    assert all(torch.equal(first[name][1:], share[name]) for name in first)
 
 
 def test_training_reduces_the_loss(tiny: SamTrainingConfig) -> None:
@@ -108,7 +110,7 @@ def test_a_stopped_run_goes_on_at_its_step_and_ends_with_the_same_weights(tiny: 
     stopped = SamTrainer(tiny)
     pool = scene_pool(stopped.folder, tiny.seed, tiny.scenes, tiny.image_size)
     for step in range(3):
-        stopped._train_step(make_batch(pool, tiny.scenes_per_batch, tiny.prompts_per_scene, tiny.seed, step))
+        stopped._train_step(make_batch(pool, range(tiny.scenes_per_batch), tiny.prompts_per_scene, tiny.seed, step))
     stopped.save()
     resumed = SamTrainer(tiny)
     assert resumed.step == 3

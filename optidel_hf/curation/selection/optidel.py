@@ -2,8 +2,8 @@
 Hard *and* diverse: OptiDEL's "key patches of high difficulty and diversity" as a rule.
 
 The paper states the aim (raise H_V(Y|0) by diversity, choose what is hard) and no rule for diversity; this one is
-ours. The very hardest are cut as outliers; k-means clusters of the embeddings are visited in turn, each giving its
-hardest patch; no source image and no near-duplicate group gives a second patch before all have given one.
+ours. The very hardest are cut as outliers. Then no source image and no near-duplicate group gives a second patch before
+all have given one, and of those whose turn it is, k-means clusters of the embeddings give equally, each its hardest.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from optidel_hf.curation.selection.candidates import Candidates, hardest_first
 
 MAX_CLUSTERS = 100
 FULL_KMEANS = 20_000
+TAKEN = 2**62  # above any count, and far enough from the end of int64 to be counted up further
 
 
 def optidel(candidates: Candidates, count: int, seed: int, trim: float) -> tuple[np.ndarray, np.ndarray]:
@@ -44,38 +45,22 @@ def cluster(candidates: Candidates, k: int, seed: int) -> np.ndarray:
 
 
 def _deal(candidates: Candidates, order: np.ndarray, clusters: np.ndarray, count: int) -> np.ndarray:
-    """Round-robin over clusters, hardest first in each, under a cap a source and a group that rises when all wait."""
-    queues = [order[clusters[order] == c].tolist() for c in np.unique(clusters[order])]
-    used_source = np.zeros(candidates.source.max() + 1, dtype=np.int64)
-    used_group = np.zeros(candidates.group.max() + 1, dtype=np.int64)
-    chosen: list[int] = []
-    cap = 1
-    while len(chosen) < count:
-        waiting: list[list[int]] = [[] for _ in queues]
-        while any(queues) and len(chosen) < count:
-            for queue, later in zip(queues, waiting):
-                if (pick := _next_under(queue, later, candidates, used_source, used_group, cap)) is not None:
-                    chosen.append(pick)
-                    used_source[candidates.source[pick]] += 1
-                    used_group[candidates.group[pick]] += 1
-        queues, cap = waiting, cap + 1
-    return np.array(chosen[:count])
+    """
+    `count` of the patches in `order` (hardest first), one at a time: the one whose source has given least so far, then
+    whose group, then whose cluster; the hardest of those.
+    """
+    codes = [values[order] for values in (clusters, candidates.group, candidates.source)]
+    members = [_members(code) for code in codes]
+    given = np.zeros(len(order), dtype=np.int64)  # (source, group, cluster) counts as three digits of one number
+    chosen = np.empty(count, dtype=np.int64)
+    for i in range(count):
+        pick = chosen[i] = given.argmin()  # the first, and so the hardest, of equals
+        for place, (code, rows) in enumerate(zip(codes, members)):
+            given[rows[code[pick]]] += (count + 1) ** place
+        given[pick] = TAKEN
+    return order[chosen]
 
 
-def _next_under(
-    queue: list[int],
-    later: list[int],
-    candidates: Candidates,
-    used_source: np.ndarray,
-    used_group: np.ndarray,
-    cap: int,
-) -> int | None:
-    """The first patch of `queue` whose source and group are under `cap`; those passed over wait in `later`."""
-    for position, patch in enumerate(queue):
-        if used_source[candidates.source[patch]] < cap and used_group[candidates.group[patch]] < cap:
-            later.extend(queue[:position])
-            del queue[: position + 1]
-            return patch
-    later.extend(queue)
-    queue.clear()
-    return None
+def _members(codes: np.ndarray) -> list[np.ndarray]:
+    """Where each code from 0 to the largest occurs."""
+    return np.split(np.argsort(codes, kind="stable"), np.bincount(codes).cumsum()[:-1])

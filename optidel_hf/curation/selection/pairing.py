@@ -5,12 +5,16 @@ from __future__ import annotations
 import numpy as np
 
 
+SOURCE_WEIGHT = 1000  # one repeated source outweighs every repeated cluster of two mosaics
+
+
 def pair(source: np.ndarray, clusters: np.ndarray, tiles: int) -> tuple[np.ndarray, np.ndarray]:
     """
     Deal `k * tiles` chosen patches, best first, into `k` mosaics.
 
-    Patches sorted by cluster are dealt like cards, so that a mosaic's tiles lie `k` apart and in different clusters
-    unless a cluster holds more than `k`; then tiles that repeat a source are exchanged with another mosaic's.
+    Patches are dealt like cards with those of one source in a row, and so lie in different mosaics unless a source has
+    more than `k`; sources follow each other by cluster. Tiles that still repeat a cluster are then exchanged with
+    another mosaic's wherever that leaves fewer repeats.
 
     Args:
         source (`np.ndarray` of shape `(k * tiles,)`): source code of each chosen patch.
@@ -19,25 +23,41 @@ def pair(source: np.ndarray, clusters: np.ndarray, tiles: int) -> tuple[np.ndarr
     Returns:
         `tuple[np.ndarray, np.ndarray]`: mosaic and slot of each patch.
     """
-    count = len(source) // tiles
-    grid = np.argsort(clusters, kind="stable").reshape(tiles, count)
-    for mosaic in range(count):
-        for slot in range(1, tiles):
-            if source[grid[slot, mosaic]] in source[grid[:slot, mosaic]]:
-                _exchange(grid, source, slot, mosaic)
+    _, first, code = np.unique(source, return_index=True, return_inverse=True)
+    best = first[code]  # the best patch of each one's source
+    grid = np.lexsort((clusters, best, clusters[best])).reshape(tiles, -1)
+    clusters = np.where(clusters < 0, -1 - np.arange(len(clusters)), clusters)
+    while _exchange(grid, source, clusters):
+        pass
     place = np.empty((len(source), 2), dtype=np.int32)
     slots, mosaics = np.indices(grid.shape)
     place[grid.ravel()] = np.stack([mosaics.ravel(), slots.ravel()], axis=1)
     return place[:, 0], place[:, 1]
 
 
-def _exchange(grid: np.ndarray, source: np.ndarray, slot: int, mosaic: int) -> None:
-    """Swap with the nearest mosaic for which both stay free of repeats; without one the repeat remains."""
-    tile = grid[slot, mosaic]
-    for distance in range(1, grid.shape[1]):
-        other = (mosaic + distance) % grid.shape[1]
-        swapped = grid[slot, other]
-        here, there = np.delete(grid[:, mosaic], slot), np.delete(grid[:, other], slot)
-        if source[swapped] not in source[here] and source[tile] not in source[there]:
-            grid[slot, mosaic], grid[slot, other] = swapped, tile
-            return
+def _exchange(grid: np.ndarray, source: np.ndarray, clusters: np.ndarray) -> bool:
+    """Make the best exchange, where one helps, for every tile that repeats a cluster; whether any was made."""
+    made = False
+    for slot, mosaic in np.argwhere(_repeats(clusters[grid])):
+        gain = SOURCE_WEIGHT * _undone(source[grid], slot, mosaic) + _undone(clusters[grid], slot, mosaic)
+        other = np.unravel_index(gain.argmax(), grid.shape)
+        if gain[other] > 0:
+            grid[slot, mosaic], grid[other] = grid[other], grid[slot, mosaic]
+            made = True
+    return made
+
+
+def _undone(values: np.ndarray, slot: int, mosaic: int) -> np.ndarray:
+    """How many pairs of equal `values` vanish if the tile at (slot, mosaic) is exchanged with each: `(tiles, k)`."""
+    same = values == values[slot, mosaic]
+    stay = np.delete(values[:, mosaic], slot)
+    now = _repeats(values)
+    then = (values[..., None] == stay).sum(-1) + same.sum(0) - same
+    undone = now[slot, mosaic] + now - then
+    undone[:, mosaic] = 0
+    return undone
+
+
+def _repeats(values: np.ndarray) -> np.ndarray:
+    """How many other tiles of its mosaic have each tile's value: `(tiles, k)`."""
+    return (values[:, None] == values).sum(1) - 1

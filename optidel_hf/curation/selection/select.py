@@ -130,24 +130,27 @@ class _Columns(Mapping[str, np.ndarray]):
     """Columns of either kind of table as arrays, converted once: `(n,)`, or `(n, length)` for lists."""
 
     def __init__(self, table: Dataset | pa.Table) -> None:
-        arrow = table.with_format("arrow") if isinstance(table, Dataset) else table
-        self._names = list(table.column_names)
-        self._table = arrow[:] if isinstance(table, Dataset) else table
+        self._table = table
         self._cache: dict[str, np.ndarray] = {}
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self._cache:
-            column = self._table[name].combine_chunks()
+            column = self._read(name).combine_chunks()
             nested = pa.types.is_nested(column.type)
             values = (column.flatten() if nested else column).to_numpy(zero_copy_only=False)
             self._cache[name] = values.reshape(len(column), -1) if nested else values
         return self._cache[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        return iter(self._table.column_names)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._table.column_names)
+
+    def _read(self, name: str) -> pa.ChunkedArray:
+        if isinstance(self._table, Dataset):  # one column alone: a pool's images would not fit in memory
+            return self._table.select_columns([name]).with_format("arrow")[:][name]
+        return self._table[name]
 
 
 def _check(table: Dataset | pa.Table, strategy: str, score: str | None) -> str | None:

@@ -1,0 +1,33 @@
+"""Several processes at one task: who this one is, and what the first does alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from accelerate.state import AcceleratorState
+
+
+LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def process_rank() -> tuple[int, int]:
+    """Rank and number of processes, as `torchrun` and `accelerate launch` announce them."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+@contextmanager
+def single_process() -> Iterator[None]:
+    """
+    Hide the launcher from Accelerate, which would else wait for ranks that are not coming.
+
+    What was set up alone is forgotten at the end, so that a later run may take all ranks.
+    """
+    hidden = {name: os.environ.pop(name) for name in LAUNCHER if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+        if hidden:
+            AcceleratorState._reset_state(reset_partial_state=True)

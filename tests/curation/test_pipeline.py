@@ -1,0 +1,186 @@
+"""`curate()` as a whole: killed at any moment it ends with the same bytes, and no changed field goes unnoticed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from datasets import load_dataset
+from PIL import Image
+
+from optidel_hf.curation.curated import MosaicConfig
+from optidel_hf.curation.inputs import InputConfig
+from optidel_hf.curation.patches import PatchConfig
+from optidel_hf.curation.pipeline import CurationConfig, SelectionConfig, curate
+from optidel_hf.curation.reference import ReferenceConfig
+from optidel_hf.curation.shards import read_columns
+from optidel_hf.errors import UserError
+from optidel_hf.images import cut_square
+
+
+# One file in each stage: the run is killed as soon as it sees the first of them that is new.
+MILESTONES = (
+    ".hashes/shard-00001-of-00004.parquet",
+    "patches/shard-00000-of-00004.parquet",
+    "patches/shard-00002-of-00004.parquet",
+    "reference/.fold-0.partial/checkpoints",
+    "reference/fold-0",
+    "scores/shard-00001-of-00004.parquet",
+    "curated/config.json",
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def config(image_folder: Path, tiny_sam: str) -> CurationConfig:
+    loose = {"max_area": 0.9, "min_area": 0.001, "box_nms_thresh": 0.95, "crop_nms_thresh": 0.95}
+    small = {"reference_width": 64, "reference_layers": 1, "reference_batch_size": 8, "reference_steps": 12}
+    return CurationConfig(
+        inputs=InputConfig(str(image_folder)),
+        output_dir="",
+        patches=PatchConfig(sam=tiny_sam, patch_size=32, min_image_side=16, **loose),
+        reference=ReferenceConfig(**small),
+        selection=SelectionConfig(budget=0.15),
+        mosaic=MosaicConfig(image_size=32),
+        images_per_shard=7,
+        device="cpu",
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(config: CurationConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    return curate(replace(config, output_dir=str(tmp_path_factory.mktemp("straight") / "out")))
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def run_in_child(config: CurationConfig, environment: dict[str, str] | None = None) -> multiprocessing.Process:
+    def child() -> None:
+        os.environ.update(environment or {})
+        torch.set_num_threads(1)
+        curate(config)
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    return process
+
+
+def test_killed_at_any_moment_ends_with_the_same_bytes(config: CurationConfig, finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    killed = 0
+    for milestone in MILESTONES:
+        process = run_in_child(replace(config, output_dir=str(out)))
+        while process.is_alive() and not (out / milestone).exists():
+            time.sleep(0.002)
+        if process.is_alive():
+            os.kill(process.pid, signal.SIGKILL)
+            killed += 1
+        process.join()
+    assert killed >= len(MILESTONES) - 1  # the last stage may be over before it is seen
+    curate(replace(config, output_dir=str(out)))
+    assert files(out) == files(finished)
+
+
+def test_two_ranks_write_the_same_patches_scores_and_mosaics(
+    config: CurationConfig, finished: Path, tmp_path: Path
+) -> None:
+    out = replace(config, output_dir=str(tmp_path / "out"))
+    launcher = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
+    ranks = [run_in_child(out, {"RANK": str(r), "LOCAL_RANK": str(r), **launcher}) for r in range(2)]
+    for process in ranks:
+        process.join(timeout=120)
+        assert process.exitcode == 0
+    assert files(tmp_path / "out") == files(finished)
+
+
+def test_curated_images_are_the_tiles_that_the_selection_names(finished: Path, image_folder: Path) -> None:
+    curated = load_dataset(str(finished / "curated"), split="train")
+    chosen = pq.read_table(finished / "selection.parquet").to_pylist()
+    assert len(curated) == 4  # 0.15 of 24 images is 3.6
+    assert len(chosen) == 16
+    for row in chosen:
+        source = Image.open(image_folder / row["source"]).convert("RGB")
+        tile = np.asarray(cut_square(source, tuple(row["crop"]), 16))
+        y, x = divmod(row["slot"], 2)
+        mosaic = np.asarray(curated[row["mosaic"]]["image"])
+        assert np.array_equal(mosaic[16 * y : 16 * y + 16, 16 * x : 16 * x + 16], tile)
+        assert curated[row["mosaic"]]["tiles"][row["slot"]]["source"] == row["source"]
+
+
+def test_scores_lie_beside_their_patches(finished: Path) -> None:
+    for path in sorted((finished / "patches").glob("*.parquet")):
+        keys = ["source", "group", "bbox", "crop", "upscale", "area"]
+        assert pq.read_table(path, columns=keys).equals(pq.read_table(finished / "scores" / path.name, columns=keys))
+
+
+def test_every_image_is_in_patches_or_rejected(finished: Path) -> None:
+    kept = read_columns(finished / "patches", ["source"])["source"].to_pylist()
+    gone = read_columns(finished / "rejected", ["source"])["source"].to_pylist()
+    assert sorted({*kept, *gone}) == sorted(pq.read_table(finished / "inputs.parquet")["source"].to_pylist())
+    assert not set(kept) & set(gone)
+
+
+def test_a_changed_field_is_refused_and_named(config: CurationConfig, finished: Path) -> None:
+    changed = replace(config, output_dir=str(finished), patches=replace(config.patches, max_patches=3))
+    with pytest.raises(UserError, match=r"max_patches was 16, now 3.*--reuse"):
+        curate(changed)
+    changed = replace(config, output_dir=str(finished), selection=replace(config.selection, budget=0.2))
+    with pytest.raises(UserError, match=r"budget was 0.15, now 0.2"):
+        curate(changed)
+
+
+def test_reuse_takes_over_the_finished_stages_before_the_change(
+    config: CurationConfig, finished: Path, tmp_path: Path
+) -> None:
+    other = replace(
+        config,
+        output_dir=str(tmp_path / "out"),
+        reuse=str(finished),
+        selection=replace(config.selection, strategy="hardest"),
+    )
+    out = curate(other)
+    for stage in ("patches", "rejected", "reference", "scores"):
+        assert files(out / stage) == files(finished / stage)
+        shard = next((out / stage).rglob("*.parquet"))
+        assert os.path.samefile(shard, finished / stage / shard.relative_to(out / stage))
+    assert (out / "selection.parquet").read_bytes() != (finished / "selection.parquet").read_bytes()
+
+
+def test_an_image_that_came_or_went_is_refused(
+    config: CurationConfig, finished: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    less = replace(config, output_dir=str(finished), inputs=replace(config.inputs, limit=20))
+    with pytest.raises(UserError, match="is gone"):
+        curate(less)
+
+
+def test_whole_images_are_selected_by_the_same_columns(config: CurationConfig, tmp_path: Path) -> None:
+    whole = replace(
+        config,
+        output_dir=str(tmp_path / "out"),
+        patches=replace(config.patches, unit="image"),
+        selection=replace(config.selection, strategy="random", tiles_per_mosaic=1),
+    )
+    out = curate(whole)
+    curated = load_dataset(str(out / "curated"), split="train")
+    assert len(curated) == 4
+    assert {len(row["tiles"]) for row in curated} == {1}
+    assert not (out / "scores").exists()  # a random choice needs none
