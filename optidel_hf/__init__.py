@@ -1,0 +1,53 @@
+"""Curate 5 % of your images by SAM and V-information, pre-train a ViT on them, judge it by segmentation (OptiDEL)."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    from optidel_hf.curation.curated import MosaicConfig, curated_dataset
+    from optidel_hf.curation.inputs import InputConfig
+    from optidel_hf.curation.patches import PatchConfig, SamPatchExtractor
+    from optidel_hf.curation.pipeline import CurationConfig, SelectionConfig, curate
+    from optidel_hf.curation.reference import ReferenceConfig, calibrate_checkpoint, fit_scorer
+    from optidel_hf.curation.scoring import ScoreConfig, VInformationScorer
+    from optidel_hf.curation.selection import Selection, select
+    from optidel_hf.errors import UserError
+    from optidel_hf.evaluation.segmentation import EvaluateConfig, evaluate_segmentation
+    from optidel_hf.pretraining.config import PretrainConfig
+    from optidel_hf.pretraining.trainer import Pretrainer
+    from optidel_hf.publishing.report import build_report
+
+_MODULES = {
+    "CurationConfig": "curation.pipeline",
+    "EvaluateConfig": "evaluation.segmentation",
+    "InputConfig": "curation.inputs",
+    "MosaicConfig": "curation.curated",
+    "PatchConfig": "curation.patches",
+    "PretrainConfig": "pretraining.config",
+    "Pretrainer": "pretraining.trainer",
+    "ReferenceConfig": "curation.reference",
+    "SamPatchExtractor": "curation.patches",
+    "ScoreConfig": "curation.scoring",
+    "Selection": "curation.selection",
+    "SelectionConfig": "curation.pipeline",
+    "UserError": "errors",
+    "VInformationScorer": "curation.scoring",
+    "build_report": "publishing.report",
+    "calibrate_checkpoint": "curation.reference",
+    "curate": "curation.pipeline",
+    "curated_dataset": "curation.curated",
+    "evaluate_segmentation": "evaluation.segmentation",
+    "fit_scorer": "curation.reference",
+    "select": "curation.selection",
+}
+__all__ = sorted(_MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: `import optidel_hf` alone loads neither torch nor transformers."""
+    if name not in _MODULES:
+        raise AttributeError(f"module 'optidel_hf' has no attribute '{name}'")
+    return getattr(import_module(f"optidel_hf.{_MODULES[name]}"), name)

@@ -38,6 +38,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.images_per_shard < 1:
             raise UserError(f"images_per_shard is {self.images_per_shard}: a shard holds at least one image.")
+        if self.reuse and not Path(self.reuse, "config.json").exists():
+            raise UserError(f"--reuse {self.reuse} is no output of `optidel curate`: it has no config.json.")
 
 
 @dataclass(frozen=True)
@@ -124,12 +126,13 @@ def _refuse_early(patches: Any, reference: Any, selection: Any) -> None:
 
 
 def _refuse_other_kind(flag: str, name: str, revision: str | None, kind: str, example: str) -> None:
-    from transformers import AutoConfig
+    from transformers import AutoConfig, AutoImageProcessor
 
     from optidel_hf.checkpoints import checkpoint_path
 
     try:
         found = AutoConfig.from_pretrained(checkpoint_path(name), revision=revision).model_type
+        AutoImageProcessor.from_pretrained(checkpoint_path(name), revision=revision)
     except (OSError, ValueError) as error:
         raise UserError(f"{flag} {name} cannot be loaded: {error} Give a checkpoint such as {example}.") from None
     if found != kind:

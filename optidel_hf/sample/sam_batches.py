@@ -1,6 +1,6 @@
 """Batches to train the embedded SAM with: cached scenes, augmented, prompted with points, and the masks there.
 
-Everything is a pure function of (seed, step, place in the batch), so a resumed run sees the batches that an uninterrupted one would have.
+Everything is a pure function of (seed, step, place in the batch), so a resumed run sees the same batches.
 
 Shapes: `N` scenes in the pool, `B` scenes and `P` points a scene in a batch, `S` side of the input, `L = S / 4` side
 of the logits.

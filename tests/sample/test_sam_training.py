@@ -66,8 +66,8 @@ def test_losses_and_iou_of_masks_known_by_hand() -> None:
     assert true_iou(logits, target).tolist() == [[[1.0, 0.0, 0.5]]]
     losses = mask_losses(logits, target, sharpness=2.0)[0, 0]
     assert losses[0] < 1e-4 < losses[2] < losses[1]
-    # Every pixel wrong by 20 nats: focal 20 * 0.25 * 20, dice 1 - 1 / 17, bce 2 * 20.
-    assert losses[1].item() == pytest.approx(100 + 16 / 17 + 40, rel=1e-4)
+    # Every pixel wrong by 20 nats: focal 10 * 0.25 * 20, dice 1 - 1 / 17, bce 2 * 20.
+    assert losses[1].item() == pytest.approx(50 + 16 / 17 + 40, rel=1e-4)
 
 
 def test_points_fall_inside_the_image_and_targets_are_the_objects_under_them() -> None:

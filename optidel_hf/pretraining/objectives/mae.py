@@ -90,7 +90,11 @@ def build_mae(
     Raises:
         `UserError`: if the checkpoint cannot be found, is another architecture, or lacks weights.
     """
-    options = {"mask_ratio": mask_ratio, "norm_pix_loss": norm_pix_loss, "attn_implementation": attn_implementation}
+    options: dict[str, Any] = {
+        "mask_ratio": mask_ratio,
+        "norm_pix_loss": norm_pix_loss,
+        "attn_implementation": attn_implementation,
+    }
     if checkpoint is not None:
         return load_mae(checkpoint, **options)
     with torch.random.fork_rng(devices=[]):
@@ -196,8 +200,9 @@ def _initialise(model: ViTMAEForPreTraining) -> None:
     Initialise as the paper does (appendix A.1), whatever transformers left in the model.
 
     Several releases return new models whose position tables and tokens are all zero: such a model cannot tell where a
-    patch lies. And their N(0, 0.02) for the linear layers is far below Xavier's spread at small widths: 300 steps of a
-    32-wide model then end at 8 to 16 times the loss.
+    patch lies. Their N(0, 0.02) for the linear layers is too narrow for small models: 300 steps on gradients end
+    at a loss of 0.15 at width 32, and at 0.014 to 0.018 from Xavier's spread. At width 192 the former is better by 4 %
+    after 100 steps on real frames, which is no reason to leave the paper.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):

@@ -1,0 +1,36 @@
+"""
+Render MODEL_CARD.md from the demo's OptiDEL model, with the template that `recipes/pretrain.py` fills.
+
+    python benchmarks/render_model_card.py
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from optidel_hf.publishing.cards import curation_facts, render_model_card
+
+
+DEMO = Path("runs/demo")
+
+
+def main() -> None:
+    dataset = {
+        "name": "the embedded sample's curated subset",
+        "hub_id": None,
+        "curation": curation_facts(DEMO / "optidel"),
+    }
+    card = render_model_card(
+        DEMO / "models" / "optidel-5",
+        dataset,
+        "make demo",
+        DEMO / "evaluation" / "results.json",
+        model_id="runs/demo/models/optidel-5",
+        arm="optidel-5%",
+        license="apache-2.0",
+    )
+    Path("MODEL_CARD.md").write_text(card)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""Key patches: the same as transformers' stock mask generation finds, cut as the configuration says."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, Features, Value
+from datasets import Image as ImageFeature
+from PIL import Image
+from transformers import SamModel, SamProcessor
+
+from optidel_hf.checkpoints import checkpoint_path
+from optidel_hf.curation.amg import box_iou, non_maximum_suppression
+from optidel_hf.curation.patches import (
+    NO_PATCH,
+    MaskGenerator,
+    Masks,
+    PatchConfig,
+    SamPatchExtractor,
+    crop_square,
+    cut_patches,
+)
+from optidel_hf.errors import UserError
+from optidel_hf.sample import FrameConfig, generate_sequence
+
+
+NEAR_A_THRESHOLD = 0.02
+SIZES = [(128, 128), (352, 288), (200, 352), (301, 257)]
+
+
+def frames() -> list[Image.Image]:
+    """One generated frame for each of several sizes, square and not, smaller and larger than SAM's input."""
+    pictures = []
+    for sequence, size in enumerate(SIZES):
+        config = FrameConfig(image_size=128, frames_per_sequence=1)
+        frame = generate_sequence(0, sequence, config)[0][0]
+        pictures.append(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC))
+    return pictures
+
+
+@torch.inference_mode()
+def stock_masks(image: Image.Image, config: PatchConfig) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """
+    Boxes, predicted IoU and stability of what the stock pipeline keeps, computed by its own methods.
+
+    The pipeline itself needs torchvision for one function, `batched_nms`; ours stands in for it, as it is greedy box
+    NMS by definition and is compared with a plain one elsewhere.
+    """
+    path, thresholds = checkpoint_path(config.sam), config.thresholds()
+    model = SamModel.from_pretrained(path, dtype=torch.float32).eval()
+    processor = SamProcessor.from_pretrained(path).image_processor
+    _, points, crop_images, labels = processor.generate_crop_boxes(
+        image, processor.size["longest_edge"], points_per_crop=thresholds.points_per_side
+    )
+    inputs = processor(images=crop_images, return_tensors="pt")
+    embeddings = model.get_image_embeddings(inputs["pixel_values"])
+    output = model(image_embeddings=embeddings, input_points=points.float(), input_labels=labels)
+    masks = processor.post_process_masks(
+        output.pred_masks, inputs["original_sizes"], inputs["reshaped_input_sizes"], binarize=False
+    )[0]
+    offset = thresholds.stability_score_offset
+    from transformers.models.sam.image_processing_pil_sam import _batched_mask_to_box, _compute_stability_score
+
+    flat, ious = masks.flatten(0, 1), output.iou_scores[0].flatten()
+    stability = _compute_stability_score(flat, 0.0, offset)
+    area = (flat > 0).float().mean((-1, -2))
+    keep = (ious > thresholds.pred_iou_thresh) & (stability > thresholds.stability_score_thresh)
+    keep &= (area >= config.min_area) & (area <= config.max_area)
+    # Masks within 0.02 of a threshold are counted apart: either side may fall on the other side of it.
+    margin = torch.stack(
+        [ious - thresholds.pred_iou_thresh, stability - thresholds.stability_score_thresh, area - config.min_area]
+    )
+    clear = (margin.abs() > torch.tensor([[NEAR_A_THRESHOLD], [NEAR_A_THRESHOLD], [0.001]])).all(0)
+    return _batched_mask_to_box(flat > 0)[keep].float(), ious[keep], clear[keep]
+
+
+def test_every_stock_box_has_one_of_ours() -> None:
+    config = PatchConfig()
+    generator = MaskGenerator(config, "cpu")
+    found = total = whole = 0
+    for image in frames():
+        boxes, ious, clear = stock_masks(image, config)
+        ours = generator([image])[0].boxes
+        kept = non_maximum_suppression(boxes, ious, config.thresholds().box_nms_thresh)
+        kept = kept[clear[kept]]
+        best = box_iou(boxes[kept], ours).amax(1) if len(ours) else torch.zeros(len(kept))
+        found, total, whole = found + int((best >= 0.9).sum()), total + len(kept), whole + len(ours)
+    assert total >= 20  # else the rate says nothing
+    assert found / total >= 0.95, f"{found} of {total} stock boxes found among {whole} of ours"
+
+
+def test_masks_do_not_depend_on_the_batch() -> None:
+    images = frames()
+    together = MaskGenerator(PatchConfig(), "cpu")(images)
+    alone = MaskGenerator(PatchConfig(points_per_batch=100), "cpu")
+    for image, masks in zip(images, together):
+        single = alone([image])[0]
+        assert len(single.boxes) == len(masks.boxes)
+        assert torch.allclose(single.boxes, masks.boxes, atol=1.0)
+        assert torch.allclose(single.stability, masks.stability, atol=1e-3)
+
+
+def test_the_embedded_preset_fills_in_and_flags_win() -> None:
+    preset = PatchConfig().thresholds()
+    assert preset.points_per_side == 16
+    assert PatchConfig(points_per_side=4).thresholds() == preset._replace(points_per_side=4)
+    assert PatchConfig(sam="facebook/sam-vit-base").thresholds() == (32, 0.88, 0.95, 1.0, 0.7)
+
+
+@pytest.mark.parametrize(
+    ("box", "size", "crop"),
+    [
+        ([40, 40, 60, 50], (200, 100), (38, 33, 24)),  # 1.2 x 20 around (50, 45)
+        ([50, 50, 54, 54], (200, 100), (44, 44, 15)),  # never under 0.15 x 100
+        ([0, 0, 30, 30], (200, 100), (0, 0, 36)),  # shifted to stay inside
+        ([170, 70, 199, 99], (200, 100), (165, 65, 35)),
+        ([0, 0, 199, 99], (200, 100), (50, 0, 100)),  # never over the shorter side
+    ],
+)
+def test_the_square_around_a_box(box: list[float], size: tuple[int, int], crop: tuple[int, int, int]) -> None:
+    assert crop_square(box, size, PatchConfig()) == crop
+
+
+def masks_at(boxes: list[list[float]], quality: list[float]) -> Masks:
+    values = torch.tensor(quality)
+    return Masks(torch.tensor(boxes), torch.full_like(values, 0.1), values, torch.ones_like(values))
+
+
+def test_best_patches_first_no_crop_twice_none_of_black_border() -> None:
+    pixels = np.full((100, 100, 3), 120, np.uint8)
+    pixels[:, :30] = 0
+    image = Image.fromarray(pixels)
+    boxes = [[60.0, 60, 80, 80], [61, 61, 80, 80], [0, 40, 25, 60], [40, 10, 60, 30]]
+    patches = cut_patches(image, masks_at(boxes, [0.8, 0.9, 0.99, 0.95]), PatchConfig(patch_size=16))
+    assert [patch["bbox"] for patch in patches] == [[40.0, 10.0, 20.0, 20.0], [61.0, 61.0, 19.0, 19.0]]
+    first = Image.open(io.BytesIO(patches[0]["image"]["bytes"]))
+    assert first.size == (16, 16)
+    assert patches[0]["upscale"] == pytest.approx(16 / patches[0]["crop"][2])
+
+
+def test_at_most_so_many_patches_however_many_masks() -> None:
+    image = Image.effect_noise((400, 400), 60).convert("RGB")
+    boxes = [[float(x), float(y), x + 60.0, y + 60.0] for x in range(0, 320, 20) for y in range(0, 320, 20)]
+    quality = np.linspace(0.5, 1, len(boxes)).tolist()
+    assert len(cut_patches(image, masks_at(boxes, quality), PatchConfig(max_patches=7, patch_size=16))) == 7
+
+
+def test_an_image_without_patches_is_one_row_with_its_reason(tiny_sam: str) -> None:
+    extractor = SamPatchExtractor(PatchConfig(sam=tiny_sam, pred_iou_thresh=99.0), "cpu")
+    rows = extractor({"image": [frames()[0], {"bytes": b"no image", "path": None}], "source": ["a", "b"]})
+    assert rows["image"] == [None, None]
+    assert rows["rejected"] == [NO_PATCH, "not an image that Pillow can read"]
+    assert rows["group"] == ["a", "b"]
+
+
+def test_pickles_to_its_configuration(tiny_sam: str) -> None:
+    extractor = SamPatchExtractor(PatchConfig(sam=tiny_sam), "cpu")
+    extractor({"image": frames()[:1], "source": ["a"]})
+    again = pickle.dumps(extractor)
+    assert len(again) < 2000
+    assert pickle.loads(again) == extractor
+
+
+def test_runs_inside_map_with_declared_features(tiny_sam: str, image_folder: Path) -> None:
+    loose = {"max_area": 0.9, "min_area": 0.001, "box_nms_thresh": 0.95, "crop_nms_thresh": 0.95}
+    extractor = SamPatchExtractor(PatchConfig(sam=tiny_sam, patch_size=32, **loose), "cpu")
+    paths = [{"bytes": None, "path": str(path)} for path in sorted(image_folder.glob("*.png"))[:5]]
+    images = Dataset.from_dict(
+        {"image": paths, "source": [f"s{i}" for i in range(5)]},
+        features=Features({"image": ImageFeature(decode=False), "source": Value("string")}),
+    )
+    options = {"batched": True, "with_rank": True, "features": extractor.features}
+    patches = images.map(extractor, remove_columns=images.column_names, **options, batch_size=2)
+    assert patches.features == extractor.features
+    at_once = images.map(extractor, remove_columns=images.column_names, **options, batch_size=5)
+    assert patches["crop"] == at_once["crop"]
+    assert set(patches["source"]) == {f"s{i}" for i in range(5)}
+
+
+def test_whole_images_are_patches_whose_crop_is_the_image() -> None:
+    extractor = SamPatchExtractor(PatchConfig(unit="image", patch_size=32), "cpu")
+    rows = extractor({"image": [frames()[1]], "source": ["a"]})
+    assert rows["crop"] == [[32, 0, 288]]
+    assert rows["bbox"] == [[0.0, 0.0, 351.0, 287.0]]
+
+
+@pytest.mark.parametrize("unit", ["tile", ""])
+def test_an_unknown_unit_is_refused(unit: str) -> None:
+    with pytest.raises(UserError, match="unit"):
+        PatchConfig(unit=unit)
+
+
+@pytest.mark.realdata
+def test_the_embedded_preset_keeps_patches_of_most_real_frames(realdata: Path) -> None:
+    paths = sorted((realdata / "polypgen" / "images").glob("*.jpg"))[::60]
+    rows = SamPatchExtractor(PatchConfig(), "cpu")(
+        {"image": [str(p) for p in paths], "source": [p.name for p in paths]}
+    )
+    with_patches = {source for source, reason in zip(rows["source"], rows["rejected"]) if reason is None}
+    assert len(with_patches) >= 0.8 * len(paths)

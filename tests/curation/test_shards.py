@@ -1,0 +1,81 @@
+"""A shard that exists is finished; what was interrupted is invisible."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from optidel_hf.curation import shards
+
+
+def numbers(start: int, stop: int) -> pa.Table:
+    return pa.table({"n": list(range(start, stop)), "square": [i * i for i in range(start, stop)]})
+
+
+@pytest.mark.parametrize(
+    ("rows", "size", "lengths"), [(10, 4, [4, 4, 2]), (8, 4, [4, 4]), (1, 4, [1]), (0, 4, [0]), (3, 1, [1, 1, 1])]
+)
+def test_bounds_cover_every_row_once(rows: int, size: int, lengths: list[int]) -> None:
+    bounds = shards.shard_bounds(rows, size)
+    assert [len(part) for part in bounds] == lengths
+    assert [row for part in bounds for row in part] == list(range(rows))
+
+
+def test_names_sort_as_numbers(tmp_path: Path) -> None:
+    paths = shards.shard_paths(tmp_path, 1200)
+    assert paths[7].name == "shard-00007-of-01200.parquet"
+    assert sorted(paths) == paths
+
+
+def test_interrupted_writing_leaves_nothing_to_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = shards.shard_paths(tmp_path / "stage", 1)[0]
+    whole = pq.write_table
+
+    def killed(table: pa.Table, file: object, **options: object) -> None:
+        whole(table, file, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pq, "write_table", killed)
+    with pytest.raises(KeyboardInterrupt):
+        shards.write_parquet(numbers(0, 3), path)
+    assert not path.exists()
+    assert shards.existing_shards(path.parent) == []
+    monkeypatch.undo()
+    shards.write_parquet(numbers(0, 3), path)
+    assert list(path.parent.iterdir()) == [path]
+    assert pq.read_table(path) == numbers(0, 3)
+
+
+def test_text_is_replaced_whole(tmp_path: Path) -> None:
+    for text in ("first", "second"):
+        shards.write_text(text, tmp_path / "new" / "a.json")
+    assert [path.read_text() for path in (tmp_path / "new").iterdir()] == ["second"]
+
+
+def test_reading_columns_and_rows_over_shards(tmp_path: Path) -> None:
+    for path, (start, stop) in zip(shards.shard_paths(tmp_path, 3), ((0, 4), (4, 4), (4, 9))):
+        shards.write_parquet(numbers(start, stop), path)
+    assert shards.read_columns(tmp_path, ["n"])["n"].to_pylist() == list(range(9))
+    assert shards.read_rows(tmp_path, [8, 3, 4, 3])["square"].to_pylist() == [9, 16, 64]
+
+
+def test_ranks_are_those_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert shards.process_rank() == (0, 1)
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert shards.process_rank() == (3, 8)
+
+
+def test_waiting_ends_when_the_other_rank_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "POLL_SECONDS", 0.01)
+    path = tmp_path / "shard.parquet"
+    threading.Timer(0.1, path.touch).start()
+    assert not path.exists()
+    shards.wait_for([path])
+    assert path.exists()

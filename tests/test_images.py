@@ -1,0 +1,150 @@
+"""What a viewer shows is what is opened; what it cannot show is rejected with its reason."""
+
+from __future__ import annotations
+
+import io
+import random
+import struct
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, features
+
+from optidel_hf.images import ImageRejected, centre_square, cut_square, decode_reason, encode_png, open_image
+
+
+KINDS = ["JPEG", "PNG", "GIF", "TIFF", "DDS", "BMP", *(k for k in ("WEBP", "AVIF") if features.check(k.lower()))]
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> dict[str, object]:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def noise(width: int = 40, height: int = 30) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def huge_png(side: int) -> bytes:
+    """A PNG whose header promises `side` x `side` pixels and whose data hold none."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def test_every_kind_of_value_opens_to_the_same_pixels(tmp_path: Path) -> None:
+    image = noise()
+    image.save(tmp_path / "a.png")
+    values = [image, str(tmp_path / "a.png"), tmp_path / "a.png", encoded(image)]
+    values += [{"bytes": None, "path": str(tmp_path / "a.png")}]
+    for value in values:
+        assert open_image(value).tobytes() == image.tobytes()
+
+
+def test_exif_orientation_is_applied() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees clockwise to show
+    opened = open_image(encoded(noise(), exif=exif))
+    assert opened.size == (30, 40)
+    assert opened.tobytes() == noise().transpose(Image.Transpose.ROTATE_270).tobytes()
+
+
+def test_first_frame_of_an_animation() -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    opened = open_image(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))
+    assert opened.getpixel((4, 4)) == (255, 0, 0)
+
+
+def test_cmyk_is_converted() -> None:
+    opened = open_image(encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "TIFF"))
+    assert opened.mode == "RGB"
+    assert opened.getpixel((0, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_bits_keep_their_upper_eight(kind: str) -> None:
+    grey = np.array([[0, 255, 256], [32768, 65279, 65535]], dtype=np.uint16)
+    opened = np.asarray(open_image(encoded(Image.fromarray(grey), kind)))
+    assert opened[..., 0].tolist() == [[0, 0, 1], [128, 254, 255]]
+    assert (opened == opened[..., :1]).all()
+
+
+def test_transparency_is_laid_on_white() -> None:
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([255, 0, 0, 0, 0, 255])
+    palette.putpixel((1, 0), 1)
+    opened = open_image(encoded(palette, transparency=1))
+    assert [opened.getpixel((x, 0)) for x in (0, 1)] == [(255, 0, 0), (255, 255, 255)]
+    assert open_image(encoded(Image.new("RGBA", (1, 1), (0, 0, 0, 0)))).getpixel((0, 0)) == (255, 255, 255)
+    assert open_image(encoded(Image.new("LA", (1, 1), (0, 0)))).getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 10_000), (10_000, 1)])
+def test_extreme_shapes_open_and_can_be_cut(size: tuple[int, int]) -> None:
+    opened = open_image(encoded(Image.new("RGB", size, "green")))
+    assert opened.size == size
+    assert cut_square(opened, centre_square(*size), 16).getpixel((8, 8)) == (0, 128, 0)
+
+
+def test_pixel_limit_comes_before_decoding() -> None:
+    """Decoded, these bytes would be a broken image; and 10^10 pixels would not fit."""
+    with pytest.raises(ImageRejected, match="9000x9000 is over the limit of 1000000 pixels"):
+        open_image({"bytes": huge_png(9000), "path": None}, max_pixels=1_000_000)
+    with pytest.raises(ImageRejected, match="broken image"):
+        open_image({"bytes": huge_png(90), "path": None})
+    with pytest.raises(ImageRejected, match="exceeds limit"):
+        open_image({"bytes": huge_png(100_000), "path": None}, max_pixels=10**11)
+
+
+def test_reasons(tmp_path: Path) -> None:
+    whole = encoded(noise(), "JPEG")["bytes"]
+    assert isinstance(whole, bytes)
+    floats = encoded(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF")
+    cases = [
+        ({"bytes": whole[: len(whole) // 2], "path": None}, "broken image: image file is truncated"),
+        ({"bytes": b"GIF, they said", "path": None}, "not an image that Pillow can read"),
+        ({"bytes": b"", "path": None}, "not an image that Pillow can read"),
+        (str(tmp_path / "gone.png"), "file not found"),
+        (str(tmp_path), "broken image"),
+        (None, "no image in this row"),
+        ({"bytes": None, "path": None}, "no image in this row"),
+        (floats, "mode F has no fixed range"),
+    ]
+    for value, reason in cases:
+        image, said = decode_reason(value)
+        assert image is None
+        assert said is not None
+        assert said.startswith(reason)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_corruption_raises_anything_else(kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "a description"
+    content = encoded(noise(), kind, **({} if kind in ("GIF", "DDS", "BMP") else {"exif": exif}))["bytes"]
+    assert isinstance(content, bytes)
+    rng, rejected = random.Random(0), 0
+    for _ in range(120):
+        corrupt = bytearray(content)
+        for _ in range(rng.randrange(1, 8)):
+            corrupt[min(len(corrupt) - 1, int(rng.expovariate(1 / 60)))] = rng.randrange(256)
+        rejected += decode_reason({"bytes": bytes(corrupt), "path": None}, 1_000_000)[0] is None
+    assert rejected > 0
+
+
+def test_threads_open_the_same() -> None:
+    values = [encoded(noise(20 + i, 20)) for i in range(32)]
+    with ThreadPoolExecutor(4) as pool:
+        assert [image.size for image in pool.map(open_image, values)] == [(20 + i, 20) for i in range(32)]
+
+
+def test_equal_pixels_give_equal_bytes() -> None:
+    content = encode_png(noise())
+    assert content == encode_png(open_image({"bytes": content, "path": None}))

@@ -1,0 +1,211 @@
+"""Whatever `open_dataset` is given, every image gets its own name, none is left out unsaid, and mistakes say so."""
+
+from __future__ import annotations
+
+import logging
+import zipfile
+from pathlib import Path
+
+import pytest
+from datasets import Dataset, DatasetDict, Features, Image, Value
+from PIL import Image as PILImage
+
+from optidel_hf.errors import UserError
+from optidel_hf.images import open_image
+from optidel_hf.sources import find_image_column, open_dataset, unique_sources
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+
+
+def fill(folder: Path, *names: str) -> Path:
+    """One grey picture a name, each of another grey."""
+    for shade, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        PILImage.new("RGB", (8, 8), (shade, shade, shade)).save(folder / name, "PNG")
+    return folder
+
+
+def table(rows: int = 3, **columns: list[object]) -> Dataset:
+    pictures = [PILImage.new("RGB", (8, 8), (i, i, i)) for i in range(rows)]
+    return Dataset.from_dict({"image": pictures, **columns}).cast_column("image", Image())
+
+
+def sources(dataset: object, split: str | None = None) -> list[str]:
+    return list(open_dataset(str(dataset), split)["source"])
+
+
+def refused(dataset: object, split: str | None = None) -> str:
+    with pytest.raises(UserError) as error:
+        open_dataset(str(dataset), split)
+    return str(error.value)
+
+
+def test_nested_folders_give_relative_paths(tmp_path: Path) -> None:
+    fill(tmp_path, "b/c/1.png", "a/1.png", "1.png")
+    (tmp_path / "a" / "notes.txt").write_text("no image")
+    fill(tmp_path, ".hidden/1.png", "a/._1.png")
+    opened = open_dataset(str(tmp_path))
+    assert opened["source"] == ["1.png", "a/1.png", "b/c/1.png"]
+    assert [open_image(value).getpixel((0, 0))[0] for value in opened["image"]] == [2, 1, 0]
+    assert opened.features["image"] == Image(decode=False)
+
+
+def test_names_that_look_like_splits_leave_nothing_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fill(tmp_path, "train_0.png", "val_0.png", "frame_1.png", "test/0.png")
+    with caplog.at_level(logging.INFO, "optidel_hf.sources"):
+        assert sources(tmp_path) == ["frame_1.png", "test/0.png", "train_0.png", "val_0.png"]
+    assert "reading all 4 images" in caplog.text
+
+
+def test_a_split_of_a_folder_by_name(tmp_path: Path) -> None:
+    fill(tmp_path, "train_0.png", "train_1.png", "val_0.png")
+    assert sources(tmp_path, "validation") == ["val_0.png"]
+    assert "has the splits ['train', 'validation']" in refused(tmp_path, "test")
+
+
+def test_metadata_of_a_folder_becomes_columns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fill(tmp_path, "1.png", "2.png", "3.png")
+    (tmp_path / "metadata.csv").write_text("file_name,patient\n1.png,ann\n2.png,bob\n")
+    opened = open_dataset(str(tmp_path))
+    assert dict(zip(opened["source"], opened["patient"])) == {"1.png": "ann", "2.png": "bob"}
+    assert "1 of 3 images are in no split and no row of metadata" in caplog.text
+
+
+def test_odd_names_and_extensions(tmp_path: Path) -> None:
+    names = ["A.PNG", "b c#%[1].Jpg", "x'y\".JPEG", "ünï cödé/内視鏡.png"]
+    opened = open_dataset(str(fill(tmp_path, *names)))
+    assert sorted(opened["source"]) == sorted(names)
+    assert [open_image(value).size for value in opened["image"]] == [(8, 8)] * 4
+
+
+def test_links(tmp_path: Path) -> None:
+    fill(tmp_path / "real", "1.png", "2.png")
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "a.png").symlink_to(tmp_path / "real" / "1.png")
+    (linked / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (linked / "folder").symlink_to(tmp_path / "real")
+    (linked / "loop").symlink_to(linked)
+    assert sources(linked) == ["a.png", "folder/1.png", "folder/2.png", "gone.png"]
+    (tmp_path / "door").symlink_to(tmp_path / "real")
+    assert sources(tmp_path / "door") == ["1.png", "2.png"]
+    assert sources(tmp_path / "door", "train") == ["1.png", "2.png"]
+
+
+def test_archives_in_a_folder_are_left_alone(tmp_path: Path) -> None:
+    fill(tmp_path, "1.png")
+    (tmp_path / "broken.zip").write_bytes(b"junk")
+    with zipfile.ZipFile(tmp_path / "whole.zip", "w") as archive:
+        archive.write(tmp_path / "1.png", "2.png")
+    assert sources(tmp_path) == ["1.png"]
+
+
+def test_folders_that_hold_nothing(tmp_path: Path) -> None:
+    assert f"{tmp_path} holds no image." in refused(tmp_path)
+    (tmp_path / "notes.txt").write_text("no image")
+    assert "holds no image." in refused(tmp_path)
+    (tmp_path / "data").mkdir()
+    table().to_parquet(str(tmp_path / "data" / "train-00000-of-00001.parquet"))
+    assert f"give --dataset {tmp_path / 'data'}" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("masks", ["masks", "Ground Truth", "ground_truth", "GT", "train/annotations", "lesion_mask"])
+def test_masks_are_refused_with_the_way_out(tmp_path: Path, masks: str) -> None:
+    images = str(Path(masks).with_name("images"))
+    fill(tmp_path, f"{images}/1.png", f"{masks}/1.png")
+    said = refused(tmp_path)
+    assert f"a folder '{masks}' that looks like masks" in said
+    assert f"such as --dataset {tmp_path / images}" in said
+    assert sources(tmp_path / images) == ["1.png"]
+    assert sources(tmp_path / masks) == ["1.png"]
+
+
+def test_only_folders_with_images_can_be_masks(tmp_path: Path) -> None:
+    fill(tmp_path, "images/1.png", "unmasked/1.png")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "1.txt").write_text("0 0 0 1 1")
+    assert sources(tmp_path) == ["images/1.png", "unmasked/1.png"]
+
+
+def test_tables(tmp_path: Path) -> None:
+    for name in ("a.parquet", "b.parquet"):
+        table(2).to_parquet(str(tmp_path / name))
+    both = ["a.parquet#0", "a.parquet#1", "b.parquet#0", "b.parquet#1"]
+    assert sources(tmp_path) == sources(tmp_path / "*.parquet") == both
+    opened = open_dataset(str(tmp_path / "b.parquet"))
+    assert opened["source"] == both[2:]
+    assert opened.features["image"] == Image(decode=False)
+    assert [open_image(value).getpixel((0, 0)) for value in opened["image"]] == [(0, 0, 0), (1, 1, 1)]
+    assert "no such file" in refused(tmp_path / "z*.parquet")
+    assert "has no splits but 'train'" in refused(tmp_path / "a.parquet", "test")
+
+
+def test_wildcards_over_folders_keep_names_apart(tmp_path: Path) -> None:
+    for folder in ("x", "y"):
+        (tmp_path / folder).mkdir()
+        table(1).to_parquet(str(tmp_path / folder / "a.parquet"))
+    assert sources(tmp_path / "*" / "*.parquet") == ["x/a.parquet#0", "y/a.parquet#0"]
+
+
+def test_saved_to_disk(tmp_path: Path) -> None:
+    table(2).save_to_disk(str(tmp_path / "one"))
+    assert sources(tmp_path / "one") == ["train#0", "train#1"]
+    assert "has the splits ['train']" in refused(tmp_path / "one", "test")
+    arrow = next((tmp_path / "one").glob("*.arrow"))
+    assert sources(arrow) == [f"{arrow.name}#0", f"{arrow.name}#1"]
+    DatasetDict({"train": table(1), "test": table(2)}).save_to_disk(str(tmp_path / "two"))
+    assert sources(tmp_path / "two") == ["train#0", "test#0", "test#1"]
+    assert sources(tmp_path / "two", "test") == ["test#0", "test#1"]
+    arrow.write_bytes(b"junk")
+    assert "no folder that `save_to_disk` finished" in refused(tmp_path / "one")
+
+
+def test_own_source_column_is_kept(tmp_path: Path) -> None:
+    table(2, source=["u", "v"]).to_parquet(str(tmp_path / "a.parquet"))
+    assert sources(tmp_path / "a.parquet") == ["u", "v"]
+
+
+@pytest.mark.parametrize("cut", [0, 10, -20])
+def test_broken_parquet(tmp_path: Path, cut: int, capfd: pytest.CaptureFixture[str]) -> None:
+    table().to_parquet(str(tmp_path / "whole.parquet"))
+    (tmp_path / "a.parquet").write_bytes((tmp_path / "whole.parquet").read_bytes()[:cut])
+    assert "a.parquet cannot be read as parquet" in refused(tmp_path / "a.parquet")
+    assert "rror" not in capfd.readouterr().err
+
+
+def test_empty_table(tmp_path: Path) -> None:
+    table().select([]).to_parquet(str(tmp_path / "a.parquet"))
+    assert "a.parquet" in refused(tmp_path / "a.parquet")
+
+
+def test_what_is_no_dataset(tmp_path: Path) -> None:
+    fill(tmp_path, "1.png")
+    assert "is a file of kind '.png'" in refused(tmp_path / "1.png")
+    for name in (tmp_path / "nothing", "no/such-dataset", "no such name"):
+        assert f"--dataset {name} is neither a folder or file here" in refused(name)
+    assert "--dataset is empty" in refused("")
+
+
+def test_image_column() -> None:
+    two = table().add_column("words", ["a", "b", "c"])
+    two = Dataset.from_dict(
+        {**two[:], "mask": two["image"]},
+        features=Features({"image": Image(), "words": Value("string"), "mask": Image()}),
+    )
+    assert find_image_column(two, "mask") == "mask"
+    assert find_image_column(two.remove_columns("mask")) == "image"
+    with pytest.raises(UserError, match=r"2 image columns, \['image', 'mask'\]: name one with --image_column"):
+        find_image_column(two)
+    with pytest.raises(UserError, match=r"--image_column words: no such image column"):
+        find_image_column(two, "words")
+    with pytest.raises(UserError, match=r"no image column \(columns: \['words'\]\)"):
+        find_image_column(two.select_columns("words"))
+
+
+def test_unique_sources() -> None:
+    assert unique_sources([1, "b"]) == ["1", "b"]
+    with pytest.raises(UserError, match="Row 2: '1' occurs twice in column 'id'"):
+        unique_sources(["1", "b", 1], "id")
