@@ -86,6 +86,26 @@ def draft_selection(table: pa.Table, selection: Selection) -> pa.Table:
     return chosen.replace_schema_metadata({METADATA_KEY: json.dumps(selection.facts, sort_keys=True).encode()})
 
 
+def curated_dataset(scored: Dataset, selection: Selection, images: Dataset, size: int = 64) -> Dataset:
+    """
+    The curated images of a selection, in memory: `select`'s counterpart to what [`curate`] writes in shards.
+
+    Args:
+        scored (`datasets.Dataset`): the table that the selection was made from.
+        selection ([`Selection`]).
+        images (`datasets.Dataset`): the source images, undecoded, with `source` names or file paths.
+        size (`int`, *optional*, defaults to 64): side of the curated images, in pixels.
+
+    Returns:
+        `datasets.Dataset` with `image` and `tiles`, one row a mosaic.
+    """
+    values = images["image"]
+    names = images["source"] if "source" in images.column_names else [value["path"] for value in values]
+    rows = {name: row for row, name in enumerate(names)}
+    chosen = draft_selection(scored.with_format("arrow")[:], selection)
+    return build_curated(chosen, lambda source: values[rows[source]], size)
+
+
 def build_curated(chosen: pa.Table, find_source: Callable[[str], Any], size: int) -> Dataset:
     """
     Render every mosaic of a selection.

@@ -63,17 +63,15 @@ def open_sources(config: InputConfig) -> Dataset:
     for flag, column in (("id_column", config.id_column), ("group_column", config.group_column)):
         if column is not None and column not in dataset.column_names:
             raise UserError(f"--{flag} {column}: no such column; the columns are {dataset.column_names}.")
-    columns = {"image": image, "source": config.id_column or "source"}
-    if config.group_column:
-        columns["group"] = config.group_column
-    sources = unique_sources(dataset[columns["source"]], columns["source"])
-    order = sorted(range(len(sources)), key=sources.__getitem__)[: config.limit]
-    dataset = dataset.select(order)
-    names: dict[str, list[str]] = {"source": [sources[i] for i in order]}
+    column = config.id_column or "source"
+    names = {"source": unique_sources(dataset[column], column)}
     if config.group_column:
         names["group"] = [str(value) for value in dataset[config.group_column]]
-    pictures = dataset.select_columns([image]).rename_columns({image: "image"})
-    return concatenate_datasets([pictures, Dataset.from_dict(names)], axis=1)
+    pictures = dataset.select_columns([image]).rename_column(image, "image")
+    # Columns first, then order: to add columns to rows in another order datasets would copy every image.
+    named = concatenate_datasets([pictures, Dataset.from_dict(names)], axis=1)
+    order = sorted(range(len(named)), key=names["source"].__getitem__)
+    return named.select(order[: config.limit])
 
 
 def list_inputs(dataset: Dataset, output: Path, images_per_shard: int) -> pa.Table:
@@ -132,10 +130,14 @@ def _perceptual_hash(value: Any) -> np.ndarray | None:
 
 def _sizes(dataset: Dataset) -> list[int | None]:
     """Bytes of each image from lengths and file systems alone, no image is read; null where there is none."""
-    images = dataset.flatten_indices().data.column("image")
-    lengths = pc.binary_length(pc.struct_field(images, "bytes")).to_pylist()
-    paths = pc.struct_field(images, "path").to_pylist()
-    return [_file_size(path) if length is None else length for length, path in zip(lengths, paths)]
+    images = dataset.data.column("image")
+    lengths = pc.binary_length(pc.struct_field(images, "bytes"))
+    paths = pc.struct_field(images, "path")
+    if dataset._indices is not None:  # rows in another order: datasets would copy every image to follow it
+        order = dataset._indices.column(0)
+        lengths, paths = lengths.take(order), paths.take(order)
+    pairs = zip(lengths.to_pylist(), paths.to_pylist())
+    return [_file_size(path) if length is None else length for length, path in pairs]
 
 
 def _file_size(path: str | None) -> int | None:

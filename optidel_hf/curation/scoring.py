@@ -102,7 +102,7 @@ class VInformationScorer:
     order and rank, up to float32 rounding.
 
     Args:
-        reference (`str`): folder written by [`fit_scorer`] or [`calibrate_checkpoint`].
+        reference (`str` or `Path`): folder written by [`fit_scorer`] or [`calibrate_checkpoint`].
         config ([`ScoreConfig`], *optional*).
         device (`str`, *optional*, defaults to `"auto"`).
 
@@ -112,7 +112,7 @@ class VInformationScorer:
     scored the row), `embedding` (float16, L2-normalised mean token of one model for all rows).
     """
 
-    reference: str
+    reference: str | Path
     config: ScoreConfig = ScoreConfig()
     device: str = "auto"
 
@@ -238,7 +238,7 @@ def load_pixels(images: list[Any], reference: Reference) -> Tensor:
 
 
 @lru_cache(maxsize=4)
-def load_reference(reference: str, fold: int, device: str) -> Reference:
+def load_reference(reference: str | Path, fold: int, device: str) -> Reference:
     """The reference model of one fold, once a process."""
     calibration = load_calibration(reference, fold)
     fitted_here = calibration.model == FITTED_HERE
@@ -259,7 +259,7 @@ def open_reference(checkpoint: str, revision: str | None, device: str) -> Refere
 
 
 @lru_cache(maxsize=8)
-def load_calibration(reference: str, fold: int) -> Calibration:
+def load_calibration(reference: str | Path, fold: int) -> Calibration:
     """The calibration of one fold, once a process."""
     path = Path(reference) / f"fold-{fold}" / "calibration.json"
     if not path.exists():
@@ -268,7 +268,7 @@ def load_calibration(reference: str, fold: int) -> Calibration:
 
 
 @lru_cache(maxsize=2)
-def load_folds(reference: str) -> dict[str, int]:
+def load_folds(reference: str | Path) -> dict[str, int]:
     """Which model scores each group; empty where one checkpoint scores all."""
     path = Path(reference) / "folds.parquet"
     if not path.exists():

@@ -43,7 +43,7 @@ def parquet(folder: Path, tmp_path: Path) -> Path:
         "patient": [i // 3 for i in range(len(scenes))],
     }
     table = Dataset.from_dict(columns).cast_column("image", Image()).cast_column("mask", Image())
-    table.to_parquet(str(tmp_path / "scenes.parquet"))
+    table.map(lambda row: row, keep_in_memory=True).to_parquet(str(tmp_path / "scenes.parquet"))  # embeds the bytes
     return tmp_path / "scenes.parquet"
 
 

@@ -1,7 +1,7 @@
 """
 Judge pre-trained models by downstream segmentation. Without arguments: runs/pretrain against no pre-training.
 
-    python recipes/evaluate.py --models optidel=out/vit none --dataset kvasir-seg --labels 100 --output_dir out/eval
+    python recipes/evaluate_segmentation.py --models optidel=out/vit none --dataset kvasir-seg --labels 100 --output_dir out/eval
 """
 
 from __future__ import annotations
