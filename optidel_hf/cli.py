@@ -289,8 +289,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(dataclasses: Sequence[type], flags: Sequence[str], command: str, summary: str | None) -> tuple[Any, ...]:
+    from transformers.utils.logging import disable_progress_bar
+
     from optidel_hf.arguments import parse
 
+    disable_progress_bar()  # of weights being loaded: the bars that matter are the stages' own
     return parse(dataclasses, flags, f"optidel {command}", (summary or "").splitlines()[0])
 
 

@@ -1,8 +1,8 @@
 """Train the embedded small SAM from scratch on procedural scenes, export it and score it on held-out ones.
 
-python recipes/train_sam_tiny.py    # into runs/sam-tiny; goes on where it stopped
-python recipes/train_sam_tiny.py --steps 500 --output_dir /tmp/sam
-python recipes/train_sam_tiny.py --images photos/    # also count the key patches that real images give
+python recipes/train_sam_tiny.py                         # into runs/sam-tiny; goes on where it stopped
+torchrun --nproc_per_node 2 recipes/train_sam_tiny.py    # the same batches, shared by two processes
+python recipes/train_sam_tiny.py --images photos         # also count the key patches of real images
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`optidel` as a user meets it: bad images are listed, mistakes are one sentence and exit code 2, never a traceback."""
+"""`optidel` as a user meets it: bad images are listed, a mistake is one sentence and exit code 2, no traceback."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from PIL import Image
 from transformers import ViTImageProcessor, ViTMAEConfig, ViTMAEForPreTraining
 
 from optidel_hf import cli
+from optidel_hf.curation.shards import read_columns
 from optidel_hf.sources import open_dataset
 
 
@@ -115,10 +116,9 @@ def test_every_bad_image_is_listed_with_its_reason(image_folder: Path, flags: li
     folder, output = tmp_path / "images", tmp_path / "out"
     reasons = spoil(folder, image_folder / "frame-01.png")
     place = ["--dataset", str(folder), "--output_dir", str(output), "--budget", "0.5"]
-    # No crop passes a border share of 0 in a flat picture's dark frame; all others have none.
     assert cli.main(["patches", *flags, *place, "--max_image_pixels", "1000000"]) == 0
-    gone = dict(zip(*pq.read_table(output / "rejected").to_pydict().values()))
-    kept = set(pq.read_table(output / "patches", columns=["source"])["source"].to_pylist())
+    gone = dict(zip(*read_columns(output / "rejected", ["source", "reason"]).to_pydict().values()))
+    kept = set(read_columns(output / "patches", ["source"])["source"].to_pylist())
     assert {source: gone[source][: len(reason)] for source, reason in reasons.items()} == reasons
     assert {"turned.jpg", "animated.gif", "cmyk.TIF", "sixteen.png", "palette.png"} <= kept
     assert kept | gone.keys() == {path.name for path in folder.iterdir()}
@@ -129,7 +129,7 @@ def test_no_patch_in_any_image(refused: Refused, tmp_path: Path) -> None:
     said = refused("--pred_iou_thresh", "2", command="patches")
     assert "No key patch in 24 images; 24 of them: SAM found no key patch" in said
     assert f"See {tmp_path / 'out' / 'rejected'}, and loosen --pred_iou_thresh" in said
-    reasons = pq.read_table(tmp_path / "out" / "rejected")["reason"].to_pylist()
+    reasons = read_columns(tmp_path / "out" / "rejected", ["reason"])["reason"].to_pylist()
     assert reasons == ["SAM found no key patch that passed the filters"] * 24
 
 

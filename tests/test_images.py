@@ -18,6 +18,7 @@ from optidel_hf.images import ImageRejected, centre_square, cut_square, decode_r
 
 KINDS = ["JPEG", "PNG", "GIF", "TIFF", "DDS", "BMP", *(k for k in ("WEBP", "AVIF") if features.check(k.lower()))]
 
+
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> dict[str, object]:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)

@@ -67,7 +67,7 @@ def open_sources(config: InputConfig) -> Dataset:
     names = {"source": unique_sources(dataset[column], column)}
     if config.group_column:
         names["group"] = [str(value) for value in dataset[config.group_column]]
-    pictures = dataset.select_columns([image]).rename_column(image, "image")
+    pictures = dataset.select_columns([image]).rename_columns({image: "image"})
     # Columns first, then order: to add columns to rows in another order datasets would copy every image.
     named = concatenate_datasets([pictures, Dataset.from_dict(names)], axis=1)
     order = sorted(range(len(named)), key=names["source"].__getitem__)

@@ -251,10 +251,13 @@ def open_reference(checkpoint: str, revision: str | None, device: str) -> Refere
     Load any ViTMAE checkpoint as a reference model.
 
     Raises:
-        `UserError`: if `checkpoint` is not there or is a model of another kind.
+        `UserError`: if `checkpoint` is not there, is a model of another kind, or does not say how it takes pixels.
     """
     model = load_mae(checkpoint, revision)
-    processor = AutoImageProcessor.from_pretrained(checkpoint, revision=revision)
+    try:
+        processor = AutoImageProcessor.from_pretrained(checkpoint, revision=revision)
+    except OSError:
+        raise UserError(f"{checkpoint} has no preprocessor_config.json: save its image processor beside it.") from None
     return Reference(model.to(device).eval(), tuple(processor.image_mean), tuple(processor.image_std))
 
 

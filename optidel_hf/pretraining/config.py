@@ -31,7 +31,9 @@ class PretrainConfig:
         `ValueError`: if a field is out of its range, with a sentence that names it.
     """
 
-    output_dir: str = field(metadata={"help": "Folder for the model, its checkpoints and metrics.jsonl."})
+    output_dir: str = field(
+        default="runs/pretrain", metadata={"help": "Folder for the model, its checkpoints and metrics.jsonl."}
+    )
     objective: str = field(default="mae", metadata={"help": "What is trained: mae (masked autoencoding)."})
     model: str | None = field(
         default=None,

@@ -41,7 +41,7 @@ class SamTrainingConfig:
     output_dir: str = field(
         default="runs/sam-tiny", metadata={"help": "Where the scene cache, checkpoint and log go."}
     )
-    steps: int = field(default=1900, metadata={"help": "Optimisation steps."})
+    steps: int = field(default=3500, metadata={"help": "Optimisation steps."})
     seed: int = field(default=0, metadata={"help": "Seed of the scenes, the weights and the order."})
     scenes: int = field(
         default=6000, metadata={"help": "Scenes painted once and cached; held-out ones are another series."}
@@ -106,7 +106,7 @@ def build_sam(config: SamTrainingConfig) -> SamModel:
 
 @torch.no_grad()
 def attend_to_the_prompt(model: SamModel, gain: float = 3.0) -> None:
-    """Let the decoder's cross-attention begin at the prompt: one projection, `gain` times as large, for queries and keys.
+    """Let cross-attention begin at the prompt: one projection, `gain` times as large, for queries and keys.
 
     Attention scores are then inner products of Fourier features, largest where token and image position coincide, so
     the masks depend on the point from the first step. The two projections are not tied: training moves them apart.

@@ -36,14 +36,15 @@ def folder(image_folder: Path, tmp_path: Path) -> Path:
 def parquet(folder: Path, tmp_path: Path) -> Path:
     """The scenes as a table with ids, patients and a second image column."""
     scenes = sorted(folder.glob("frame-*.png"))
+    pictures = [{"bytes": path.read_bytes(), "path": path.name} for path in scenes]
     columns = {
-        "image": [str(path) for path in scenes],
-        "mask": [str(path) for path in scenes],
+        "image": pictures,
+        "mask": pictures,
         "id": [f"scene {11 - i:02d}" for i in range(len(scenes))],
         "patient": [i // 3 for i in range(len(scenes))],
     }
     table = Dataset.from_dict(columns).cast_column("image", Image()).cast_column("mask", Image())
-    table.map(lambda row: row, keep_in_memory=True).to_parquet(str(tmp_path / "scenes.parquet"))  # embeds the bytes
+    table.to_parquet(str(tmp_path / "scenes.parquet"))
     return tmp_path / "scenes.parquet"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -25,7 +27,7 @@ def test_the_hash_is_the_signs_of_horizontal_differences() -> None:
     assert difference_hash(rising.transpose(Image.Transpose.FLIP_LEFT_RIGHT)).tolist() == [0] * 4
 
 
-def test_a_dimmed_and_recompressed_image_is_near_and_another_is_far(tmp_path) -> None:
+def test_a_dimmed_and_recompressed_image_is_near_and_another_is_far(tmp_path: Path) -> None:
     picture = texture(0)
     picture.point(lambda value: value * 0.9).resize((100, 75)).save(tmp_path / "copy.jpg", quality=70)
     assert bits_apart(picture, Image.open(tmp_path / "copy.jpg")) <= near_duplicates.NEAR

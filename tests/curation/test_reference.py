@@ -1,0 +1,216 @@
+"""Cross-fitting: who trains on what, who scores whom, and what calibration says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from tiny_reference import save_mae, tiny_config, tiny_mae, tiny_patches
+from transformers import ViTConfig, ViTMAEForPreTraining, ViTModel
+
+from optidel_hf.curation import reference
+from optidel_hf.curation.reference import assign_folds, calibrate_checkpoint, fit_scorer
+from optidel_hf.curation.scoring import Calibration, ScoreConfig, VInformationScorer, load_folds
+from optidel_hf.errors import UserError
+from optidel_hf.images import open_image
+
+
+SCORE = ScoreConfig(partitions=1)
+
+
+def images_of(folds: dict[str, int], groups: list[str], sources: list[str]) -> list[int]:
+    return [len({s for g, s in zip(groups, sources) if folds[g] == fold}) for fold in (0, 1)]
+
+
+# Folds
+
+
+def test_whole_groups_are_dealt_largest_first_by_images() -> None:
+    # Images: a 5, b 4, c 3, d 3, e 1. a | b | c joins b (4 < 5) | d joins a (5 < 7) | e joins b (7 < 8).
+    sizes = {"a": 5, "b": 4, "c": 3, "d": 3, "e": 1}
+    # Ten patches of each image of e: patches do not weigh.
+    rows = [(g, f"{g}{i}") for g, n in sizes.items() for i in range(n) for _ in range(10 if g == "e" else 1)]
+    groups, sources = map(list, zip(*rows))
+    folds = assign_folds(groups, sources)
+    assert folds["a"] != folds["b"]
+    assert images_of(folds, groups, sources) == [8, 8]
+
+
+def test_folds_do_not_depend_on_row_order() -> None:
+    rng = np.random.default_rng(0)
+    groups = [f"g{i}" for i in rng.integers(30, size=300)]
+    sources = [f"{g}-{i % 7}" for i, g in enumerate(groups)]
+    expected = assign_folds(groups, sources, seed=1)
+    for _ in range(5):
+        order = rng.permutation(300)
+        assert assign_folds([groups[i] for i in order], [sources[i] for i in order], seed=1) == expected
+    assert assign_folds(groups, sources, seed=2) != expected
+    first, second = images_of(expected, groups, sources)
+    assert abs(first - second) <= 2
+
+
+# Fitting
+
+
+class Spy:
+    """Stands in for training: notes what each fold was given, and trains as asked."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.runs: list[dict[str, Any]] = []
+        real, runs = reference.Pretrainer, self.runs
+
+        class Noted(real):  # type: ignore[valid-type, misc]
+            def __init__(self, config: Any, images: torch.Tensor, **options: Any) -> None:
+                super().__init__(config, images, **options)
+                weights = {name: w.detach().clone() for name, w in self.model.state_dict().items()}
+                runs.append({"config": config, "images": images, "weights": weights})
+
+        monkeypatch.setattr(reference, "Pretrainer", Noted)
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Dataset, Spy]:
+    """Both folds of 48 patches, 24 images, 12 groups."""
+    patches = tiny_patches(48)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        spy = Spy(monkeypatch)
+        folder = fit_scorer(patches, tmp_path_factory.mktemp("fitted"), tiny_config(), SCORE, device="cpu")
+    return folder, patches, spy
+
+
+def groups_trained_on(images: torch.Tensor, patches: Dataset) -> set[str]:
+    known = {np.asarray(open_image(v)).tobytes(): group for v, group in zip(patches["image"], patches["group"])}
+    return {known[image.permute(1, 2, 0).numpy().tobytes()] for image in images}
+
+
+def test_no_model_trains_on_what_it_scores_or_is_calibrated_on(fitted: tuple[Path, Dataset, Spy]) -> None:
+    folder, patches, spy = fitted
+    scorers = load_folds(str(folder))
+    assert set(scorers) == set(patches["group"])
+    for fold, run in enumerate(spy.runs):
+        own = {group for group, scorer in scorers.items() if scorer == 1 - fold}
+        trained = groups_trained_on(run["images"], patches)
+        calibration = Calibration.load(folder / f"fold-{fold}" / "calibration.json")
+        assert trained < own
+        assert len(own - trained) == calibration.groups >= 1
+        assert len(run["images"]) == 4 * len(trained)  # every patch of the groups
+        # A tenth of a fold's 12 images is more than none of its groups of 2 images, and less than two.
+        assert calibration.patches == 4
+
+
+def test_both_folds_start_alike_and_train_as_long(fitted: tuple[Path, Dataset, Spy]) -> None:
+    first, second = fitted[2].runs
+    assert first["weights"].keys() == second["weights"].keys()
+    assert all(torch.equal(weight, second["weights"][name]) for name, weight in first["weights"].items())
+    assert first["config"].steps == second["config"].steps == 2
+    ended = [ViTMAEForPreTraining.from_pretrained(fitted[0] / f"fold-{fold}").state_dict() for fold in (0, 1)]
+    assert any(not torch.equal(weight, ended[1][name]) for name, weight in ended[0].items())
+
+
+def test_a_fold_holds_what_scoring_reads_and_nothing_else(fitted: tuple[Path, Dataset, Spy]) -> None:
+    folder = fitted[0]
+    assert sorted(path.name for path in folder.iterdir()) == ["fold-0", "fold-1", "folds.parquet"]
+    for fold in (0, 1):
+        names = {path.name for path in (folder / f"fold-{fold}").iterdir()}
+        assert names == {"config.json", "model.safetensors", "preprocessor_config.json", "calibration.json"}
+
+
+def test_the_calibration_is_the_closed_form(fitted: tuple[Path, Dataset, Spy]) -> None:
+    for fold in (0, 1):
+        facts = json.loads((fitted[0] / f"fold-{fold}" / "calibration.json").read_text())
+        variances = facts["family"]["null_variance"], facts["family"]["model_variance"]
+        assert facts["v_information_held_out"] == pytest.approx(0.5 * np.log2(variances[0] / variances[1]))
+
+
+def test_scores_of_the_held_out_patches_average_to_the_calibration(fitted: tuple[Path, Dataset, Spy]) -> None:
+    folder, patches, spy = fitted
+    own = {group for group, scorer in load_folds(str(folder)).items() if scorer == 1}
+    held = own - groups_trained_on(spy.runs[0]["images"], patches)
+    rows = [i for i, group in enumerate(patches["group"]) if group in held]
+    # Under a name that no fold knows they are scored by fold 0's model, which kept them from its training.
+    scored = VInformationScorer(str(folder), SCORE, "cpu")({**patches[rows], "group": ["new"] * len(rows)})
+    family = Calibration.load(folder / "fold-0" / "calibration.json").family
+    assert scored["recon_error"].mean() == pytest.approx(family.model_variance, rel=1e-4)
+    assert scored["pvi"].mean() == pytest.approx(family.information, abs=1e-4)
+    assert scored["difficulty"].mean() == pytest.approx(0, abs=1e-4)
+
+
+def test_a_finished_fold_is_not_fitted_again(
+    fitted: tuple[Path, Dataset, Spy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, patches, _ = fitted
+    monkeypatch.setattr(reference, "Pretrainer", None)
+    before = (folder / "fold-1" / "model.safetensors").stat()
+    assert fit_scorer(patches, folder, tiny_config(), SCORE, device="cpu") == folder
+    assert (folder / "fold-1" / "model.safetensors").stat() == before
+
+
+def test_row_order_does_not_matter(fitted: tuple[Path, Dataset, Spy], tmp_path: Path) -> None:
+    folder, patches, _ = fitted
+    again = fit_scorer(patches.shuffle(seed=5), tmp_path, tiny_config(), SCORE, device="cpu")
+    for name in ("folds.parquet", "fold-0/model.safetensors", "fold-1/calibration.json"):
+        assert (again / name).read_bytes() == (folder / name).read_bytes(), name
+
+
+def test_training_is_capped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spy = Spy(monkeypatch)
+    fit_scorer(tiny_patches(48), tmp_path, tiny_config(max_reference_patches=7), SCORE, device="cpu")
+    assert [len(run["images"]) for run in spy.runs] == [7, 7]
+
+
+def test_the_largest_group_trains() -> None:
+    groups = ["large"] * 20 + ["small"] + ["other"] * 2
+    patches = Dataset.from_dict({"group": groups, "source": [f"{i}" for i in range(23)]})
+    for seed in range(20):
+        held = reference._held_out({"large", "small", "other"}, patches, tiny_config(reference_seed=seed))
+        assert held in ({"other"}, {"small", "other"})  # 2.3 images are wanted
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3])
+def test_too_few_groups_are_refused(groups: int, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"too few to train and calibrate .* or a checkpoint with --reference"):
+        fit_scorer(tiny_patches(4 * groups), tmp_path, tiny_config(), SCORE, device="cpu")
+
+
+@pytest.mark.parametrize("holdout", [0.0, 0.5, 1.0])
+def test_the_holdout_is_a_share(holdout: float) -> None:
+    with pytest.raises(UserError, match=f"holdout is {holdout}"):
+        tiny_config(holdout=holdout)
+
+
+# A given checkpoint
+
+
+@pytest.mark.parametrize("n", [48, 4])
+def test_a_checkpoint_is_calibrated_on_a_tenth_and_scores_all(tmp_path: Path, n: int) -> None:
+    name = save_mae(tmp_path / "mae", tiny_mae(seed=7))
+    patches = tiny_patches(n)
+    folder = calibrate_checkpoint(patches, tmp_path / "out", tiny_config(reference=name), SCORE, device="cpu")
+    assert [path.name for path in folder.iterdir()] == ["fold-0"]
+    calibration = Calibration.load(folder / "fold-0" / "calibration.json")
+    # 24 images of 12 groups: two groups hold 2.4 of them; a single group is all there is.
+    assert (calibration.model, calibration.patches) == (name, 8 if n == 48 else 4)
+    scored = VInformationScorer(str(folder), SCORE, "cpu")(patches[:])
+    assert scored["fold"].tolist() == [0] * n
+    assert np.isfinite(scored["pvi"]).all()
+    assert calibrate_checkpoint(patches, folder, tiny_config(reference="gone"), SCORE, device="cpu") == folder
+
+
+def test_a_checkpoint_that_predicts_normalised_pixels_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = save_mae(tmp_path / "mae", tiny_mae(norm_pix_loss=True))
+    calibrate_checkpoint(tiny_patches(), tmp_path / "out", tiny_config(reference=name), SCORE, device="cpu")
+    assert "predicts normalised pixels" in caplog.text
+
+
+def test_another_kind_of_checkpoint_is_refused(tmp_path: Path) -> None:
+    ViTModel(ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(tmp_path / "vit")
+    config = tiny_config(reference=str(tmp_path / "vit"))
+    with pytest.raises(UserError, match="is a 'vit', not a 'vit_mae'"):
+        calibrate_checkpoint(tiny_patches(), tmp_path / "out", config, SCORE, device="cpu")
