@@ -1,4 +1,4 @@
-"""Which weights a checkpoint's name stands for."""
+"""Which weights a checkpoint's name stands for, and whether it is of the kind that is needed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import hashlib
 from importlib.resources import files
 from pathlib import Path
 
-from huggingface_hub import HfApi
+from transformers import AutoConfig, AutoImageProcessor
+
+from optidel_hf.errors import UserError
 
 
 EMBEDDED = "embedded"  # a name, not a path, so that configurations are equal on every machine
@@ -21,9 +23,31 @@ def checkpoint_fingerprint(name: str, revision: str | None = None) -> str:
     """What identifies the weights: the sha256 of a local safetensors file, or the commit of a Hub repository."""
     folder = Path(checkpoint_path(name))
     if not folder.is_dir():
-        return str(HfApi().model_info(name, revision=revision).sha)
+        return str(AutoConfig.from_pretrained(name, revision=revision)._commit_hash)
     fingerprint = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as file:
             fingerprint.update(hashlib.file_digest(file, "sha256").digest())
     return fingerprint.hexdigest()
+
+
+def require_kind(flag: str, name: str, revision: str | None, kind: str, example: str) -> None:
+    """
+    Refuse a checkpoint that is missing, has no image processor, or is a model of another kind.
+
+    Args:
+        flag (`str`): the flag that named it, for the message.
+        kind (`str`): the `model_type` that is needed.
+        example (`str`): a checkpoint that would do.
+
+    Raises:
+        `UserError`: before any image is read.
+    """
+    path = checkpoint_path(name)
+    try:
+        found = AutoConfig.from_pretrained(path, revision=revision).model_type
+        AutoImageProcessor.from_pretrained(path, revision=revision)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{flag} {name} cannot be loaded: {error} Give a checkpoint such as {example}.") from None
+    if found != kind:
+        raise UserError(f"{flag} {name} is a '{found}' model, not a '{kind}': give a checkpoint such as {example}.")

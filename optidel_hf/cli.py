@@ -98,7 +98,6 @@ def curate(arguments: Sequence[str], until: str = "curated") -> None:
 
     stages = (InputConfig, RunConfig, PatchConfig, ReferenceConfig, ScoreConfig, SelectionConfig, MosaicConfig)
     inputs, run, patches, reference, score, selection, mosaic = _parse(stages, arguments, "curate", curate.__doc__)
-    _refuse_early(patches, reference, selection)
     if inputs.dataset == EMBEDDED:
         inputs = InputConfig(**{**vars(inputs), "dataset": str(sample_pool())})
     config = CurationConfig(
@@ -110,33 +109,6 @@ def curate(arguments: Sequence[str], until: str = "curated") -> None:
 
         write_dataset_card(output)
     say(f"{until}: {output / until if until != 'selection' else output / '.selection'}")
-
-
-def _refuse_early(patches: Any, reference: Any, selection: Any) -> None:
-    """Refuse before any image is read what a late stage would: the strategy, and checkpoints of another kind."""
-    from optidel_hf.curation.selection import STRATEGIES
-
-    if selection.strategy not in STRATEGIES:
-        raise UserError(f"--strategy {selection.strategy} is not known: choose one of {', '.join(STRATEGIES)}.")
-    if patches.unit == "patch":
-        _refuse_other_kind("--sam", patches.sam, patches.sam_revision, "sam", "facebook/sam-vit-base")
-    if reference.reference:
-        checkpoint = reference.reference, reference.reference_revision
-        _refuse_other_kind("--reference", *checkpoint, "vit_mae", "facebook/vit-mae-base")
-
-
-def _refuse_other_kind(flag: str, name: str, revision: str | None, kind: str, example: str) -> None:
-    from transformers import AutoConfig, AutoImageProcessor
-
-    from optidel_hf.checkpoints import checkpoint_path
-
-    try:
-        found = AutoConfig.from_pretrained(checkpoint_path(name), revision=revision).model_type
-        AutoImageProcessor.from_pretrained(checkpoint_path(name), revision=revision)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{flag} {name} cannot be loaded: {error} Give a checkpoint such as {example}.") from None
-    if found != kind:
-        raise UserError(f"{flag} {name} is a '{found}' model, not a '{kind}': give a checkpoint such as {example}.")
 
 
 def pretrain(arguments: Sequence[str]) -> None:

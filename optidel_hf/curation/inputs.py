@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from optidel_hf.curation.near_duplicates import difference_hash, near_duplicate_components
 from optidel_hf.curation.shards import shard_bounds, shard_paths, wait_for, write_parquet
 from optidel_hf.errors import UserError
-from optidel_hf.images import decode_reason
+from optidel_hf.images import MAX_IMAGE_PIXELS, decode_reason
 from optidel_hf.processes import process_rank
 from optidel_hf.sources import find_image_column, open_dataset, unique_sources
 
@@ -74,7 +74,7 @@ def open_sources(config: InputConfig) -> Dataset:
     return named.select(order[: config.limit])
 
 
-def list_inputs(dataset: Dataset, output: Path, images_per_shard: int) -> pa.Table:
+def list_inputs(dataset: Dataset, output: Path, images_per_shard: int, max_pixels: int = MAX_IMAGE_PIXELS) -> pa.Table:
     """
     Write `inputs.parquet` (source, group, size in bytes; sorted by source), or check it against the dataset.
 
@@ -94,7 +94,7 @@ def list_inputs(dataset: Dataset, output: Path, images_per_shard: int) -> pa.Tab
         with tqdm(total=len(dataset), desc="reading images", unit=" images", disable=rank > 0) as bar:
             for i, rows in enumerate(bounds):
                 if i % world == rank and not paths[i].exists():
-                    write_parquet(_hash_rows(dataset.select(rows)), paths[i])
+                    write_parquet(_hash_rows(dataset.select(rows), max_pixels), paths[i])
                 bar.update(len(rows))
         if rank == 0:
             wait_for(paths)
@@ -111,9 +111,9 @@ def inputs_hash(inputs: pa.Table) -> str:
     return hashlib.sha256("\n".join(map(repr, rows)).encode()).hexdigest()
 
 
-def _hash_rows(dataset: Dataset) -> pa.Table:
+def _hash_rows(dataset: Dataset, max_pixels: int) -> pa.Table:
     with ThreadPoolExecutor(max_workers=4) as pool:
-        hashes = list(pool.map(_perceptual_hash, dataset["image"]))
+        hashes = list(pool.map(lambda value: _perceptual_hash(value, max_pixels), dataset["image"]))
     return pa.table(
         {
             "source": pa.array(dataset["source"], pa.string()),
@@ -123,8 +123,8 @@ def _hash_rows(dataset: Dataset) -> pa.Table:
     )
 
 
-def _perceptual_hash(value: Any) -> np.ndarray | None:
-    image, _ = decode_reason(value)
+def _perceptual_hash(value: Any, max_pixels: int) -> np.ndarray | None:
+    image, _ = decode_reason(value, max_pixels)
     return None if image is None else difference_hash(image)
 
 

@@ -24,7 +24,7 @@ def grid_side(tiles: int) -> int:
     Raises:
         `UserError`: if `tiles` is no square number.
     """
-    side = math.isqrt(tiles)
+    side = math.isqrt(max(tiles, 0))
     if side * side != tiles or tiles < 1:
         raise UserError(f"tiles_per_mosaic is {tiles}: a mosaic is a square grid, of 1, 4, 9 or 16 tiles.")
     return side

@@ -22,9 +22,9 @@ import torch
 from datasets import Features, Image, List, Value
 from PIL import Image as PILImage
 from torch import Tensor
-from transformers import AutoConfig, SamModel, SamProcessor
+from transformers import SamModel, SamProcessor
 
-from optidel_hf.checkpoints import EMBEDDED, checkpoint_path
+from optidel_hf.checkpoints import EMBEDDED, checkpoint_path, require_kind
 from optidel_hf.curation import amg
 from optidel_hf.curation.borders import border_shares
 from optidel_hf.devices import resolve_device, resolve_dtype
@@ -87,6 +87,10 @@ class PatchConfig:
             raise UserError(f"unit is '{self.unit}': it is 'patch' (cut by SAM) or 'image' (whole images).")
         if not 0 <= self.min_area < self.max_area <= 1:
             raise UserError(f"min_area {self.min_area} and max_area {self.max_area} are fractions, the first smaller.")
+        if self.sam_dtype not in ("float32", "bfloat16", "auto"):
+            raise UserError(f"sam_dtype is '{self.sam_dtype}': it is float32, bfloat16 or auto.")
+        if self.points_per_side is not None and self.points_per_side < 1:
+            raise UserError(f"points_per_side is {self.points_per_side}: a grid has at least one point.")
         if self.max_patches < 1 or self.patch_size < 8:
             raise UserError("max_patches is at least 1 and patch_size at least 8 pixels.")
 
@@ -274,18 +278,9 @@ def load_sam(
         `UserError`: if `sam` is not there or is a model of another kind.
     """
     path = checkpoint_path(sam)
-    try:
-        kind = AutoConfig.from_pretrained(path, revision=revision).model_type
-        if kind != "sam":
-            raise UserError(
-                f"--sam {sam} is a '{kind}' model: give a SamModel checkpoint, e.g. facebook/sam-vit-base."
-            )
-        model = SamModel.from_pretrained(path, revision=revision, dtype=dtype, use_safetensors=True)
-        processor = SamProcessor.from_pretrained(path, revision=revision)
-    except (OSError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"--sam {sam} cannot be loaded as a SamModel: {error}") from None
+    require_kind("--sam", sam, revision, "sam", "facebook/sam-vit-base")
+    model = SamModel.from_pretrained(path, revision=revision, dtype=dtype, use_safetensors=True)
+    processor = SamProcessor.from_pretrained(path, revision=revision)
     return model.to(device).eval(), processor
 
 

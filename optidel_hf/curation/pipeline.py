@@ -22,11 +22,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from datasets import Dataset, Features, Image
+from datasets import Dataset, Features, Image, Value
 from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from tqdm.auto import tqdm
 
-from optidel_hf.checkpoints import checkpoint_fingerprint
+from optidel_hf.checkpoints import checkpoint_fingerprint, require_kind
 from optidel_hf.curation.curated import (
     METADATA_KEY,
     MosaicConfig,
@@ -40,7 +40,7 @@ from optidel_hf.curation.inputs import InputConfig, inputs_hash, list_inputs, op
 from optidel_hf.curation.mosaic import grid_side
 from optidel_hf.curation.patches import NO_PATCH, PATCH_FEATURES, PatchConfig, SamPatchExtractor
 from optidel_hf.curation.reference import ReferenceConfig, assign_folds, calibrate_checkpoint, fit_scorer
-from optidel_hf.curation.scoring import ScoreConfig, VInformationScorer
+from optidel_hf.curation.scoring import SCORES, ScoreConfig, VInformationScorer
 from optidel_hf.curation.selection import STRATEGIES, mosaics_in_budget, select
 from optidel_hf.curation.shards import (
     existing_shards,
@@ -74,6 +74,16 @@ class SelectionConfig:
     trim: float = field(default=0.02, metadata={"help": "Share of the hardest that optidel cuts as outliers."})
     max_upscale: float = field(default=2.0, metadata={"help": "Patches enlarged by more are left out, if few."})
     seed: int = field(default=0, metadata={"help": "Seed of the selection."})
+
+    def __post_init__(self) -> None:
+        if self.strategy not in STRATEGIES:
+            raise UserError(f"strategy is '{self.strategy}': choose one of {', '.join(STRATEGIES)}.")
+        if self.score is not None and self.score not in SCORES:
+            raise UserError(f"score is '{self.score}': choose one of {', '.join(SCORES)}.")
+        if not 0 <= self.trim < 1:
+            raise UserError(f"trim is {self.trim}: it is the fraction of patches that is cut, from 0 to below 1.")
+        grid_side(self.tiles_per_mosaic)
+        mosaics_in_budget(self.budget, 10**9)
 
 
 @dataclass(frozen=True)
@@ -116,13 +126,14 @@ class _Run:
     """The stages of one output. Each method finishes its stage or finds it finished."""
 
     def __init__(self, config: CurationConfig) -> None:
-        check_grid(config.selection.tiles_per_mosaic, config.mosaic.image_size)
         self.config = config
         self.output = Path(config.output_dir)
+        self._refuse_early()
         self.rank, self.world = process_rank()
         self.sources = open_sources(config.inputs)
         mosaics_in_budget(config.selection.budget, len(self.sources))
-        self.inputs = list_inputs(self.sources, self.output, config.images_per_shard)
+        limit = config.patches.max_image_pixels
+        self.inputs = list_inputs(self.sources, self.output, config.images_per_shard, limit)
         self.groups = self.inputs["group"].to_pylist()
         if self.rank == 0:
             self._record()
@@ -278,19 +289,39 @@ class _Run:
         write_parquet(gone.replace_schema_metadata(None), reasons)
         write_parquet(patches, path)  # last: its existence says that the shard is finished
 
+    def _refuse_early(self) -> None:
+        """What a late stage would refuse, before any image is read."""
+        patches, reference = self.config.patches, self.config.reference
+        if self.output.exists() and not self.output.is_dir():
+            raise UserError(f"--output_dir {self.output} is a file: give a folder, new or of an earlier run.")
+        check_grid(self.config.selection.tiles_per_mosaic, self.config.mosaic.image_size)
+        if patches.unit == "patch":
+            require_kind("--sam", patches.sam, patches.sam_revision, "sam", "facebook/sam-vit-base")
+        if reference.reference:
+            revision = reference.reference_revision
+            require_kind("--reference", reference.reference, revision, "vit_mae", "facebook/vit-mae-base")
+        elif patches.patch_size % reference.reference_token:
+            raise UserError(
+                f"patch_size {patches.patch_size} is no multiple of reference_token {reference.reference_token}, the "
+                "side of the reference model's tokens."
+            )
+
     def _source_rows(self, rows: range) -> Dataset:
+        """A shard of the sources in memory; to add a column in place datasets would copy every image to its cache."""
         part = self.sources.select(rows)
-        part = part.remove_columns("group") if "group" in part.column_names else part
-        return part.add_column("group", self.groups[rows.start : rows.stop])
+        columns = {"image": part["image"], "source": part["source"], "group": self.groups[rows.start : rows.stop]}
+        names = Features({"source": Value("string"), "group": Value("string")})
+        return Dataset.from_dict(columns, features=Features({"image": Image(decode=False), **names}))
 
     def _refuse_empty_pool(self, patches: Path, rejected: Path) -> None:
         if sum(pq.read_metadata(path).num_rows for path in existing_shards(patches)):
             return
         reasons = Counter(read_columns(rejected, ["reason"])["reason"].to_pylist())
         reason, count = reasons.most_common(1)[0]
+        loosen = "loosen --pred_iou_thresh, --stability_score_thresh or --min_area, or use another --sam"
+        way_out = loosen if NO_PATCH in reasons else "give images that can be used"
         raise UserError(
-            f"No key patch in {len(self.sources)} images; {count} of them: {reason}. See {rejected}, and loosen "
-            "--pred_iou_thresh, --stability_score_thresh or --min_area, or use another --sam."
+            f"No key patch in {len(self.sources)} images; {count} of them: {reason}. See {rejected}, and {way_out}."
         )
 
     def _candidates(self) -> pa.Table:

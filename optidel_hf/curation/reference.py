@@ -64,6 +64,10 @@ class ReferenceConfig:
     def __post_init__(self) -> None:
         if not 0 < self.holdout < 0.5:
             raise UserError(f"holdout is {self.holdout}: keep between 0 and half of a fold for calibration.")
+        if self.reference_steps < 1 or self.reference_batch_size < 1 or self.reference_layers < 1:
+            raise UserError("reference_steps, reference_batch_size and reference_layers are at least 1.")
+        if self.reference_width < 64 or self.reference_width % 64:
+            raise UserError(f"reference_width is {self.reference_width}: it is a multiple of 64, the width of a head.")
 
 
 def assign_folds(groups: Sequence[str], sources: Sequence[str], seed: int = 0) -> dict[str, int]:

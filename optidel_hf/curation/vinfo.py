@@ -118,6 +118,7 @@ def fit_difficulty(error: Tensor, variance: Tensor, side: Tensor, tau: float = 1
     design = torch.stack([torch.log(variance + tau), torch.log(side)], dim=1).double().cpu()
     target = torch.log(error.clamp_min(1e-12)).double().cpu()
     centre, level = design.mean(0), target.mean()
-    # Centred, so that gelsd's least-norm solution gives slope 0 to sides that are all equal (whole images of one size).
+    # Centred, so that gelsd's least-norm solution gives slope 0 where all sides are equal (whole images of one size).
     slopes = torch.linalg.lstsq(design - centre, (target - level).unsqueeze(1), driver="gelsd").solution.flatten()
-    return DifficultyFit(float(level - slopes @ centre), *slopes.tolist(), tau)
+    contrast_slope, side_slope = slopes.tolist()
+    return DifficultyFit(float(level - slopes @ centre), contrast_slope, side_slope, tau)

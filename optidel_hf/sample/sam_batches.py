@@ -91,17 +91,20 @@ def make_batch(pool: np.ndarray, places: range, prompts: int, seed: int, step: i
         step (`int`): step of the run.
 
     Returns:
-        `dict`: `pixel_values` (B, 3, S, S), `points` (B, P, 1, 2) in input pixels, `masks` (B, P, L, L) in [0, 1].
+        `dict`: `pixel_values` (B, 3, S, S), `points` (B, P, 1, 2) in input pixels, `masks` (B, P, L, L) in [0, 1],
+        `labels` (B, S / 16, S / 16) the object at the centre of each of the encoder's tokens, 0 for background.
     """
-    images, points, masks = [], [], []
+    images, points, masks, tokens = [], [], [], []
     for place in places:
         rng = np.random.default_rng([seed, 1, step, place])
         image, labels, height, width = augment(pool[rng.integers(len(pool))], rng)
         points.append(sample_points(labels, prompts, rng, height, width))
         masks.append(target_masks(labels, points[-1]))
         images.append(image.transpose(2, 0, 1))
+        tokens.append(labels[8::16, 8::16].astype(np.int64))
     return {
         "pixel_values": torch.from_numpy(np.stack(images)),
         "points": torch.from_numpy(np.stack(points)).float()[:, :, None],
         "masks": torch.from_numpy(np.stack(masks)),
+        "labels": torch.from_numpy(np.stack(tokens)),
     }

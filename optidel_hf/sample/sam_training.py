@@ -4,8 +4,9 @@ After Kirillov et al. 2023 (arXiv 2304.02643), section 3 and appendix A. For a p
 target mask `t` the loss is `min_k [10 focal(m_k, t) + dice(m_k, t) + s bce(m_k, t)]`, plus twice the squared error of
 *every* predicted IoU against the true one. Three in four point prompts lie on an object, the rest anywhere: a point on
 no object has no mask to learn, but its K predicted IoUs are pulled to 0, which is what lets automatic mask generation
-tell objects from background. `s` rises from 0 to 1 in the second half of training: the cross-entropy sharpens
-logits that are already right; from the start on it would teach that everything is background.
+tell objects from background. `s` rises from 0 to 1 in the second half of training: the cross-entropy sharpens logits
+that are already right; from the start on it would teach that everything is background. An auxiliary affinity loss
+teaches the image encoder directly which of its tokens belong to one object.
 
 Shapes: `B` scenes, `P` prompts a scene, `K` masks a prompt, `S` side of the input, `L = S / 4` side of the logits.
 """
@@ -149,12 +150,34 @@ def true_iou(logits: Tensor, target: Tensor) -> Tensor:
     return (mask & target).sum((-2, -1)) / (mask | target).sum((-2, -1)).clamp(min=1)
 
 
+def affinity_loss(embeddings: Tensor, labels: Tensor) -> Tensor:
+    """How badly tokens of one object resemble each other more than those of others.
+
+    Point prompts alone teach a fresh encoder little: masks stay blobs around the point, whatever the image shows. Here
+    every pair of tokens is a lesson: the cross-entropy of "same object" given their cosine, same and different pairs
+    weighing alike. Pairs of background tokens say nothing and are left out.
+
+    Args:
+        embeddings (`Tensor` of shape `(B, C, g, g)`): the image encoder's output.
+        labels (`Tensor` of shape `(B, g, g)`): the object at each token, 0 for background.
+    """
+    tokens = F.normalize(embeddings.flatten(2), dim=1)
+    logits = 10 * (tokens.transpose(1, 2) @ tokens) - 5
+    objects = labels.flatten(1)
+    same = objects[:, :, None] == objects[:, None, :]
+    known = (objects[:, :, None] > 0) | (objects[:, None, :] > 0)
+    losses = F.binary_cross_entropy_with_logits(logits, same.float(), reduction="none")
+    means = [(losses * pairs).sum() / pairs.sum().clamp(min=1) for pairs in (same & known, ~same & known)]
+    return 0.5 * (means[0] + means[1])
+
+
 def training_loss(model: SamModel, batch: dict[str, Tensor], step: int, sharpness: float) -> tuple[Tensor, Tensor]:
     """The loss and the mean best IoU (detached) of one batch; every eighth step prompts with boxes, not points."""
     boxes = step % 8 == 7
     generator = torch.Generator().manual_seed(step)
     prompts = {"input_boxes": boxes_of(batch["masks"], generator)} if boxes else {"input_points": batch["points"]}
-    output = model(pixel_values=batch["pixel_values"], multimask_output=not boxes, **prompts)
+    embeddings = model.vision_encoder(batch["pixel_values"]).last_hidden_state
+    output = model(image_embeddings=embeddings, multimask_output=not boxes, **prompts)
     logits, predicted = output.pred_masks.float(), output.iou_scores.float()
     on_object = batch["masks"].amax((-2, -1)) > 0.5  # (B, P)
     iou = true_iou(logits.detach(), batch["masks"])
@@ -162,7 +185,8 @@ def training_loss(model: SamModel, batch: dict[str, Tensor], step: int, sharpnes
     segmentation = (best * on_object).sum() / on_object.sum().clamp(min=1)
     # A box around nothing is no prompt; a point on nothing is one, whose masks are worth 0.
     ranking = (predicted - iou).square()[on_object if boxes else slice(None)]
-    return segmentation + 2 * ranking.mean(), iou.amax(-1)[on_object].mean()
+    affinity = affinity_loss(embeddings.float(), batch["labels"])
+    return segmentation + 2 * ranking.mean() + affinity, iou.amax(-1)[on_object].mean()
 
 
 def make_optimizer(model: SamModel, config: SamTrainingConfig) -> torch.optim.AdamW:

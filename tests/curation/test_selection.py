@@ -221,8 +221,8 @@ def test_the_order_of_dealing_by_hand() -> None:
     group = np.array([0, 0, 1, 2, 3, 1, 5, 6, 7, 8])  # images 1 and 4, with patches 2 and 5, are of one video
     hardness = np.linspace(1, 0, 10)
     cand = Candidates(np.arange(10), source, group, hardness, None)
-    # 0 is hardest. Then the clusters take turns: 5 3 6 4 7, and when cluster 0 has no new video left, 8 9. Then comes 2,
-    # the video's second image, and last 1, an image's second patch.
+    # 0 is hardest. Then the clusters take turns: 5 3 6 4 7, and when cluster 0 has no new video left, 8 9. Then comes
+    # 2, the video's second image, and last 1, an image's second patch.
     assert _deal(cand, hardest_first(cand), clusters, 10).tolist() == [0, 5, 3, 6, 4, 7, 8, 9, 2, 1]
     assert _deal(cand, hardest_first(cand), clusters, 4).tolist() == [0, 5, 3, 6]
 

@@ -16,7 +16,15 @@ from transformers import SamModel, SamProcessor
 from optidel_hf.sample.sam_batches import make_batch, sample_points, scene_pool, target_masks
 from optidel_hf.sample.sam_evaluation import evaluate_sam
 from optidel_hf.sample.sam_export import export_sam, scale_logits
-from optidel_hf.sample.sam_training import SamTrainer, SamTrainingConfig, boxes_of, build_sam, mask_losses, true_iou
+from optidel_hf.sample.sam_training import (
+    SamTrainer,
+    SamTrainingConfig,
+    affinity_loss,
+    boxes_of,
+    build_sam,
+    mask_losses,
+    true_iou,
+)
 
 
 SHIPPED = Path(str(files("optidel_hf") / "sample" / "sam_tiny"))
@@ -68,6 +76,18 @@ def test_losses_and_iou_of_masks_known_by_hand() -> None:
     assert losses[0] < 1e-4 < losses[2] < losses[1]
     # Every pixel wrong by 20 nats: focal 10 * 0.25 * 20, dice 1 - 1 / 17, bce 2 * 20.
     assert losses[1].item() == pytest.approx(50 + 16 / 17 + 40, rel=1e-4)
+
+
+def test_affinity_loss_is_small_where_objects_differ_and_blind_to_the_background() -> None:
+    labels = torch.tensor([[[1, 2], [0, 0]]])
+    apart = torch.zeros(1, 3, 2, 2)
+    apart[0, 0, 0, 0] = apart[0, 1, 0, 1] = apart[0, 2, 1] = 1
+    alike = torch.ones(1, 3, 2, 2)
+    # Cosines 1 and 0 are the logits 5 and -5: log(1 + exp(-5)) each way.
+    assert affinity_loss(apart, labels).item() == pytest.approx(0.0067, abs=1e-4)
+    assert affinity_loss(alike, labels).item() == pytest.approx(0.5 * (0.0067 + 5.0067), abs=1e-3)
+    apart[0, :, 1, 1] = torch.tensor([0.0, 0.0, -1.0])
+    assert affinity_loss(apart, labels).item() == pytest.approx(0.0067, abs=1e-4)
 
 
 def test_points_fall_inside_the_image_and_targets_are_the_objects_under_them() -> None:

@@ -2,8 +2,9 @@
 Hard *and* diverse: OptiDEL's "key patches of high difficulty and diversity" as a rule.
 
 The paper states the aim (raise H_V(Y|0) by diversity, choose what is hard) and no rule for diversity; this one is
-ours. The very hardest are cut as outliers. Then no source image and no near-duplicate group gives a second patch before
-all have given one, and of those whose turn it is, k-means clusters of the embeddings give equally, each its hardest.
+ours. The very hardest are cut as outliers. Then no source image and no near-duplicate group gives a second patch
+before all have given one, and of those whose turn it is, the k-means clusters of the embeddings give equally, each its
+hardest.
 """
 
 from __future__ import annotations

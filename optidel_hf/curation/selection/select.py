@@ -121,7 +121,8 @@ def mosaics_in_budget(budget: float, images: int) -> int:
     mosaics = math.floor(round(budget * images, 9) + 0.5)
     if mosaics == 0:
         raise UserError(
-            f"Budget {budget:g} of {images} images rounds to none: give at least {0.5 / max(images, 1):.4f}, or more images."
+            f"Budget {budget:g} of {images} images rounds to none: give at least {0.5 / max(images, 1):.4f}, or more "
+            "images."
         )
     return mosaics
 
