@@ -183,6 +183,13 @@ def test_the_holdout_is_a_share(holdout: float) -> None:
         tiny_config(holdout=holdout)
 
 
+def test_sizes_that_no_model_has_are_refused() -> None:
+    with pytest.raises(UserError, match="reference_width is 96: it is a multiple of 64"):
+        tiny_config(reference_width=96)
+    with pytest.raises(UserError, match="are at least 1"):
+        tiny_config(reference_steps=0)
+
+
 # A given checkpoint
 
 

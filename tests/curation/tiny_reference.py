@@ -72,5 +72,5 @@ def tiny_patches(n: int = 24, per_source: int = 2, sources_per_group: int = 2) -
 
 
 def tiny_config(**changes: Any) -> ReferenceConfig:
-    small = {"reference_steps": 2, "reference_batch_size": 4, "reference_width": 32, "reference_layers": 1}
+    small = {"reference_steps": 2, "reference_batch_size": 4, "reference_width": 64, "reference_layers": 1}
     return ReferenceConfig(**{**small, "reference_token": 8, **changes})
