@@ -80,9 +80,9 @@ class DemoConfig:
     """How large the demo is."""
 
     output_dir: str = field(default="runs/demo", metadata={"help": "Folder for everything that the demo makes."})
-    frames: int = field(default=600, metadata={"help": "Frames in the pool of the embedded sample."})
-    steps: int = field(default=150, metadata={"help": "Pre-training steps of every arm."})
-    seeds: int = field(default=3, metadata={"help": "Seeds of the downstream training."})
+    frames: int = field(default=400, metadata={"help": "Frames in the pool of the embedded sample."})
+    steps: int = field(default=120, metadata={"help": "Pre-training steps of every arm."})
+    seeds: int = field(default=2, metadata={"help": "Seeds of the downstream training."})
 
 
 def curate(arguments: Sequence[str], until: str = "curated") -> None:

@@ -13,6 +13,8 @@ from optidel_hf.sample import write_sample
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "pretrain.py"
 BUDGET = 0.05
+# Coarser than the defaults, so that the demo ends within minutes on two cores.
+QUICK = {"points_per_side": 10, "max_patches": 8, "reference_steps": 120}
 # A rate for a small ViT and a few hundred steps; MAE's 1.5e-4 is for ViT-B and hundreds of epochs.
 BASE_LEARNING_RATE = 4e-3
 
@@ -31,7 +33,7 @@ def run_demo(output: Path, frames: int, steps: int, seeds: int) -> None:
     sample = write_sample(output / "sample", frames=frames)
     pool = sample / "pool" / "images"
     curated, random = output / "optidel", output / "random"
-    cli.curate(_flags(dataset=pool, output_dir=curated, budget=BUDGET))
+    cli.curate(_flags(dataset=pool, output_dir=curated, budget=BUDGET, **QUICK))
     whole = {"unit": "image", "strategy": "random", "tiles_per_mosaic": 1}
     cli.curate(_flags(dataset=pool, output_dir=random, budget=BUDGET, **whole))
     arms = {"optidel-5%": curated / "curated", "random-5%": random / "curated", "full": pool}

@@ -54,6 +54,6 @@ def tiny_sam(tmp_path_factory: pytest.TempPathFactory) -> str:
     sizes = {"image_size": 64, "hidden_size": 32, "hidden_layers": 1, "decoder_size": 32}
     model = scale_logits(build_sam(SamTrainingConfig(**sizes, seed=3)), 20.0)
     folder = tmp_path_factory.mktemp("tiny-sam")
-    preset = {"points_per_side": 4, "pred_iou_thresh": -9.0, "stability_score_thresh": 0.1, "stability_score_offset": 0.1}
-    export_sam(model, folder, preset)
+    thresholds = {"pred_iou_thresh": -9.0, "stability_score_thresh": 0.1, "stability_score_offset": 0.1}
+    export_sam(model, folder, {"points_per_side": 4, **thresholds})
     return str(folder)

@@ -240,6 +240,7 @@ def _calibrate(
         difficulty=vinfo.fit_difficulty(error, measured.variance, sides),
         patches=len(patches),
         groups=len(set(patches["group"])),
+        reliability=vinfo.reliability(measured.errors),
     )
 
 

@@ -58,6 +58,7 @@ class Calibration:
     difficulty: vinfo.DifficultyFit
     patches: int
     groups: int
+    reliability: float | None = None
 
     def save(self, path: Path) -> None:
         """Write as JSON, with the held-out V-information in bits per value beside the parameters."""

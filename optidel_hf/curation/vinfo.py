@@ -87,6 +87,26 @@ def calibrate(model_error: Tensor, channel_mean: Tensor, channel_square: Tensor)
     return GaussianFamily(float(model_error.double().mean()), float(null_variance), tuple(mean.tolist()))
 
 
+def reliability(errors: Tensor) -> float | None:
+    """
+    How far patches keep their ranks under other masks: the Spearman-Brown reliability of the mean over P partitions.
+
+    P rho / (1 + (P - 1) rho), with rho the mean rank correlation between two independent partitions.
+
+    Args:
+        errors (`Tensor` of shape `(n, P)`): each patch's error under each partition.
+
+    Returns:
+        `float` up to 1, or `None` for one partition, which has nothing to be compared with.
+    """
+    partitions = errors.shape[1]
+    if partitions < 2:
+        return None
+    correlations = torch.corrcoef(errors.argsort(0).argsort(0).double().T)
+    rho = (correlations.sum() - partitions) / (partitions * (partitions - 1))
+    return float(partitions * rho / (1 + (partitions - 1) * rho))
+
+
 def null_error(channel_mean: Tensor, channel_square: Tensor, null_mean: tuple[float, ...]) -> Tensor:
     """Mean squared deviation of each sample's values from `null_mean`: `(n, C)` moments to `(n,)`."""
     mean = torch.tensor(null_mean, dtype=channel_mean.dtype, device=channel_mean.device)

@@ -125,18 +125,20 @@ def fold_means(record: CurationRecord) -> list[dict[str, Any]]:
         record (`CurationRecord`): The curation.
 
     Returns:
-        `list[dict]`: One a fold: `fold`, `patches`, `means` (by score) and `v_information` (held out, or `None`).
+        `list[dict]`: One a fold: `fold`, `patches`, `means` (by score), `v_information` (held out, or
+        `None`) and `reliability` of the ranks under other masks (or `None`).
     """
     if not record.columns:
         return []
     folds = record.columns["fold"]
-    held_out = {number: fold.get("v_information_held_out") for number, fold in enumerate(record.calibration)}
+    calibration = dict(enumerate(record.calibration))
     return [
         {
             "fold": int(fold),
             "patches": int((folds == fold).sum()),
             "means": {name: _mean(record.columns[name][folds == fold]) for name in SCORES},
-            "v_information": held_out.get(int(fold)),
+            "v_information": calibration.get(int(fold), {}).get("v_information_held_out"),
+            "reliability": calibration.get(int(fold), {}).get("reliability"),
         }
         for fold in np.unique(folds[np.isfinite(folds)])
     ]

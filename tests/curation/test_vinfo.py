@@ -17,6 +17,7 @@ from optidel_hf.curation.vinfo import (
     fit_difficulty,
     gaussian_entropy,
     null_error,
+    reliability,
     v_information,
 )
 
@@ -144,3 +145,12 @@ def test_one_held_out_patch_sets_the_level_alone() -> None:
 def test_a_perfectly_predicted_patch_is_finite() -> None:
     fit = DifficultyFit(0.0, 0.5, 0.0)
     assert fit.difficulty(torch.zeros(1), torch.zeros(1), torch.ones(1)).isfinite().all()
+
+
+def test_reliability_is_spearman_brown_of_the_rank_correlation() -> None:
+    same = torch.arange(10.0)
+    assert reliability(torch.stack([same, same], 1)) == pytest.approx(1.0)
+    assert reliability(same.unsqueeze(1)) is None
+    # Ranks 0 1 2 3 against 1 0 3 2: rho = 1 - 6 x 4 / (4 x 15) = 0.6, and two partitions give 1.2 / 1.6.
+    swapped = torch.tensor([[0.0, 1.0], [1.0, 0.0], [2.0, 9.0], [3.0, 5.0]])
+    assert reliability(swapped) == pytest.approx(0.75)
