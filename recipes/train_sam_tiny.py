@@ -32,9 +32,9 @@ logger = logging.getLogger(__name__)
 class ExportConfig:
     """How the trained model is exported and judged."""
 
-    logit_scale: float = field(default=1.0, metadata={"help": "Factor folded into the mask logits at export."})
+    logit_scale: float = field(default=3.0, metadata={"help": "Factor folded into the mask logits at export."})
     points_per_side: int = field(default=16, metadata={"help": "Side of the point grid in the preset."})
-    pred_iou_thresh: float = field(default=0.5, metadata={"help": "Least predicted IoU in the preset."})
+    pred_iou_thresh: float = field(default=0.3, metadata={"help": "Least predicted IoU in the preset."})
     stability_score_thresh: float = field(default=0.8, metadata={"help": "Least stability in the preset."})
     stability_score_offset: float = field(
         default=1.0, metadata={"help": "Logit offset of the stability in the preset."}
@@ -50,7 +50,7 @@ class ExportConfig:
 
 def patches_kept(folder: Path, images: list[Image.Image]) -> dict[str, float]:
     """Quartiles, least and most of the key patches that an image gives with the exported model and its preset."""
-    config = PatchConfig(sam=str(folder)).resolved()
+    config = PatchConfig(sam=str(folder))
     generator = MaskGenerator(config, device="cpu")
     counts = [len(cut_patches(image, generator([image])[0], config)) for image in images]
     low, first, median, third, high = np.percentile(counts, [0, 25, 50, 75, 100])

@@ -116,7 +116,9 @@ def render_dataset_card(
         size_categories=next((label for limit, label in SIZE_CATEGORIES if facts["mosaics"] < limit), "n>1M"),
         tags=["optidel", "data-curation", "self-supervised-learning"],
         pretty_name=name,
-        configs=[{"config_name": "default", "data_files": "shard-*.parquet"}],
+        # On the Hub alone: for a local folder that names them, `load_dataset` caches by its name without its contents,
+        # and gives for `out2/curated` what it read from `out1/curated`.
+        configs=[{"config_name": "default", "data_files": "shard-*.parquet"}] if repo_id else None,
     )
     card = _render(
         "dataset_card.md.jinja",

@@ -49,7 +49,8 @@ def augment(scene: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np
     """
     scene = np.rot90(scene, int(rng.integers(4)))
     scene = scene[:, ::-1] if rng.random() < 0.5 else scene
-    image, labels = scene[..., :3].astype(np.float32) / 255, scene[..., 3].copy()
+    image: np.ndarray = scene[..., :3].astype(np.float32) / 255
+    labels = scene[..., 3].copy()
     if rng.random() < 0.25:
         image = image[..., rng.permutation(3)]
     image = image ** np.float32(rng.uniform(0.7, 1.4)) * rng.uniform(0.75, 1.2, 3).astype(np.float32)

@@ -86,7 +86,8 @@ def evaluate_sam(
     side = model.config.vision_config.image_size
     painted = (make_scene(series, index, side) for index in range(scenes))
     scores = [
-        score_scene(model, *scene, points_per_side, min_area) for scene in tqdm(painted, total=scenes, unit="scene")
+        score_scene(model, image, labels, points_per_side, min_area)
+        for image, labels in tqdm(painted, total=scenes, unit="scene")
     ]
     best = np.concatenate([score.best for score in scores])
     predicted, true = (np.concatenate([getattr(score, name) for score in scores]) for name in ("predicted", "true"))

@@ -45,7 +45,7 @@ def paint_everyday(canvas: Canvas) -> None:
         colour = texture(canvas, shape.window, rng.uniform(0, 1, 3))
         if rng.random() < 0.6:
             colour = colour * canvas.shading(shape, rng.uniform(0.2, 1.0))
-        canvas.paint(shape, colour, rng.choice([1.0, rng.uniform(0.4, 0.9)], p=[0.8, 0.2]), rng.uniform(0.7, 2))
+        canvas.paint(shape, colour, float(rng.choice([1.0, rng.uniform(0.4, 0.9)], p=[0.8, 0.2])), rng.uniform(0.7, 2))
 
 
 def _mucosa(canvas: Canvas) -> None:
@@ -148,7 +148,7 @@ def paint_lesions(canvas: Canvas) -> None:
         lesion.height += ragged * rng.uniform(0, 0.25)
         colour = skin * rng.uniform([0.4, 0.25, 0.2], [1.0, 0.75, 0.75]) * (1 + 0.3 * ragged[..., None])
         canvas.paint(lesion, colour.clip(0, 1), rng.uniform(0.6, 1), rng.uniform(1.5, 8))
-    for _ in range(rng.choice([0, rng.integers(1, 12)])):
+    for _ in range(rng.choice(np.array([0, rng.integers(1, 12)]))):
         hair = tube(canvas, rng.uniform(0.5, 1.3), _size(canvas, 0.3, 1.2))
         canvas.paint(hair, np.array([0.1, 0.07, 0.05]), rng.uniform(0.4, 0.9), label=False)
 
