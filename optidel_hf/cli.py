@@ -162,8 +162,8 @@ def status(arguments: Sequence[str]) -> None:
 
     (config,) = _parse((StatusConfig,), arguments, "status", status.__doc__)
     output = Path(config.output_dir)
-    if not (output / "config.json").exists():
-        raise UserError(f"{output} is no output of `optidel curate`: it has no config.json.")
+    if not (output / "inputs.parquet").exists():
+        raise UserError(f"{output} is no output of `optidel curate`: it has no inputs.parquet.")
     for stage in ("patches", "rejected", "scores", "curated"):
         shards = existing_shards(output / stage)
         total = int(shards[0].stem.split("-of-")[1]) if shards else "?"

@@ -119,6 +119,7 @@ def curate(config: CurationConfig, until: str = "curated") -> Path:
     run = _Run(config)
     for stage in STAGES[: STAGES.index(until) + 1]:
         getattr(run, stage)()
+    run.record()
     return run.output
 
 
@@ -135,8 +136,6 @@ class _Run:
         limit = config.patches.max_image_pixels
         self.inputs = list_inputs(self.sources, self.output, config.images_per_shard, limit)
         self.groups = self.inputs["group"].to_pylist()
-        if self.rank == 0:
-            self._record()
 
     @property
     def scored(self) -> bool:
@@ -356,7 +355,10 @@ class _Run:
     def _bar(self, total: int, title: str, unit: str) -> tqdm:
         return tqdm(total=total, desc=title, unit=unit, disable=self.rank > 0)
 
-    def _record(self) -> None:
+    def record(self) -> None:
+        """Write the whole configuration: last, so that one which a stage refuses does not replace what was used."""
+        if self.rank > 0:
+            return
         packages = ("optidel_hf", "torch", "transformers", "datasets", "accelerate", "numpy", "pillow", "pyarrow")
         versions = {"python": platform.python_version(), **{name: version(name) for name in packages}}
         record = {**asdict(self.config), "versions": versions}

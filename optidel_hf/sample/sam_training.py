@@ -281,7 +281,11 @@ class SamTrainer:
     def train(self) -> Iterator[dict[str, float]]:
         """Run to `steps`, yielding the mean loss, IoU and rate every 25 steps, which also go to `log.jsonl`."""
         config = self.config
+        if self.rank > 0:
+            distributed.barrier()  # the first process paints the scenes, the others find them there
         pool = scene_pool(self.folder, config.seed, config.scenes, config.image_size)
+        if self.rank == 0 and self.ranks > 1:
+            distributed.barrier()
         places = range(self.rank, config.scenes_per_batch, self.ranks)
         progress = tqdm(
             total=self.config.steps, initial=self.step, unit="step", desc="training", disable=self.rank > 0

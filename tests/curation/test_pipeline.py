@@ -143,8 +143,10 @@ def test_a_changed_field_is_refused_and_named(config: CurationConfig, finished: 
     with pytest.raises(UserError, match=r"max_patches was 16, now 3.*--reuse"):
         curate(changed)
     changed = replace(config, output_dir=str(finished), selection=replace(config.selection, budget=0.2))
+    before = files(finished)
     with pytest.raises(UserError, match=r"budget was 0.15, now 0.2"):
         curate(changed)
+    assert files(finished) == before
 
 
 def test_reuse_takes_over_the_finished_stages_before_the_change(
