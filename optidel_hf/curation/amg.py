@@ -10,6 +10,8 @@ covers `[i, i + 1]`, its centre is at `i + 0.5`.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -53,44 +55,30 @@ def stability_score(logits: Tensor, threshold: float = 0.0, offset: float = 1.0)
     return torch.where(outer > 0, inner / outer.clamp_min(1e-9), torch.zeros_like(outer))
 
 
-def mask_boxes(logits: Tensor, threshold: float = 0.0) -> Tensor:
+def pixel_boxes(logits: Tensor, scale: tuple[float, float], size: tuple[int, int], threshold: float = 0.0) -> Tensor:
     """
-    Extents of `{logits > threshold}` under bilinear interpolation.
+    Boxes of `{logits > threshold}` in whole pixels of the source image, with segment-anything's inclusive edges.
 
-    In a bilinear cell the boundary is monotone between neighbouring rows, so the extremes lie on rows and columns of
-    the grid, where they are plain linear interpolations.
+    The first and the last pixel along each axis whose centre lies inside the mask, under bilinear interpolation of the
+    logits. For the extent along x the logits are interpolated at the pixels' rows only, and the sign changes within a
+    row solved for; likewise along y. So a speck that lies between pixel centres does not stretch a box.
 
     Args:
-        logits (`Tensor` of shape `(N, h, w)`).
-
-    Returns:
-        `Tensor` of shape `(N, 4)`: left, top, right, bottom in continuous logit coordinates; zeros for empty masks.
-    """
-    values = (logits - threshold).float()
-    height, width = values.shape[1:]
-    left, right = _first_crossing(values), width - _first_crossing(values.flip(-1))
-    columns = values.transpose(1, 2)
-    top, bottom = _first_crossing(columns), height - _first_crossing(columns.flip(-1))
-    boxes = torch.stack([left, top, right, bottom], dim=-1)
-    return torch.where(boxes.isfinite().all(-1, keepdim=True), boxes, torch.zeros_like(boxes))
-
-
-def to_pixel_boxes(boxes: Tensor, scale: tuple[float, float], size: tuple[int, int]) -> Tensor:
-    """
-    Boxes in whole pixels of the source image, with segment-anything's inclusive edges.
-
-    Args:
-        boxes (`Tensor` of shape `(N, 4)`): continuous logit coordinates, from [`mask_boxes`].
+        logits (`Tensor` of shape `(N, h, w)`): with the padding beside the image, as stock interpolates it too.
         scale (`tuple[float, float]`): source pixels per logit pixel along x and y.
         size (`tuple[int, int]`): width and height of the source image.
+        threshold (`float`, *optional*, defaults to 0.0).
 
     Returns:
-        `Tensor` of shape `(N, 4)`, xyxy: the first and last pixel whose centre lies inside, along each axis.
+        `Tensor` of shape `(N, 4)`, xyxy, float32; zeros for masks in which no pixel centre lies.
     """
-    limit = boxes.new_tensor([size[0] - 1, size[1] - 1] * 2)
-    centres = boxes * boxes.new_tensor([*scale, *scale]) - 0.5
-    first, last = centres[:, :2].ceil(), centres[:, 2:].floor()
-    return torch.minimum(torch.cat([first, torch.maximum(first, last)], dim=-1).clamp_min(0), limit)
+    values = (logits - threshold).float()
+    rows = _at_pixels(values, scale[1], size[1])  # (N, height, w)
+    columns = _at_pixels(values.transpose(1, 2), scale[0], size[0])  # (N, width, h)
+    extents = [_extent(rows, scale[0], size[0]), _extent(columns, scale[1], size[1])]
+    boxes = torch.stack([edge for pair in zip(*extents) for edge in pair], dim=-1)
+    seen = (boxes[:, 2:] >= boxes[:, :2]).all(-1, keepdim=True)
+    return torch.where(seen, boxes, torch.zeros_like(boxes))
 
 
 def box_iou(boxes: Tensor, others: Tensor) -> Tensor:
@@ -120,17 +108,49 @@ def non_maximum_suppression(boxes: Tensor, scores: Tensor, iou_threshold: float)
     return order[keep]
 
 
-def _first_crossing(values: Tensor) -> Tensor:
-    """Smallest continuous x at which any row of `(N, h, w)` turns positive; inf where none does."""
+def _at_pixels(values: Tensor, scale: float, pixels: int) -> Tensor:
+    """Linear interpolation of `(N, h, w)` along `h` at the centres of source pixels: `(N, pixels, w)`."""
+    centres = torch.arange(pixels, device=values.device) + 0.5
+    return _interpolate(values, (centres / scale).expand(len(values), -1).unsqueeze(-1), dim=1)
+
+
+def _extent(values: Tensor, scale: float, pixels: int) -> tuple[Tensor, Tensor]:
+    """First and last source pixel along the last axis that is positive in any row of `(N, rows, w)`."""
+    values = values[..., : math.ceil(pixels / scale) + 1]  # what lies further out is padding, and touches no pixel
     positive = values > 0
+    width = values.shape[-1]
     first = positive.int().argmax(-1, keepdim=True)
-    here = values.gather(-1, first)
-    before = values.gather(-1, (first - 1).clamp_min(0))
-    # Linear interpolation between the centres of the pixels before and at the change of sign.
-    crossing = first + 0.5 - here / (here - before).clamp_min(torch.finfo(values.dtype).tiny)
-    crossing = torch.where(first > 0, crossing, torch.zeros_like(crossing))
-    infinite = torch.full_like(crossing, torch.inf)
-    return torch.where(positive.any(-1, keepdim=True), crossing, infinite).squeeze(-1).amin(-1)
+    last = width - 1 - positive.flip(-1).int().argmax(-1, keepdim=True)
+    low = (_crossing(values, first, -1) * scale - 0.5).ceil().clamp(0, pixels - 1)
+    high = (_crossing(values, last, +1) * scale - 0.5).floor().clamp(0, pixels - 1)
+    # A run shorter than a pixel may hold no pixel centre: then its row says nothing.
+    inside = [positive.any(-1, keepdim=True) & (_interpolate(values, (p + 0.5) / scale, -1) > 0) for p in (low, high)]
+    low = torch.where(inside[0], low, torch.full_like(low, pixels))
+    high = torch.where(inside[1], high, torch.full_like(high, -1))
+    return low.squeeze(-1).amin(-1), high.squeeze(-1).amax(-1)
+
+
+def _crossing(values: Tensor, index: Tensor, step: int) -> Tensor:
+    """Where the line from the centre of pixel `index` to its neighbour's crosses zero; else the edge of the image."""
+    width = values.shape[-1]
+    neighbour = index + step
+    here = values.gather(-1, index)
+    beyond = values.gather(-1, neighbour.clamp(0, width - 1))
+    share = here / (here - beyond).clamp_min(torch.finfo(values.dtype).tiny)
+    at_edge = (neighbour < 0) | (neighbour >= width)
+    return index + 0.5 + step * torch.where(at_edge, torch.full_like(share, 0.5), share)
+
+
+def _interpolate(values: Tensor, position: Tensor, dim: int) -> Tensor:
+    """Linear interpolation of `values` along `dim` at continuous positions, constant beyond the outer centres."""
+    length = values.shape[dim]
+    shifted = (position - 0.5).clamp(0, length - 1)
+    below = shifted.floor().long().clamp_max(max(length - 2, 0))
+    shape = [*values.shape]
+    shape[dim] = position.shape[dim]
+    below, weight = below.expand(shape), (shifted - below).expand(shape)
+    above = (below + 1).clamp_max(length - 1)
+    return torch.lerp(values.gather(dim, below), values.gather(dim, above), weight)
 
 
 def _cell_lengths(cells: int, like: Tensor) -> Tensor:

@@ -223,18 +223,19 @@ class MaskGenerator:
         return output.pred_masks.flatten(1, 2).float(), output.iou_scores.flatten(1, 2).float()
 
     def _filter(self, logits: Tensor, ious: Tensor, resized: list[int], size: tuple[int, int]) -> Masks:
-        """Thresholds in the stock pipeline's order, cheapest first, on the part of the logits that is not padding."""
+        """Thresholds in the stock pipeline's order, cheapest first, on the part of the logits that shows the image."""
         config, thresholds = self.config, self.thresholds
         stride = self.model.config.vision_config.image_size / logits.shape[-1]
         height, width = resized[0] / stride, resized[1] / stride
         confident = ious > thresholds.pred_iou_thresh
-        logits, ious = logits[confident, : int(np.ceil(height)), : int(np.ceil(width))], ious[confident]
-        areas = amg.mask_area(logits) / (height * width)
-        stability = amg.stability_score(logits, offset=thresholds.stability_score_offset)
+        logits, ious = logits[confident], ious[confident]
+        image = logits[:, : int(np.ceil(height)), : int(np.ceil(width))]
+        areas = amg.mask_area(image) / (height * width)
+        stability = amg.stability_score(image, offset=thresholds.stability_score_offset)
         keep = (
             (stability > thresholds.stability_score_thresh) & (areas >= config.min_area) & (areas <= config.max_area)
         )
-        boxes = amg.to_pixel_boxes(amg.mask_boxes(logits[keep]), (size[0] / width, size[1] / height), size)
+        boxes = amg.pixel_boxes(logits[keep], (size[0] / width, size[1] / height), size)
         return Masks(boxes.cpu(), areas[keep].cpu(), ious[keep].cpu(), stability[keep].cpu())
 
     def _suppress(self, parts: list[Masks]) -> Masks:

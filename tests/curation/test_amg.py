@@ -60,7 +60,7 @@ def test_boxes_are_those_of_the_enlarged_masks(size: tuple[int, int]) -> None:
     expected = _batched_mask_to_box(enlarge(logits, size) > 0)
     logits = logits[:, : math.ceil(height), : math.ceil(width)]  # without the padding
     scale = (size[0] / width, size[1] / height)
-    ours = amg.to_pixel_boxes(amg.mask_boxes(logits), scale, size)
+    ours = amg.pixel_boxes(logits, scale, size)
     whole = (_batched_mask_to_box(logits > 0) + torch.tensor([0, 0, 1, 1])) * torch.tensor([*scale, *scale])
     whole = whole - torch.tensor([0, 0, 1, 1])
     seen = expected.any(1)
@@ -74,24 +74,29 @@ def test_boxes_at_the_logits_own_scale_are_exact() -> None:
     logits = torch.full((3, 6, 8), -1.0)
     logits[0, 2, 3] = 1.0  # crosses zero half a pixel from the centre on every side
     logits[1] = 1.0
-    boxes = amg.mask_boxes(logits)
-    torch.testing.assert_close(boxes, torch.tensor([[3.0, 2, 4, 3], [0, 0, 8, 6], [0, 0, 0, 0]]))
-    pixels = amg.to_pixel_boxes(boxes, (1.0, 1.0), (8, 6))
-    assert pixels.tolist() == [[3, 2, 3, 2], [0, 0, 7, 5], [0, 0, 0, 0]]
-    # Ten times as large the object's first pixel centre is at 30.5 and its last at 39.5.
-    assert amg.to_pixel_boxes(boxes, (10.0, 10.0), (80, 60))[0].tolist() == [30, 20, 39, 29]
+    assert amg.pixel_boxes(logits, (1.0, 1.0), (8, 6)).tolist() == [[3, 2, 3, 2], [0, 0, 7, 5], [0, 0, 0, 0]]
+    # Ten times as large it spans 30 to 40: the first pixel centre inside is at 30.5, the last at 39.5.
+    assert amg.pixel_boxes(logits, (10.0, 10.0), (80, 60))[0].tolist() == [30, 20, 39, 29]
 
 
 def test_a_weak_logit_moves_the_edge_towards_its_pixel() -> None:
     logits = torch.full((1, 3, 5), -3.0)
-    logits[0, 1, 2] = 1.0  # zero at 1/4 of the way to the neighbours
-    assert amg.mask_boxes(logits)[0].tolist() == [2.25, 1.25, 2.75, 1.75]
+    logits[0, 1, 2] = 1.0  # zero at 1/4 of the way to the neighbours: from 2.25 to 2.75 along x, 1.25 to 1.75 along y
+    assert amg.pixel_boxes(logits, (100.0, 100.0), (500, 300))[0].tolist() == [225, 125, 274, 174]
+
+
+def test_a_speck_between_pixel_centres_is_not_seen() -> None:
+    logits = torch.full((1, 4, 8), -1.0)
+    logits[0, 1:3, 1:4] = 1.0
+    alone = amg.pixel_boxes(logits, (2.0, 2.0), (16, 8))
+    logits[0, 1, 6] = 0.01  # positive within 0.01 of its centre at 6.5; pixel centres lie at 6.25 and 6.75
+    assert torch.equal(amg.pixel_boxes(logits, (2.0, 2.0), (16, 8)), alone)
 
 
 def test_a_mask_on_the_border_reaches_the_border() -> None:
     logits = torch.full((1, 8, 8), -2.0)
     logits[0, 5:, :3] = 2.0
-    assert amg.mask_boxes(logits)[0].tolist() == [0.0, 5.0, 3.0, 8.0]
+    assert amg.pixel_boxes(logits, (4.0, 4.0), (32, 32))[0].tolist() == [0, 20, 11, 31]
     assert amg.mask_area(logits).item() == pytest.approx(9, abs=0.15)  # the corner is cut by bilinear interpolation
 
 
@@ -133,7 +138,7 @@ def test_an_empty_mask_has_no_stability() -> None:
 def test_no_masks_at_all() -> None:
     none = torch.zeros(0, 8, 8)
     assert amg.mask_area(none).shape == (0,)
-    assert amg.mask_boxes(none).shape == (0, 4)
+    assert amg.pixel_boxes(none, (1.0, 1.0), (8, 8)).shape == (0, 4)
     assert amg.non_maximum_suppression(torch.zeros(0, 4), torch.zeros(0), 0.7).shape == (0,)
 
 
