@@ -42,7 +42,7 @@ class SamTrainingConfig:
     output_dir: str = field(
         default="runs/sam-tiny", metadata={"help": "Where the scene cache, checkpoint and log go."}
     )
-    steps: int = field(default=3300, metadata={"help": "Optimisation steps."})
+    steps: int = field(default=5000, metadata={"help": "Optimisation steps."})
     seed: int = field(default=0, metadata={"help": "Seed of the scenes, the weights and the order."})
     scenes: int = field(
         default=6000, metadata={"help": "Scenes painted once and cached; held-out ones are another series."}
