@@ -13,7 +13,7 @@ import numpy as np
 from optidel_hf.sample.bowel import Bowel, build_bowel
 from optidel_hf.sample.optics import build_endoscope, photograph
 from optidel_hf.sample.polyps import Polyp, grow_polyp
-from optidel_hf.sample.render import NEAR, Camera, look_up, march, render, wall_distance, wall_normals
+from optidel_hf.sample.render import NEAR, Camera, Rays, look_up, march, render, wall_distance, wall_normals
 
 
 @dataclass
@@ -112,10 +112,11 @@ def draw_flight(rng: np.random.Generator) -> Flight:
 def place_polyp(rng: np.random.Generator, bowel: Bowel, flight: Flight, frames: int) -> Polyp:
     """Grow a polyp on the wall that the camera sees at some frame, as large as a drawn share of that frame."""
     camera = flight.camera(bowel, rng.uniform(0.15, 0.85) * frames)
-    rays = camera.rays(*rng.uniform(-0.6, 0.6, (2, 8)).astype(np.float32))
-    travelled = march(bowel, [], camera.position, rays, np.full(8, NEAR))
+    directions = camera.rays(*rng.uniform(-0.6, 0.6, (2, 8)).astype(np.float32))
+    rays = Rays(np.tile(camera.position, (8, 1)), directions)
+    travelled = march(bowel, [], rays, np.full(8, NEAR))
     best = np.argmin(np.abs(np.log(travelled / 0.8)))
-    foot = camera.position + travelled[best] * rays[best]
+    foot = rays.at(travelled)[best]
     normal = wall_normals(bowel, foot[None], look_up(bowel, foot[None]))[0]
     share = np.exp(rng.uniform(np.log(0.01), np.log(0.15)))
     size = travelled[best] * min(0.6, np.tan(np.sqrt(4 * share / np.pi) * flight.half_angle))
@@ -152,8 +153,8 @@ def generate_sequence(seed: int, sequence: int, config: FrameConfig) -> tuple[np
         polyps = [place_polyp(growth, bowel, flight, moments) for _ in range(count)]
     blur, haze = device.uniform(0.3, 0.85), device.choice([0, 0, 0.25]) * device.random()
     frames, masks = [], []
-    for time in times:
-        rendering = render(bowel, polyps, flight.camera(bowel, float(time)), config.image_size)
+    cameras = [flight.camera(bowel, float(time)) for time in times]
+    for rendering in render(bowel, polyps, cameras, config.image_size):
         gain, jolt = np.exp(sensor.normal(0, 0.06)), sensor.exponential(0.25) ** 2
         frames.append(photograph(rendering, endoscope, sensor, (blur + jolt) * config.image_size / 128, gain, haze))
         masks.append(rendering.polyp & (endoscope.window > 0.5))

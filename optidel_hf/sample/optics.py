@@ -68,11 +68,12 @@ def draw_overlay(rng: np.random.Generator, side: int, window: np.ndarray) -> np.
 
 def expose(rendering: Rendering, endoscope: Endoscope, gain: float) -> np.ndarray:
     """Linear light to display values: automatic gain, a film-like shoulder that burns near walls out, gamma."""
-    level = np.percentile(rendering.diffuse[endoscope.window > 0.5].max(axis=-1), 70)
+    red, green, blue = rendering.diffuse[endoscope.window > 0.5].T
+    level = np.percentile(np.maximum(np.maximum(red, green), blue), 70)
     exposed = rendering.diffuse * endoscope.white.astype(np.float32) * np.float32(gain * endoscope.exposure / level)
     exposed = 1 - np.exp(-1.4 * exposed)
     lit = exposed ** np.float32(1 / 1.8)
-    lit += 0.08 * (lit - lit.mean(axis=-1, keepdims=True))
+    lit += 0.08 * (lit - (lit @ np.full((3, 1), 1 / 3, dtype=np.float32)))
     glare = np.minimum(rendering.highlight, 1)[..., None]
     return lit + (np.float32(1.0) - lit) * glare
 
@@ -99,9 +100,8 @@ def photograph(
         image += haze * (0.3 + 0.7 * veil - image)
     noise = rng.standard_normal(image.shape, dtype=np.float32)
     image += 0.006 * noise + 0.008 * uniform_filter1d(noise, 3, axis=1)
-    image = (
-        image * endoscope.window[..., None] + endoscope.overlay[..., None] + 0.02 * (endoscope.window < 1)[..., None]
-    )
+    border = endoscope.overlay + np.float32(0.02) * (endoscope.window < 1)
+    image = image * endoscope.window[..., None] + border[..., None]
     return compress((image.clip(0, 1) * 255).astype(np.uint8), endoscope.quality)
 
 

@@ -74,7 +74,7 @@ def polyp_normals(polyp: Polyp, points: np.ndarray) -> np.ndarray:
     step = np.float32(0.05 * polyp.axes.min())
     shifts = np.eye(3, dtype=np.float32) * step
     normal = np.stack([polyp.distance(points + s) - polyp.distance(points - s) for s in shifts], axis=1)
-    return normal / np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-9)
+    return normal / np.maximum(length(normal), 1e-9)[:, None]
 
 
 def paint_polyp(mucosa: np.ndarray, polyp: Polyp, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,14 +1,15 @@
-"""Rendering one frame: a fisheye lens's rays are marched to the wall and the polyps, and lit from the lens's own lamp.
+"""Rendering frames: a fisheye lens's rays are marched to the wall and the polyps, and lit from the lens's own lamp.
 
 The march advances by a fraction of the distance to the scene (sphere tracing; Hart, 1996), capped so that no fold is
 stepped over, then bisects. Only rays that pass near a polyp pay for its distance. Light falls off with distance, which
 alone makes the lumen dark; highlights are where the wet surface faces the lamp.
 
-Legend: `S` image side, `N` rays or points.
+Legend: `F` frames, `S` image side, `N` rays or points.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,10 +26,11 @@ from optidel_hf.sample.bowel import (
     WET,
     Bowel,
 )
-from optidel_hf.sample.polyps import Polyp, paint_polyp, polyp_normals, smooth_minimum
+from optidel_hf.sample.polyps import Polyp, length, paint_polyp, polyp_normals, smooth_minimum
 
 
 NEAR, FAR = np.float32(0.03), np.float32(5.0)
+PIXELS_AT_ONCE = 2**17
 
 
 @dataclass
@@ -51,6 +53,23 @@ class Camera:
         sine = np.sin(rho * self.half_angle) / rho
         local = np.stack([x * sine, y * sine, np.cos(rho * self.half_angle)], axis=-1)
         return (local @ self.axes).astype(np.float32)
+
+
+@dataclass
+class Rays:
+    """Half-lines from `origins` (N, 3) along unit `directions` (N, 3)."""
+
+    origins: np.ndarray
+    directions: np.ndarray
+
+    def at(self, travelled: np.ndarray) -> np.ndarray:
+        """The points (N, 3) that lie `travelled` (N,) away."""
+        return self.origins + travelled[:, None] * self.directions
+
+    def take(self, rows: np.ndarray) -> Rays:
+        """Some of the rays, by index or mask."""
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows
+        return Rays(self.origins.take(rows, axis=0), self.directions.take(rows, axis=0))
 
 
 @dataclass
@@ -101,54 +120,89 @@ def scene_distance(bowel: Bowel, polyps: list[Polyp], points: np.ndarray) -> tup
     return distance, room
 
 
-def march(bowel: Bowel, polyps: list[Polyp], origin: np.ndarray, rays: np.ndarray, start: np.ndarray) -> np.ndarray:
-    """How far rays (N, 3) from `origin` (3,), already `start` (N,) away, travel to the scene, at most `FAR`."""
+def march(bowel: Bowel, polyps: list[Polyp], rays: Rays, start: np.ndarray) -> np.ndarray:
+    """How far rays, already `start` (N,) away, travel to the scene, at most `FAR`."""
     # A start that is already behind a fold starts anew.
-    buried = scene_distance(bowel, polyps, origin + start[:, None] * rays)[0] < 0
+    buried = scene_distance(bowel, polyps, rays.at(start))[0] < 0
     travelled, before = np.where(buried, NEAR, start), np.zeros_like(start)
-    active, flown = np.arange(len(rays)), rays
+    active, flown = np.arange(len(start)), rays
     for _ in range(100):
         t = travelled[active]
-        distance, room = scene_distance(bowel, polyps, origin + t[:, None] * flown)
+        distance, room = scene_distance(bowel, polyps, flown.at(t))
         flying = np.flatnonzero((distance > 0.003) & (t < FAR))
-        active, flown, t, room = active[flying], flown.take(flying, axis=0), t[flying], room[flying]
+        active, flown, t, room = active[flying], flown.take(flying), t[flying], room[flying]
         if not len(active):
             break
         before[active] = t
         travelled[active] = t + np.maximum(0.9 * room, 0.006 + 0.015 * t)
     for _ in range(3):
         middle = (before + travelled) / 2
-        outside = scene_distance(bowel, polyps, origin + middle[:, None] * rays)[0] > 0
+        outside = scene_distance(bowel, polyps, rays.at(middle))[0] > 0
         before, travelled = np.where(outside, middle, before), np.where(outside, travelled, middle)
     return travelled
 
 
-def march_image(
-    bowel: Bowel, polyps: list[Polyp], camera: Camera, side: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """March an image's rays: the rays (N, 3), how far they travel (N,), and which pass near a polyp (N,).
+def close_in(
+    bowel: Bowel, polyps: list[Polyp], rays: Rays, least: np.ndarray, most: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where rays meet the scene between `least` and `most` (N,) away, by secants; and whether (N,) they do."""
+    before, behind = (scene_distance(bowel, polyps, rays.at(t))[0] for t in (least, most))
+    met = (before > 0) & (behind < 0)
+    for _ in range(2):
+        travelled = secant(least, most, before, behind)
+        distance = scene_distance(bowel, polyps, rays.at(travelled))[0]
+        outside = distance > 0
+        least, before = np.where(outside, travelled, least), np.where(outside, distance, before)
+        most, behind = np.where(outside, most, travelled), np.where(outside, behind, distance)
+    return secant(least, most, before, behind), met
 
-    Every fourth pixel of every fourth row goes first; the others start a little before the nearest of its neighbours.
+
+def secant(least: np.ndarray, most: np.ndarray, before: np.ndarray, behind: np.ndarray) -> np.ndarray:
+    """Where a line from `before` at `least` to `behind` at `most` crosses zero."""
+    return least + (most - least) * before / np.maximum(before - behind, 1e-6)
+
+
+def march_images(
+    bowel: Bowel, polyps: list[Polyp], cameras: list[Camera], side: int
+) -> tuple[Rays, np.ndarray, np.ndarray]:
+    """March the rays of images: the `N = F S S` rays, how far they travel (N,), and which pass near a polyp (N,).
+
+    Every fourth pixel of every fourth row goes first. Where the four round a pixel travel about equally far, its own
+    ray is taken to meet the same surface; the others are marched, from a little before the nearest neighbour.
     """
     coarse = -(-side // 4) + 1
-    start = np.full(coarse**2, NEAR)
-    travelled = march_grid(bowel, polyps, camera, coarse, 8 / side, start, 1 / side - 1)[1]
-    nearest = 0.95 * minimum_filter(travelled.reshape(coarse, coarse), 3)
-    start = nearest.repeat(4, axis=0).repeat(4, axis=1)[:side, :side].ravel()
-    return march_grid(bowel, polyps, camera, side, 2 / side, start, 1 / side - 1)
+    rays, near = image_rays(polyps, cameras, coarse, 8 / side, 1 / side - 1)
+    ends = np.full(len(near), NEAR)
+    for some, part in ((near, polyps), (~near, [])):
+        ends[some] = march(bowel, part, rays.take(some), ends[some])
+    marched = ends.reshape(-1, coarse, coarse)
 
+    def enlarge(values: np.ndarray) -> np.ndarray:
+        return values.repeat(4, axis=1).repeat(4, axis=2)[:, :side, :side].ravel()
 
-def march_grid(
-    bowel: Bowel, polyps: list[Polyp], camera: Camera, pixels: int, step: float, start: np.ndarray, corner: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`march_image` for a square of `pixels` a side, `step` apart, whose first pixel lies at `corner` on both axes."""
-    y, x = (np.mgrid[:pixels, :pixels].reshape(2, -1) * step + corner).astype(np.float32)
-    rays = camera.rays(x, y)
-    near = passes_near(polyps, camera.position, rays)
-    travelled = np.empty_like(start)
-    travelled[near] = march(bowel, polyps, camera.position, rays[near], start[near])
-    travelled[~near] = march(bowel, [], camera.position, rays[~near], start[~near])
+    corners = np.stack([marched[:, i : coarse - 1 + i, j : coarse - 1 + j] for i in (0, 1) for j in (0, 1)])
+    least, most = enlarge(0.95 * corners.min(axis=0)), enlarge(1.05 * corners.max(axis=0))
+    travelled = enlarge(0.95 * minimum_filter(marched, (1, 3, 3)))
+    rays, near = image_rays(polyps, cameras, side, 2 / side, 1 / side - 1)
+    even = most < 1.3 * least
+    for some, part in ((near, polyps), (~near, [])):
+        smooth = np.flatnonzero(some & even)
+        found, met = close_in(bowel, part, rays.take(smooth), least[smooth], most[smooth])
+        travelled[smooth[met]] = found[met]
+        rest = np.r_[np.flatnonzero(some & ~even), smooth[~met]]
+        travelled[rest] = march(bowel, part, rays.take(rest), travelled[rest])
     return rays, travelled, near
+
+
+def image_rays(
+    polyps: list[Polyp], cameras: list[Camera], pixels: int, step: float, corner: float
+) -> tuple[Rays, np.ndarray]:
+    """The rays of images of `pixels` a side, `step` apart from `corner` on, and which (N,) pass near a polyp."""
+    y, x = (np.mgrid[:pixels, :pixels].reshape(2, -1) * step + corner).astype(np.float32)
+    directions = [camera.rays(x, y) for camera in cameras]
+    near = [passes_near(polyps, camera.position, rays) for camera, rays in zip(cameras, directions)]
+    origins = np.stack([camera.position for camera in cameras]).repeat(pixels**2, axis=0)
+    return Rays(origins, np.concatenate(directions)), np.concatenate(near)
 
 
 def passes_near(polyps: list[Polyp], origin: np.ndarray, rays: np.ndarray) -> np.ndarray:
@@ -170,7 +224,10 @@ def look_up(bowel: Bowel, points: np.ndarray) -> np.ndarray:
     u, v = (angle % 1)[:, None], (depth % 1)[:, None]
     flat = bowel.surface.reshape(ANGLES * DEPTHS, -1)
     here, below = row * DEPTHS + column, (row + 1) % ANGLES * DEPTHS + column
-    return (flat[here] * (1 - v) + flat[here + 1] * v) * (1 - u) + (flat[below] * (1 - v) + flat[below + 1] * v) * u
+    corner = [flat.take(places, axis=0) for places in (here, here + 1, below, below + 1)]
+    for first, second in ((0, 1), (2, 3)):
+        corner[first] += v * (corner[second] - corner[first])
+    return corner[0] + u * (corner[2] - corner[0])
 
 
 def wall_normals(bowel: Bowel, points: np.ndarray, surface: np.ndarray) -> np.ndarray:
@@ -180,26 +237,33 @@ def wall_normals(bowel: Bowel, points: np.ndarray, surface: np.ndarray) -> np.nd
     sx, sy = bowel.centre_slope(points[:, 2])
     turn = surface[:, SLOPE_ANGLE] / np.maximum(r, 0.2)
     normal = np.stack([-x - y * turn, -y + x * turn, surface[:, SLOPE_DEPTH] + x * sx + y * sy], axis=1)
-    return normal / np.linalg.norm(normal, axis=1, keepdims=True)
+    return normal / length(normal)[:, None]
 
 
-def render(bowel: Bowel, polyps: list[Polyp], camera: Camera, side: int) -> Rendering:
-    """Render one frame of `side` pixels.
+def render(bowel: Bowel, polyps: list[Polyp], cameras: list[Camera], side: int) -> Iterator[Rendering]:
+    """Render frames of `side` pixels.
 
     Args:
         bowel (`Bowel`): the wall.
         polyps (`list[Polyp]`): what grows on it, possibly nothing.
-        camera (`Camera`): from where.
-        side (`int`): the image's side in pixels.
+        cameras (`list[Camera]`): from where.
+        side (`int`): the images' side in pixels.
 
-    Returns:
-        `Rendering`: light, highlights and the polyps' pixels.
+    Yields:
+        `Rendering`: light, highlights and the polyps' pixels of each frame.
     """
-    rays, travelled, near = march_image(bowel, polyps, camera, side)
-    points = camera.position + travelled[:, None] * rays
+    few = max(1, PIXELS_AT_ONCE // side**2)
+    for first in range(0, len(cameras), few):
+        yield from render_together(bowel, polyps, cameras[first : first + few], side)
+
+
+def render_together(bowel: Bowel, polyps: list[Polyp], cameras: list[Camera], side: int) -> list[Rendering]:
+    """`render` of a few frames at once, which share what a call to numpy costs."""
+    rays, travelled, near = march_images(bowel, polyps, cameras, side)
+    points = rays.at(travelled)
     surface = look_up(bowel, points)
     colour, wet, normals = surface[:, COLOUR].copy(), surface[:, WET].copy(), wall_normals(bowel, points, surface)
-    label = np.zeros(len(rays), dtype=bool)
+    label = np.zeros(len(points), dtype=bool)
     if near.any():
         distances = np.stack([wall_distance(bowel, points[near]), *(polyp.distance(points[near]) for polyp in polyps)])
         nearest = distances[1:].argmin(axis=0)
@@ -212,15 +276,16 @@ def render(bowel: Bowel, polyps: list[Polyp], camera: Camera, side: int) -> Rend
             colour[part] += weight * (own_colour - colour[part])
             wet[part] += weight[:, 0] * (own_wet - wet[part])
             label[part] = weight[:, 0] > 0.5
-    diffuse, highlight = light(normals, -rays, travelled, colour, wet)
-    return Rendering(diffuse.reshape(side, side, 3), highlight.reshape(side, side), label.reshape(side, side))
+    diffuse, highlight = light(normals, -rays.directions, travelled, colour, wet)
+    images = diffuse.reshape(-1, side, side, 3), highlight.reshape(-1, side, side), label.reshape(-1, side, side)
+    return [Rendering(*image) for image in zip(*images)]
 
 
 def light(
     normals: np.ndarray, to_lamp: np.ndarray, travelled: np.ndarray, colour: np.ndarray, wet: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Diffuse light (N, 3), redder the deeper it has been, and highlights (N,) of surfaces lit from the lens."""
-    facing = np.clip(np.sum(normals * to_lamp, axis=1), 0, 1)
+    facing = np.clip(np.einsum("ni,ni->n", normals, to_lamp), 0, 1)
     strength = (0.4 + 0.6 * facing) / (0.10 + travelled**1.8)
     bounced = 0.03 / (0.3 + travelled)
     deeper = colour ** (1 + 0.25 * np.minimum(travelled, 2.5))[:, None]

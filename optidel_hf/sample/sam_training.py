@@ -4,9 +4,12 @@ After Kirillov et al. 2023 (arXiv 2304.02643), section 3 and appendix A. For a p
 target mask `t` the loss is `min_k [10 focal(m_k, t) + dice(m_k, t) + s bce(m_k, t)]`, plus twice the squared error of
 *every* predicted IoU against the true one. Three in four point prompts lie on an object, the rest anywhere: a point on
 no object has no mask to learn, but its K predicted IoUs are pulled to 0, which is what lets automatic mask generation
-tell objects from background. `s` rises from 0 to 1 in the second half of training: the cross-entropy sharpens logits
-that are already right; from the start on it would teach that everything is background. An auxiliary affinity loss
-teaches the image encoder directly which of its tokens belong to one object.
+tell objects from background. `s` rises from 0 to 1 once masks follow objects: the cross-entropy sharpens logits that
+are already right; from the start on it would teach that everything is background. An auxiliary affinity loss teaches
+the image encoder directly which of its tokens belong to one object.
+
+The learning rate warms up, stays, and decays to 0 at the end. Until the decay begins nothing depends on `steps`, so
+that a run that proves too short goes on from its checkpoint as if it had been planned longer.
 
 Shapes: `B` scenes, `P` prompts a scene, `K` masks a prompt, `S` side of the input, `L = S / 4` side of the logits.
 """
@@ -42,17 +45,18 @@ class SamTrainingConfig:
     output_dir: str = field(
         default="runs/sam-tiny", metadata={"help": "Where the scene cache, checkpoint and log go."}
     )
-    steps: int = field(default=5000, metadata={"help": "Optimisation steps."})
+    steps: int = field(default=9000, metadata={"help": "Optimisation steps."})
     seed: int = field(default=0, metadata={"help": "Seed of the scenes, the weights and the order."})
     scenes: int = field(
         default=6000, metadata={"help": "Scenes painted once and cached; held-out ones are another series."}
     )
     scenes_per_batch: int = field(default=6, metadata={"help": "Scenes a step."})
     prompts_per_scene: int = field(default=8, metadata={"help": "Prompts a scene and step."})
-    learning_rate: float = field(
-        default=8e-4, metadata={"help": "Peak learning rate of AdamW; warm-up, then cosine to 0."}
-    )
+    learning_rate: float = field(default=6e-4, metadata={"help": "Learning rate of AdamW between warm-up and decay."})
     warmup_steps: int = field(default=100, metadata={"help": "Steps of linear warm-up."})
+    decay_share: float = field(default=0.2, metadata={"help": "Last share of the steps: linear decay to 0."})
+    sharpen_from: int = field(default=1000, metadata={"help": "Step from which the cross-entropy's weight rises."})
+    sharpen_until: int = field(default=3000, metadata={"help": "Step from which the cross-entropy's weight is 1."})
     weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of matrices and kernels."})
     ema_decay: float = field(
         default=0.998, metadata={"help": "Decay of the averaged weights, which are what is exported."}
@@ -200,15 +204,15 @@ def make_optimizer(model: SamModel, config: SamTrainingConfig) -> torch.optim.Ad
 
 
 def learning_rate(step: int, config: SamTrainingConfig) -> float:
-    """Linear warm-up, then half a cosine to 0 at `steps`."""
-    progress = max(0, step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
-    return config.learning_rate * warm * 0.5 * (1 + float(np.cos(np.pi * min(1.0, progress))))
+    """Linear warm-up, a plateau, and linear decay to 0 over the last `decay_share` of the steps."""
+    warm = (step + 1) / max(1, config.warmup_steps)
+    left = (config.steps - step) / max(1.0, config.decay_share * config.steps)
+    return config.learning_rate * min(1.0, warm, left)
 
 
 def sharpness(step: int, config: SamTrainingConfig) -> float:
-    """Weight of the cross-entropy: 0 in the first half of training, then rising to 1."""
-    return max(0.0, 2 * step / config.steps - 1)
+    """Weight of the cross-entropy: 0 until `sharpen_from`, rising to 1 at `sharpen_until`."""
+    return min(1.0, max(0.0, (step - config.sharpen_from) / max(1, config.sharpen_until - config.sharpen_from)))
 
 
 def average_gradients(model: SamModel) -> None:
