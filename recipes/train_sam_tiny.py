@@ -34,8 +34,8 @@ class ExportConfig:
 
     logit_scale: float = field(default=3.0, metadata={"help": "Factor folded into the mask logits at export."})
     points_per_side: int = field(default=16, metadata={"help": "Side of the point grid in the preset."})
-    pred_iou_thresh: float = field(default=0.35, metadata={"help": "Least predicted IoU in the preset."})
-    stability_score_thresh: float = field(default=0.7, metadata={"help": "Least stability in the preset."})
+    pred_iou_thresh: float = field(default=0.5, metadata={"help": "Least predicted IoU in the preset."})
+    stability_score_thresh: float = field(default=0.8, metadata={"help": "Least stability in the preset."})
     stability_score_offset: float = field(
         default=1.0, metadata={"help": "Logit offset of the stability in the preset."}
     )
