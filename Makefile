@@ -39,6 +39,7 @@ types: $(INSTALLED)  ## Check types
 	$(BIN)/mypy
 
 bench: $(INSTALLED)  ## Measure speed; results go to benchmarks/
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[bench]"
 	for script in benchmarks/bench_*.py; do $(OFFLINE) $(BIN)/python $$script || exit 1; done
 
 clean:  ## Remove the environment, caches and runs/

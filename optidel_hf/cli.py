@@ -76,6 +76,13 @@ class StatusConfig:
 
 
 @dataclass(frozen=True)
+class TheoryOutputConfig:
+    """Where the figure goes."""
+
+    output_dir: str = field(default="runs/theory", metadata={"help": "Folder for theory.png and theory.json."})
+
+
+@dataclass(frozen=True)
 class DemoConfig:
     """How large the demo is."""
 
@@ -173,6 +180,22 @@ def status(arguments: Sequence[str]) -> None:
     say(f"{'selection':10} {'published' if (output / 'selection.parquet').exists() else 'not yet'}")
 
 
+def theory(arguments: Sequence[str]) -> None:
+    """When a perceptron should keep hard samples, and when easy ones: simulation and theory in one figure."""
+    import json
+
+    from optidel_hf.theory.figure import draw_theory
+    from optidel_hf.theory.study import TheoryConfig
+    from optidel_hf.theory.summary import best_strategies, results
+
+    config, output = _parse((TheoryConfig, TheoryOutputConfig), arguments, "theory", theory.__doc__)
+    folder = Path(output.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    study = draw_theory(folder / "theory.png", config)
+    (folder / "theory.json").write_text(json.dumps(results(config, study), indent=1) + "\n")
+    say("\n".join([*best_strategies(config, study), f"figure: {folder / 'theory.png'}"]))
+
+
 def demo(arguments: Sequence[str]) -> None:
     """The whole method on the embedded sample, offline."""
     from optidel_hf.demo import run_demo
@@ -216,6 +239,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "evaluate": evaluate,
     "report": report,
     "status": status,
+    "theory": theory,
     "demo": demo,
     "env": env,
 }
@@ -227,6 +251,7 @@ USAGE = """usage: optidel COMMAND [flags]
   status     how far a curation has come
   pretrain   a ViT on curated images            evaluate  models by downstream segmentation
   report     one HTML file of it all            demo      the whole method on the embedded sample
+  theory     when to keep hard samples, by a perceptron's theory
   env        versions, for bug reports
 
 `optidel COMMAND --help` lists the flags; --config FILE reads them from YAML."""
