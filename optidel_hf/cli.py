@@ -101,8 +101,9 @@ def curate(arguments: Sequence[str], until: str = "curated") -> None:
     from optidel_hf.curation.pipeline import curate as run_curation
     from optidel_hf.curation.reference import ReferenceConfig
     from optidel_hf.curation.scoring import ScoreConfig
-    from optidel_hf.processes import process_rank
+    from optidel_hf.processes import process_rank, share_cores
 
+    share_cores()
     stages = (InputConfig, RunConfig, PatchConfig, ReferenceConfig, ScoreConfig, SelectionConfig, MosaicConfig)
     inputs, run, patches, reference, score, selection, mosaic = _parse(stages, arguments, "curate", curate.__doc__)
     if inputs.dataset == EMBEDDED:
@@ -123,10 +124,11 @@ def pretrain(arguments: Sequence[str]) -> None:
     from optidel_hf.pretraining.batches import load_resident
     from optidel_hf.pretraining.config import PretrainConfig
     from optidel_hf.pretraining.trainer import Pretrainer
-    from optidel_hf.processes import process_rank
+    from optidel_hf.processes import process_rank, share_cores
     from optidel_hf.publishing.cards import write_model_card
     from optidel_hf.sources import find_image_column, open_dataset
 
+    share_cores()
     images, config = _parse((ImagesConfig, PretrainConfig), arguments, "pretrain", pretrain.__doc__)
     dataset = str(sample_curated()) if images.dataset == EMBEDDED else images.dataset
     opened = open_dataset(dataset, images.split, images.revision)

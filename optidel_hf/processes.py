@@ -6,7 +6,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from accelerate.state import AcceleratorState
+from joblib import cpu_count
 
 
 LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -15,6 +17,18 @@ LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR
 def process_rank() -> tuple[int, int]:
     """Rank and number of processes, as `torchrun` and `accelerate launch` announce them."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def share_cores() -> None:
+    """
+    Take this process's share of the cores where a launcher has left it one thread.
+
+    `accelerate launch` gives a process on a CPU one thread, and so does `torchrun` where there are several, however
+    many cores there are. Any other number is the user's (`--num_cpu_threads_per_process`, `OMP_NUM_THREADS`) and stays.
+    """
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+    if launched and os.environ.get("OMP_NUM_THREADS") == "1":
+        torch.set_num_threads(max(1, cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 @contextmanager

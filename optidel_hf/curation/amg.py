@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -39,13 +40,10 @@ def mask_area(logits: Tensor, threshold: float = 0.0) -> Tensor:
         `Tensor` of shape `(N,)`, from 0 to h * w.
     """
     values = F.pad((logits - threshold).unsqueeze(1), (1, 1, 1, 1), mode="replicate").squeeze(1)
-    inside, total = F.relu(values), values.abs()
-
-    def corners(field: Tensor) -> Tensor:
-        return field[:, :-1, :-1] + field[:, 1:, :-1] + field[:, :-1, 1:] + field[:, 1:, 1:]
-
-    share = corners(inside) / corners(total).clamp_min(torch.finfo(values.dtype).tiny)
-    return torch.einsum("nhw,h,w->n", share, *(_cell_lengths(n, share) for n in share.shape[1:]))
+    total, signed = _corner_sums(values.abs()), _corner_sums(values)
+    share = signed.add_(total).div_((2 * total).clamp_min_(torch.finfo(values.dtype).tiny))  # relu(v) = (v + |v|) / 2
+    height, width = (_cell_lengths(n, share) for n in share.shape[1:])
+    return share @ width @ height
 
 
 def stability_score(logits: Tensor, threshold: float = 0.0, offset: float = 1.0) -> Tensor:
@@ -99,19 +97,33 @@ def non_maximum_suppression(boxes: Tensor, scores: Tensor, iou_threshold: float)
         scores (`Tensor` of shape `(N,)`).
         iou_threshold (`float`): a box that overlaps a kept one by more than this is dropped.
     """
-    order = scores.argsort(descending=True, stable=True)
-    overlaps = box_iou(boxes[order], boxes[order]) > iou_threshold
-    keep = torch.ones(len(order), dtype=torch.bool)
-    for i in range(len(order)):
-        if keep[i]:
-            keep[i + 1 :] &= ~overlaps[i, i + 1 :]
-    return order[keep]
+    left = scores.argsort(descending=True, stable=True).numpy(force=True)
+    corners = boxes.numpy(force=True)
+    low, high = corners[:, :2], corners[:, 2:]
+    areas = (high - low).prod(-1)
+    kept = []
+    while len(left):  # a step a kept box, against those still left: fewer than the pairs, and no matrix of them
+        best, left = left[0], left[1:]
+        kept.append(best)
+        overlap = (np.minimum(high[best], high[left]) - np.maximum(low[best], low[left])).clip(min=0).prod(-1)
+        left = left[overlap / (areas[best] + areas[left] - overlap).clip(min=1e-9) <= iou_threshold]
+    return torch.tensor(kept, dtype=torch.long, device=boxes.device)
+
+
+def _corner_sums(values: Tensor) -> Tensor:
+    """Sums over the four corners of every cell between pixel centres: `(N, h, w)` to `(N, h - 1, w - 1)`."""
+    rows = values[:, :-1] + values[:, 1:]
+    return rows[..., :-1] + rows[..., 1:]
 
 
 def _at_pixels(values: Tensor, scale: float, pixels: int) -> Tensor:
     """Linear interpolation of `(N, h, w)` along `h` at the centres of source pixels: `(N, pixels, w)`."""
-    centres = torch.arange(pixels, device=values.device) + 0.5
-    return _interpolate(values, (centres / scale).expand(len(values), -1).unsqueeze(-1), dim=1)
+    length = values.shape[1]
+    shifted = ((torch.arange(pixels, device=values.device) + 0.5) / scale - 0.5).clamp(0, length - 1)
+    below = shifted.floor().long()
+    above = (below + 1).clamp_max(length - 1)
+    # Whole rows at a time: a gather of single values, with an index for each, is several times as slow.
+    return values.index_select(1, below).lerp_(values.index_select(1, above), (shifted - below).unsqueeze(-1))
 
 
 def _extent(values: Tensor, scale: float, pixels: int) -> tuple[Tensor, Tensor]:
@@ -119,8 +131,8 @@ def _extent(values: Tensor, scale: float, pixels: int) -> tuple[Tensor, Tensor]:
     values = values[..., : math.ceil(pixels / scale) + 1]  # what lies further out is padding, and touches no pixel
     positive = values > 0
     width = values.shape[-1]
-    first = positive.int().argmax(-1, keepdim=True)
-    last = width - 1 - positive.flip(-1).int().argmax(-1, keepdim=True)
+    first = positive.view(torch.uint8).argmax(-1, keepdim=True)
+    last = width - 1 - positive.flip(-1).view(torch.uint8).argmax(-1, keepdim=True)
     low = (_crossing(values, first, -1) * scale - 0.5).ceil().clamp(0, pixels - 1)
     high = (_crossing(values, last, +1) * scale - 0.5).floor().clamp(0, pixels - 1)
     # A run shorter than a pixel may hold no pixel centre: then its row says nothing.

@@ -27,6 +27,7 @@ from transformers import SamModel, SamProcessor
 from optidel_hf.checkpoints import EMBEDDED, checkpoint_path, require_kind
 from optidel_hf.curation import amg
 from optidel_hf.curation.borders import border_shares
+from optidel_hf.curation.decoder import Decoded, PointDecoder
 from optidel_hf.devices import resolve_device, resolve_dtype
 from optidel_hf.errors import UserError
 from optidel_hf.images import MAX_IMAGE_PIXELS, centre_square, cut_square, decode_reason, encode_png
@@ -47,6 +48,7 @@ PATCH_FEATURES = Features(
     }
 )
 PRESET_FILE = "amg_preset.json"
+CACHED_TOKENS = 2**14  # image tokens that a CPU decodes at once: of more points, the intermediates leave its cache
 NO_PATCH = "SAM found no key patch that passed the filters"
 
 
@@ -186,7 +188,7 @@ class SamPatchExtractor:
 
 class MaskGenerator:
     """
-    SAM's automatic masks for a batch of images: points batched through the decoder, images through the encoder.
+    SAM's automatic masks: images batched through the encoder, then the points of each through its decoder.
 
     Args:
         config ([`PatchConfig`]).
@@ -205,36 +207,33 @@ class MaskGenerator:
     def __call__(self, images: list[PILImage.Image]) -> list[Masks]:
         """`B` RGB images to `B` sets of masks."""
         inputs = self.processor(images=images, return_tensors="pt", device="cpu")
-        pixels = inputs["pixel_values"].to(self.device, self.dtype)
+        embeddings = self.model.get_image_embeddings(inputs["pixel_values"].to(self.device, self.dtype))
         resized = inputs["reshaped_input_sizes"].tolist()
-        embeddings = self.model.get_image_embeddings(pixels)
-        grid = amg.point_grid(self.thresholds.points_per_side)
-        points = torch.stack([grid * grid.new_tensor([width, height]) for height, width in resized])
-        found: list[list[Masks]] = [[] for _ in images]
-        for chunk in points.split(self.config.points_per_batch, dim=1):
-            logits, ious = self._decode(embeddings, chunk)
-            for i, image in enumerate(images):
-                found[i].append(self._filter(logits[i], ious[i], resized[i], image.size))
-        return [self._suppress(parts) for parts in found]
+        return [self._masks(*each) for each in zip(embeddings, resized, (image.size for image in images))]
 
-    def _decode(self, embeddings: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-        """`(B, P, 2)` points to `(B, 3P, h, h)` logits and `(B, 3P)` predicted IoU."""
-        output = self.model(image_embeddings=embeddings, input_points=points.unsqueeze(2).to(self.device, self.dtype))
-        return output.pred_masks.flatten(1, 2).float(), output.iou_scores.flatten(1, 2).float()
+    def _masks(self, embedding: Tensor, resized: list[int], size: tuple[int, int]) -> Masks:
+        """The masks of one image of `size` (width, height), which SAM sees `resized` to (height, width)."""
+        decoder = PointDecoder(self.model, embedding)
+        grid = amg.point_grid(self.thresholds.points_per_side).to(self.device)
+        points = grid * grid.new_tensor(resized[::-1])  # float32 at any precision: bfloat16 skips pixels beyond 256
+        at_once = self.config.points_per_batch
+        if self.device.type == "cpu":
+            at_once = min(at_once, max(1, CACHED_TOKENS // embedding[0].numel()))
+        least = self.thresholds.pred_iou_thresh
+        return self._suppress([self._filter(decoder(p, least), resized, size) for p in points.split(at_once)])
 
-    def _filter(self, logits: Tensor, ious: Tensor, resized: list[int], size: tuple[int, int]) -> Masks:
-        """Thresholds in the stock pipeline's order, cheapest first, on the part of the logits that shows the image."""
+    def _filter(self, decoded: Decoded, resized: list[int], size: tuple[int, int]) -> Masks:
+        """The other thresholds of the stock pipeline, cheapest first, where the logits show the image."""
         config, thresholds = self.config, self.thresholds
-        stride = self.model.config.vision_config.image_size / logits.shape[-1]
+        stride = self.model.config.vision_config.image_size / decoded.logits.shape[-1]
         height, width = resized[0] / stride, resized[1] / stride
-        confident = ious > thresholds.pred_iou_thresh
-        logits, ious = logits[confident], ious[confident]
+        logits, ious = decoded.logits.float(), decoded.ious
         image = logits[:, : int(np.ceil(height)), : int(np.ceil(width))]
         areas = amg.mask_area(image) / (height * width)
+        sized = (areas >= config.min_area) & (areas <= config.max_area)
+        logits, image, areas, ious = logits[sized], image[sized], areas[sized], ious[sized]
         stability = amg.stability_score(image, offset=thresholds.stability_score_offset)
-        keep = (
-            (stability > thresholds.stability_score_thresh) & (areas >= config.min_area) & (areas <= config.max_area)
-        )
+        keep = stability > thresholds.stability_score_thresh
         boxes = amg.pixel_boxes(logits[keep], (size[0] / width, size[1] / height), size)
         return Masks(boxes.cpu(), areas[keep].cpu(), ious[keep].cpu(), stability[keep].cpu())
 
