@@ -24,7 +24,7 @@ def share_cores() -> None:
     Take this process's share of the cores where a launcher has left it one thread.
 
     `accelerate launch` gives a process on a CPU one thread, and so does `torchrun` where there are several, however
-    many cores there are. Any other number is the user's (`--num_cpu_threads_per_process`, `OMP_NUM_THREADS`) and stays.
+    many cores there are. Any other number is the user's (`--num_cpu_threads_per_process`, `OMP_NUM_THREADS`).
     """
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
     if launched and os.environ.get("OMP_NUM_THREADS") == "1":

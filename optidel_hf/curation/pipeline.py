@@ -41,7 +41,7 @@ from optidel_hf.curation.mosaic import grid_side
 from optidel_hf.curation.patches import NO_PATCH, PATCH_FEATURES, PatchConfig, SamPatchExtractor
 from optidel_hf.curation.reference import ReferenceConfig, assign_folds, calibrate_checkpoint, fit_scorer
 from optidel_hf.curation.scoring import SCORES, ScoreConfig, VInformationScorer
-from optidel_hf.curation.selection import STRATEGIES, mosaics_in_budget, select
+from optidel_hf.curation.selection import KEEP, STRATEGIES, mosaics_in_budget, select
 from optidel_hf.curation.shards import (
     existing_shards,
     read_columns,
@@ -71,8 +71,13 @@ class SelectionConfig:
     strategy: str = field(default="optidel", metadata={"help": f"One of: {', '.join(STRATEGIES)}."})
     score: str | None = field(default=None, metadata={"help": "Column to rank by (else the strategy's own)."})
     tiles_per_mosaic: int = field(default=4, metadata={"help": "M: patches in a curated image; 1 for none tiled."})
-    trim: float = field(default=0.02, metadata={"help": "Share of the hardest that optidel cuts as outliers."})
+    trim: float = field(default=0.02, metadata={"help": "Share of the hardest that optidel and ccs cut."})
     max_upscale: float = field(default=2.0, metadata={"help": "Patches enlarged by more are left out, if few."})
+    keep: str = field(
+        default="far",
+        metadata={"help": "far from or near their cluster's centre: what prototypes, semdedup and meddel keep."},
+    )
+    max_distance: float = field(default=0.9, metadata={"help": "Cosine distance to that centre that meddel allows."})
     seed: int = field(default=0, metadata={"help": "Seed of the selection."})
 
     def __post_init__(self) -> None:
@@ -82,6 +87,8 @@ class SelectionConfig:
             raise UserError(f"score is '{self.score}': choose one of {', '.join(SCORES)}.")
         if not 0 <= self.trim < 1:
             raise UserError(f"trim is {self.trim}: it is the fraction of patches that is cut, from 0 to below 1.")
+        if self.keep not in KEEP:
+            raise UserError(f"keep is '{self.keep}': choose one of {', '.join(KEEP)}.")
         grid_side(self.tiles_per_mosaic)
         mosaics_in_budget(self.budget, 10**9)
 
@@ -139,8 +146,8 @@ class _Run:
 
     @property
     def scored(self) -> bool:
-        """Whether the strategy looks at scores at all."""
-        return self.config.selection.strategy != "random"
+        """Whether the strategy needs any column that scoring adds."""
+        return STRATEGIES[self.config.selection.strategy].scored
 
     @cached_property
     def patch_stage(self) -> Stage:
@@ -229,7 +236,7 @@ class _Run:
         if self.rank == 0 and not path.exists():
             table = self._candidates()
             options = {**asdict(self.config.selection), "images": self._usable_images()}
-            write_parquet(draft_selection(table, select(table, **options)), path)
+            write_parquet(draft_selection(table, select(table, explain=True, **options)), path)
         wait_for([path])
 
     def curated(self) -> None:
@@ -328,7 +335,7 @@ class _Run:
             columns = [name for name in KEPT_FEATURES if name != "image"]
             return read_columns(self.patch_stage.folder, columns)
         names = list(pq.read_schema(existing_shards(self.score_stage.folder)[0]).names)
-        unused = "embedding" if self.config.selection.strategy != "optidel" else None
+        unused = None if STRATEGIES[self.config.selection.strategy].embedding else "embedding"
         return read_columns(self.score_stage.folder, [name for name in names if name != unused])
 
     def _usable_images(self) -> int:

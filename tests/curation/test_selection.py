@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from typing import Any
 
 import numpy as np
@@ -11,9 +10,8 @@ import pyarrow as pa
 import pytest
 from datasets import Dataset, Features, List, Value
 
-from optidel_hf.curation.selection import mosaics_in_budget, select
-from optidel_hf.curation.selection.candidates import Candidates, hardest_first, rank_within, read_candidates
-from optidel_hf.curation.selection.optidel import _deal, optidel
+from optidel_hf.curation.selection import STRATEGIES, mosaics_in_budget, select
+from optidel_hf.curation.selection.candidates import rank_within, read_candidates
 from optidel_hf.errors import UserError
 
 
@@ -22,6 +20,7 @@ FEATURES = Features(
         "source": Value("string"),
         "group": Value("string"),
         "bbox": List(Value("float32"), length=4),
+        "crop": List(Value("int32"), length=3),
         "upscale": Value("float32"),
         "cond_entropy": Value("float32"),
         "pvi": Value("float32"),
@@ -41,6 +40,7 @@ def pool(n: int, per_source: int = 1, sources_per_group: int = 1, seed: int = 0,
         "source": [f"{s:05d}.png" for s in source],
         "group": [f"video-{s // sources_per_group:04d}" for s in source],
         "bbox": [[float(i), 0.0, 8.0, 8.0] for i in range(n)],
+        "crop": [[i, 0, 8] for i in range(n)],
         "upscale": np.ones(n),
         "cond_entropy": rng.normal(size=n),
         "pvi": rng.normal(size=n),
@@ -49,10 +49,6 @@ def pool(n: int, per_source: int = 1, sources_per_group: int = 1, seed: int = 0,
         "embedding": list(embedding.astype(np.float16)),
     }
     return Dataset.from_dict({**table, **columns}, features=FEATURES)
-
-
-def candidates(hardness: np.ndarray, source: np.ndarray, group: np.ndarray, embedding: np.ndarray) -> Candidates:
-    return Candidates(np.arange(len(hardness)), source, group, hardness, embedding.astype(np.float32))
 
 
 # Budget
@@ -96,6 +92,10 @@ def test_images_without_patches_count_in_the_budget() -> None:
 def test_what_is_missing_is_named() -> None:
     with pytest.raises(UserError, match="'hard' is not known: choose one of optidel, hardest, easiest, random"):
         select(pool(8), 0.5, strategy="hard")
+    with pytest.raises(UserError, match="keep is 'middle': choose 'far' or 'near'"):
+        select(pool(8), 0.5, keep="middle")
+    with pytest.raises(UserError, match="'random' needs column 'crop'"):
+        select(pool(8).remove_columns("crop"), 0.5, "random", explain=True)
     with pytest.raises(UserError, match="'optidel' needs column 'difficulty'"):
         select(pool(8).remove_columns("difficulty"), 0.5)
     with pytest.raises(UserError, match="'optidel' needs column 'embedding'"):
@@ -106,12 +106,30 @@ def test_what_is_missing_is_named() -> None:
         select(pool(8, pvi=scores), 0.5, strategy="hardest", score="pvi", tiles_per_mosaic=1)
 
 
-def test_random_needs_no_scores() -> None:
-    table = pool(40).select_columns(["source", "group", "bbox", "upscale"])
-    assert len(select(table, 0.1, strategy="random").rows) == 16
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_strategy_reads_the_columns_that_it_names_and_no_other(strategy: str) -> None:
+    needs = STRATEGIES[strategy]
+    columns = ["source", "group", "bbox", "upscale"]
+    columns += [needs.score, "fold"] if needs.score else []
+    columns += ["embedding"] if needs.embedding else []
+    selection = select(pool(40).select_columns(columns), 0.1, strategy=strategy)
+    assert len(set(selection.rows.tolist())) == 16
+    assert needs.scored == (len(columns) > 4)
+    for name in columns[4:]:
+        with pytest.raises(UserError, match=f"'{strategy}' needs column '{name}'"):
+            select(pool(40).select_columns(columns).remove_columns(name), 0.1, strategy=strategy)
 
 
-@pytest.mark.parametrize("strategy", ["optidel", "hardest", "easiest", "random"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("count", [1, 17, 76, 80])
+def test_every_strategy_meets_the_budget_exactly(strategy: str, count: int) -> None:
+    embedding = np.eye(8)[np.random.default_rng(1).integers(8, size=80)]  # duplicates: thresholds meet many ties
+    table = pool(80, per_source=2, embedding=list(embedding), difficulty=np.arange(80) // 9)
+    chosen = select(table, count / 80, strategy, images=80, tiles_per_mosaic=1).rows
+    assert len(set(chosen.tolist())) == len(chosen) == count
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_datasets_and_arrow_tables_give_the_same(strategy: str) -> None:
     table = pool(60, per_source=2, seed=1)
     shuffled = table.shuffle(seed=3)
@@ -161,7 +179,7 @@ def test_ties_are_broken_by_source_and_box_alone() -> None:
     assert read_candidates(columns, None, np.ones(6, bool), False).rows.tolist() == order
 
 
-@pytest.mark.parametrize("strategy", ["optidel", "hardest", "easiest", "random"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_row_order_does_not_matter(strategy: str) -> None:
     table = pool(80, per_source=4, sources_per_group=2, seed=2, fold=np.arange(80) % 2)
     tied = table.map(lambda row: {"difficulty": round(row["difficulty"]), "cond_entropy": round(row["cond_entropy"])})
@@ -174,7 +192,7 @@ def test_row_order_does_not_matter(strategy: str) -> None:
 
 
 def test_random_is_uniform_and_seeded() -> None:
-    table = pool(20)
+    table = pool(20).with_format("arrow")[:]
     drawn = [select(table, 0.25, "random", seed=s, tiles_per_mosaic=1).rows for s in range(400)]
     counts = np.bincount(np.concatenate(drawn), minlength=20)
     assert np.abs(counts - 100).max() < 4 * np.sqrt(400 * 0.25 * 0.75)
@@ -212,77 +230,34 @@ def test_enlarged_crops_are_kept_with_a_warning_from_a_tenth_on(caplog: pytest.L
     assert "10 % of the patches are enlarged more than 2 times and are kept" in caplog.text
 
 
-# optidel
+# Reasons
 
 
-def test_the_order_of_dealing_by_hand() -> None:
-    clusters = np.array([0] * 5 + [1] * 5)
-    source = np.array([0, 0, 1, 2, 3, 4, 5, 6, 7, 8])  # patches 0 and 1 are of one image
-    group = np.array([0, 0, 1, 2, 3, 1, 5, 6, 7, 8])  # images 1 and 4, with patches 2 and 5, are of one video
-    hardness = np.linspace(1, 0, 10)
-    cand = Candidates(np.arange(10), source, group, hardness, None)
-    # 0 is hardest. Then the clusters take turns: 5 3 6 4 7, and when cluster 0 has no new video left, 8 9. Then comes
-    # 2, the video's second image, and last 1, an image's second patch.
-    assert _deal(cand, hardest_first(cand), clusters, 10).tolist() == [0, 5, 3, 6, 4, 7, 8, 9, 2, 1]
-    assert _deal(cand, hardest_first(cand), clusters, 4).tolist() == [0, 5, 3, 6]
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_row_has_a_reason_and_asking_changes_nothing(strategy: str) -> None:
+    table = pool(80, per_source=4, seed=3, upscale=np.where(np.arange(80) % 16 == 5, 3.0, 1.0))
+    plain, told = (select(table, 0.5, strategy, explain=explain) for explain in (False, True))
+    assert plain.reasons is None
+    assert np.array_equal(plain.rows, told.rows)
+    kept = [row for row, reason in enumerate(told.reasons) if reason.startswith("kept: ")]
+    assert kept == sorted(told.rows.tolist())
+    assert all(told.reasons[row].startswith("dropped: ") for row in set(range(80)) - set(kept))
+    assert [told.reasons[row] for row in range(5, 80, 16)] == ["dropped: enlarged too much"] * 5
+    assert sum(told.facts["reasons"].values()) == 80
+    assert plain.facts == {name: fact for name, fact in told.facts.items() if name not in ("reasons", "dropped")}
 
 
-def by_order(codes: np.ndarray, chosen: np.ndarray) -> list[list[int]]:
-    """For each code, the turns at which it gave."""
-    return [np.flatnonzero(codes[chosen] == code).tolist() for code in np.unique(codes)]
-
-
-@pytest.mark.parametrize(("per_source", "per_group", "seed"), [(3, 1, 0), (4, 5, 1), (1, 20, 2), (7, 3, 3)])
-def test_nothing_gives_a_second_patch_before_all_have_given_one(per_source: int, per_group: int, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    n = 120
-    source = rng.permutation(np.arange(n) // per_source)
-    group = source // per_group
-    cand = candidates(rng.random(n), source, group, rng.normal(size=(n, 3)))
-    chosen, _ = optidel(cand, n, seed=0, trim=0.02)
-    assert sorted(chosen.tolist()) == list(range(n))
-    for codes in (source, group):
-        turns = by_order(codes, chosen)
-        last_first = max(t[0] for t in turns)
-        assert all(t[1] > last_first for t in turns if len(t) > 1)
-
-
-@pytest.mark.parametrize("groups", [1, 3, 400])
-def test_clusters_give_equally_whatever_the_groups(groups: int) -> None:
-    rng = np.random.default_rng(5)
-    n = 400
-    embedding = np.repeat(np.eye(8), 50, axis=0) + 0.001 * rng.normal(size=(n, 8))
-    hardness = np.linspace(1, 0, n)  # cluster by cluster: the hardest 50 are all of one
-    chosen, clusters = optidel(candidates(hardness, np.arange(n), np.arange(n) % groups, embedding), 32, 0, 0.0)
-    assert np.bincount(clusters[chosen], minlength=8).tolist() == [4] * 8
-    for cluster in range(8):
-        members = np.flatnonzero(clusters == cluster)
-        if groups != 3:  # with three videos in turn, a cluster's hardest may have to wait
-            assert set(chosen[clusters[chosen] == cluster]) == set(members[:4])
-
-
-def test_the_very_hardest_are_cut_as_far_as_the_budget_allows() -> None:
-    rng = np.random.default_rng(0)
-    n = 100
-    cand = candidates(np.arange(1, n + 1) / n, np.arange(n), np.arange(n), rng.normal(size=(n, 4)))
-    assert optidel(cand, 50, 0, trim=0.05)[0].max() == 94
-    assert optidel(cand, 50, 0, trim=0.0)[0].max() == 99
-    assert sorted(optidel(cand, 97, 0, trim=0.05)[0].tolist()) == list(range(97))
-    assert len(optidel(cand, 100, 0, trim=0.05)[0]) == 100
-
-
-def test_optidel_is_deterministic_by_seed() -> None:
-    table = pool(200, per_source=2, seed=4, embedding=list(np.random.default_rng(1).normal(size=(200, 8))))
-    first, again, other = (select(table, 0.2, seed=seed) for seed in (0, 0, 1))
-    for name in ("rows", "mosaic", "slot", "cluster"):
-        assert np.array_equal(getattr(first, name), getattr(again, name))
-    assert not np.array_equal(first.cluster, other.cluster)
-
-
-def test_a_large_pool_is_dealt_in_seconds() -> None:
-    rng = np.random.default_rng(0)
-    n = 100_000
-    cand = Candidates(np.arange(n), np.arange(n) // 10, np.arange(n) % 5, rng.random(n), None)
-    start = time.perf_counter()
-    assert len(set(_deal(cand, rng.permutation(n), rng.integers(100, size=n), 1000).tolist())) == 1000
-    assert time.perf_counter() - start < 5
+def test_what_was_never_ranked_is_listed_reason_by_reason() -> None:
+    table = pool(100, difficulty=np.arange(100.0), upscale=np.where(np.arange(100) < 3, 2.5, 1.0))
+    facts = select(table, 0.2, trim=0.03, tiles_per_mosaic=1, explain=True).facts
+    assert [(row["crop"][0], row["reason"].split()[0]) for row in facts["dropped"]] == [
+        (0, "enlarged"),
+        (98, "outlier"),
+        (1, "enlarged"),
+        (99, "outlier"),
+        (2, "enlarged"),
+    ]  # 3 % of the 97 that are left are two
+    assert facts["dropped"][1]["source"] == "00098.png"
+    assert facts["reasons"]["dropped: outlier cut, among the very hardest"] == 2
+    many = pool(300, difficulty=np.arange(300.0))
+    assert len(select(many, 0.1, trim=0.5, tiles_per_mosaic=1, explain=True).facts["dropped"]) == 100

@@ -20,6 +20,7 @@ class Candidates:
         source (`np.ndarray` of shape `(n,)`, int64): code of the source image.
         group (`np.ndarray` of shape `(n,)`, int64): code of the near-duplicate group.
         hardness (`np.ndarray` of shape `(n,)`): within-fold rank of the score, from 0 (easiest) to 1 (hardest).
+        score (`np.ndarray` of shape `(n,)`): the score itself, larger is harder, in its fold's standard deviations.
         embedding (`np.ndarray` of shape `(n, width)`, float32, or `None`).
     """
 
@@ -27,6 +28,7 @@ class Candidates:
     source: np.ndarray
     group: np.ndarray
     hardness: np.ndarray
+    score: np.ndarray
     embedding: np.ndarray | None
 
     def __len__(self) -> int:
@@ -48,16 +50,17 @@ def read_candidates(
     sources = columns["source"]
     order = np.lexsort((*columns["bbox"].T[::-1], sources.astype(str)))
     rows = order[eligible[order]]
-    hardness = np.zeros(len(rows))
+    hardness, standard = np.zeros(len(rows)), np.zeros(len(rows))
     if score is not None and len(rows):
         values = columns[score][rows].astype(np.float64)
         if np.isnan(values).any():
             row = int(rows[np.isnan(values).argmax()])
             raise UserError(f"Column '{score}' is NaN in row {row} ('{sources[row]}'): score the patches again.")
         sign = -1.0 if score == "pvi" else 1.0  # little usable information is hard
-        hardness = rank_within(sign * values, columns["fold"][rows])
+        fold = columns["fold"][rows]
+        hardness, standard = rank_within(sign * values, fold), standardize_within(sign * values, fold)
     embedding = columns["embedding"][rows].astype(np.float32) if embeddings else None
-    return Candidates(rows, _codes(sources[rows]), _codes(columns["group"][rows]), hardness, embedding)
+    return Candidates(rows, _codes(sources[rows]), _codes(columns["group"][rows]), hardness, standard, embedding)
 
 
 def rank_within(values: np.ndarray, fold: np.ndarray) -> np.ndarray:
@@ -67,6 +70,16 @@ def rank_within(values: np.ndarray, fold: np.ndarray) -> np.ndarray:
         rows = np.flatnonzero(fold == model)
         ranks[rows[np.argsort(values[rows], kind="stable")]] = np.arange(1, len(rows) + 1) / len(rows)
     return ranks
+
+
+def standardize_within(values: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    """Values less their fold's mean, over its standard deviation; 0 where a fold's values are all equal."""
+    standard = np.zeros(len(values))
+    for model in np.unique(fold):
+        rows = fold == model
+        offset = values[rows] - values[rows].mean()
+        standard[rows] = offset / (offset.std() or 1.0)
+    return standard
 
 
 def hardest_first(candidates: Candidates) -> np.ndarray:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import numpy as np
 
 from optidel_hf.curation.selection.candidates import Candidates, hardest_first
+from optidel_hf.curation.selection.choice import Choice, Options, reasons
 
 
-def hardest(candidates: Candidates, count: int) -> np.ndarray:
+def hardest(candidates: Candidates, count: int, options: Options) -> Choice:
     """The hardest `count` patches of the whole pool (OptiDEL, arXiv 2408.07107: the top N by reconstruction error)."""
-    return hardest_first(candidates)[:count]
+    chosen = hardest_first(candidates)[:count]
+    return Choice(chosen, reasons(len(candidates), chosen, "among the hardest", "not hard enough"))
 
 
-def easiest(candidates: Candidates, count: int) -> np.ndarray:
+def easiest(candidates: Candidates, count: int, options: Options) -> Choice:
     """The easiest `count` patches (RDED, arXiv 2312.03526, keeps the lowest loss)."""
-    return np.argsort(candidates.hardness, kind="stable")[:count]
+    chosen = np.argsort(candidates.hardness, kind="stable")[:count]
+    return Choice(chosen, reasons(len(candidates), chosen, "among the easiest", "not easy enough"))

@@ -4,28 +4,65 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
 from optidel_hf.curation.selection.candidates import Candidates, read_candidates
+from optidel_hf.curation.selection.choice import BEFORE_RANKING, ENLARGED, Choice, Options
+from optidel_hf.curation.selection.duplicates import meddel, semdedup
 from optidel_hf.curation.selection.optidel import optidel
 from optidel_hf.curation.selection.pairing import pair
+from optidel_hf.curation.selection.prototypes import prototypes
 from optidel_hf.curation.selection.ranked import easiest, hardest
-from optidel_hf.curation.selection.uniform import random
+from optidel_hf.curation.selection.strata import ccs
+from optidel_hf.curation.selection.subspaces import zcore
+from optidel_hf.curation.selection.uniform import random, random_images
 from optidel_hf.errors import UserError
 
 
 logger = logging.getLogger(__name__)
 
-STRATEGIES = ("optidel", "hardest", "easiest", "random")
-# The published rule is raw reconstruction error; `optidel` ranks by what contrast and size do not explain.
-DEFAULT_SCORE = {"optidel": "difficulty", "hardest": "cond_entropy", "easiest": "cond_entropy"}
+
+class Strategy(NamedTuple):
+    """
+    Args:
+        choose: the function that chooses.
+        score: column that it ranks by unless told otherwise, or `None` if it looks at no score.
+        embedding: whether it reads the `embedding` column.
+    """
+
+    choose: Callable[[Candidates, int, Options], Choice]
+    score: str | None
+    embedding: bool
+
+    @property
+    def scored(self) -> bool:
+        """Whether it needs any column that scoring adds."""
+        return self.embedding or self.score is not None
+
+
+# The published rule is raw reconstruction error; `optidel` and `ccs` rank by what contrast and size do not explain.
+STRATEGIES = {
+    "optidel": Strategy(optidel, score="difficulty", embedding=True),
+    "hardest": Strategy(hardest, score="cond_entropy", embedding=False),
+    "easiest": Strategy(easiest, score="cond_entropy", embedding=False),
+    "random": Strategy(random, score=None, embedding=False),
+    "random_images": Strategy(random_images, score=None, embedding=False),
+    "prototypes": Strategy(prototypes, score=None, embedding=True),
+    "semdedup": Strategy(semdedup, score=None, embedding=True),
+    "meddel": Strategy(meddel, score=None, embedding=True),
+    "ccs": Strategy(ccs, score="difficulty", embedding=False),
+    "zcore": Strategy(zcore, score=None, embedding=True),
+}
+KEEP = ("far", "near")
 MAX_LOST_TO_UPSCALE = 0.1
+MAX_LISTED = 100
 
 
 @dataclass(frozen=True)
@@ -37,7 +74,9 @@ class Selection:
         rows: row of each in the table that was given.
         mosaic, slot: which mosaic it goes to, and where in it (row by row).
         cluster: its k-means cluster, or -1 for strategies without clusters.
-        facts: strategy, score, seed, tiles and the counts of the funnel.
+        facts: strategy, score, seed, tiles, the counts of the funnel and what the strategy settled on; with reasons
+            also their counts and, as `dropped`, up to 100 patches that were left out before any ranking.
+        reasons: one for each row of the table, why it was kept or dropped; `None` unless asked for.
     """
 
     rows: np.ndarray
@@ -45,6 +84,7 @@ class Selection:
     slot: np.ndarray
     cluster: np.ndarray
     facts: dict[str, Any]
+    reasons: np.ndarray | None = None
 
 
 def select(
@@ -57,55 +97,73 @@ def select(
     images: int | None = None,
     trim: float = 0.02,
     max_upscale: float = 2.0,
+    keep: str = "far",
+    max_distance: float = 0.9,
+    explain: bool = False,
 ) -> Selection:
     """
     Choose patches for a budget and deal them into mosaics.
 
     Args:
         table (`datasets.Dataset` or `pyarrow.Table`):
-            Scored patches: `source`, `group`, `bbox`, `upscale`, and for scored strategies the score, `fold` and
-            `embedding`.
+            Patches: `source`, `group`, `bbox` and `upscale`, and what the strategy needs: its score with `fold`, or
+            `embedding`; `crop` to explain.
         budget (`float`):
             Fraction of usable source images: round(budget x images) mosaics, rounded half up.
         strategy (`str`, *optional*, defaults to `"optidel"`):
-            `optidel` (hard and diverse), `hardest` (as published), `easiest` or `random`. On a table of whole images
-            these choose whole images.
+            `optidel` (hard and diverse), `hardest` (as published), `easiest`, `random`, `random_images` (all patches
+            of random images), `prototypes`, `semdedup`, `meddel`, `ccs` or `zcore`. On a table of whole images these
+            choose whole images.
         seed (`int`, *optional*, defaults to 0).
         score (`str`, *optional*, defaults to the strategy's own):
-            Column to rank by: `difficulty` for `optidel`, `cond_entropy` for `hardest` and `easiest`.
+            Column to rank by: `difficulty` for `optidel` and `ccs`, `cond_entropy` for `hardest` and `easiest`.
         tiles_per_mosaic (`int`, *optional*, defaults to 4): M.
         images (`int`, *optional*): usable source images; counted from `source` by default.
-        trim (`float`, *optional*, defaults to 0.02): share of the hardest that `optidel` cuts as outliers.
+        trim (`float`, *optional*, defaults to 0.02): share of the hardest that `optidel` and `ccs` cut as outliers.
         max_upscale (`float`, *optional*, defaults to 2.0):
             Patches enlarged by more are left out where that costs under a tenth of the pool.
+        keep (`str`, *optional*, defaults to `"far"`):
+            Of patches (`prototypes`) or near-duplicates (`semdedup`, `meddel`) those `"far"` from their cluster's
+            centre, or those `"near"`.
+        max_distance (`float`, *optional*, defaults to 0.9):
+            Cosine distance to its cluster's centre beyond which `meddel` cuts a patch.
+        explain (`bool`, *optional*, defaults to `False`): whether to return a reason for every row.
 
     Raises:
         `UserError`: if the budget rounds to nothing or exceeds the patches, or a column is missing.
     """
-    score = _check(table, strategy, score)
-    columns = _Columns(table)
+    _check(table, strategy, score, keep, explain)
+    chooser, columns = STRATEGIES[strategy], _Columns(table)
+    score = chooser.score and (score or chooser.score)
     images = images or len(set(columns["source"]))
     mosaics = mosaics_in_budget(budget, images)
     count = mosaics * tiles_per_mosaic
     eligible = _eligible(columns["upscale"], max_upscale)
-    candidates = read_candidates(columns, score, eligible, embeddings=strategy == "optidel")
+    candidates = read_candidates(columns, score, eligible, chooser.embedding)
     if count > len(candidates):
         raise UserError(
             f"Budget {budget:g} of {images} images needs {count} patches and the pool has {len(candidates)}: lower "
             f"it to at most {len(candidates) // tiles_per_mosaic / images:.4f}, or loosen the patch filters."
         )
-    chosen, clusters = _choose(candidates, strategy, count, seed, trim)
-    mosaic, slot = pair(candidates.source[chosen], clusters[chosen], tiles_per_mosaic)
+    choice = chooser.choose(candidates, count, Options(seed, trim, keep, max_distance))
+    clusters = np.full(count, -1, dtype=np.int32) if choice.clusters is None else choice.clusters[choice.chosen]
+    mosaic, slot = pair(candidates.source[choice.chosen], clusters, tiles_per_mosaic)
     facts = {
         "strategy": strategy,
         "score": score,
         "seed": seed,
         "budget": budget,
         "tiles_per_mosaic": tiles_per_mosaic,
-        "trim": trim if strategy == "optidel" else 0.0,
+        "trim": 0.0,
         "counts": {"pool": len(eligible), "eligible": len(candidates), "chosen": count, "mosaics": mosaics},
+        **choice.facts,
     }
-    return Selection(candidates.rows[chosen], mosaic, slot, clusters[chosen], facts)
+    reasons = None
+    if explain:
+        reasons = np.full(len(eligible), ENLARGED, dtype=object)
+        reasons[candidates.rows] = choice.reasons
+        facts |= {"reasons": dict(Counter(reasons)), "dropped": _list_dropped(columns, reasons)}
+    return Selection(candidates.rows[choice.chosen], mosaic, slot, clusters, facts, reasons)
 
 
 def mosaics_in_budget(budget: float, images: int) -> int:
@@ -154,16 +212,18 @@ class _Columns(Mapping[str, np.ndarray]):
         return self._table[name]
 
 
-def _check(table: Dataset | pa.Table, strategy: str, score: str | None) -> str | None:
+def _check(table: Dataset | pa.Table, strategy: str, score: str | None, keep: str, explain: bool) -> None:
     if strategy not in STRATEGIES:
         raise UserError(f"Strategy '{strategy}' is not known: choose one of {', '.join(STRATEGIES)}.")
-    score = None if strategy == "random" else score or DEFAULT_SCORE[strategy]
-    needed = ["source", "group", "bbox", "upscale"] + ([score, "fold"] if score else [])
-    needed += ["embedding"] if strategy == "optidel" else []
+    if keep not in KEEP:
+        raise UserError(f"keep is '{keep}': choose 'far' or 'near', as seen from the cluster's centre.")
+    default, embedding = STRATEGIES[strategy].score, STRATEGIES[strategy].embedding
+    needed = ["source", "group", "bbox", "upscale"] + ["crop"] * explain
+    needed += [score or default, "fold"] if default else []
+    needed += ["embedding"] * embedding
     missing = [name for name in needed if name not in table.column_names]
     if missing:
         raise UserError(f"Strategy '{strategy}' needs column '{missing[0]}': add it with VInformationScorer.")
-    return score
 
 
 def _eligible(upscale: np.ndarray, limit: float) -> np.ndarray:
@@ -180,12 +240,15 @@ def _eligible(upscale: np.ndarray, limit: float) -> np.ndarray:
     return ~enlarged
 
 
-def _choose(
-    candidates: Candidates, strategy: str, count: int, seed: int, trim: float
-) -> tuple[np.ndarray, np.ndarray]:
-    no_clusters = np.full(len(candidates), -1, dtype=np.int32)
-    if strategy == "optidel":
-        return optidel(candidates, count, seed, trim)
-    if strategy == "random":
-        return random(candidates, count, seed), no_clusters
-    return (hardest if strategy == "hardest" else easiest)(candidates, count), no_clusters
+def _list_dropped(columns: Mapping[str, np.ndarray], reasons: np.ndarray) -> list[dict[str, Any]]:
+    """Some of the patches that were never ranked, the reasons in turn: they travel in a file's metadata."""
+    found = [np.flatnonzero(reasons == reason)[:MAX_LISTED] for reason in BEFORE_RANKING]
+    turns = sorted((turn, place, row) for place, rows in enumerate(found) for turn, row in enumerate(rows))
+    return [
+        {
+            "source": columns["source"][row],
+            "crop": columns["crop"][row].tolist(),
+            "reason": reasons[row].removeprefix("dropped: "),
+        }
+        for *_, row in turns[:MAX_LISTED]
+    ]

@@ -1,0 +1,66 @@
+"""What a strategy is told besides the candidates, what it returns, and the reasons that it gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from optidel_hf.curation.selection.candidates import Candidates, hardest_first
+
+
+ENLARGED = "dropped: enlarged too much"
+OUTLIER = "dropped: outlier cut, among the very hardest"
+UNUSUAL = "dropped: too far from its cluster's centre"
+BEFORE_RANKING = (ENLARGED, OUTLIER, UNUSUAL)
+"""Reasons of patches that a strategy never got to rank."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """
+    What a strategy may look at besides the candidates; each uses what concerns it.
+
+    Args:
+        seed (`int`): seed of draws and of k-means.
+        trim (`float`): share of the hardest that is cut as outliers (`optidel`, `ccs`).
+        keep (`str`): `"far"` from their cluster's centre or `"near"` it (`prototypes`, `semdedup`, `meddel`).
+        max_distance (`float`): cosine distance to the cluster's centre beyond which a patch is cut (`meddel`).
+    """
+
+    seed: int
+    trim: float
+    keep: str
+    max_distance: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """
+    What a strategy chose among `n` candidates, and why.
+
+    Args:
+        chosen (`np.ndarray` of shape `(count,)`): candidate indices, best first.
+        reasons (`np.ndarray` of shape `(n,)`, object): a short reason for each candidate.
+        clusters (`np.ndarray` of shape `(n,)`, int32, *optional*): k-means cluster of each.
+        facts (`dict`, *optional*): what the strategy settled on, such as a threshold.
+    """
+
+    chosen: np.ndarray
+    reasons: np.ndarray
+    clusters: np.ndarray | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def reasons(n: int, chosen: np.ndarray, kept: str, dropped: str) -> np.ndarray:
+    """One reason for all that were chosen and one for all that were not, `(n,)`."""
+    given = np.full(n, f"dropped: {dropped}", dtype=object)
+    given[chosen] = f"kept: {kept}"
+    return given
+
+
+def without_outliers(candidates: Candidates, count: int, trim: float) -> np.ndarray:
+    """Candidate indices, hardest first, less the hardest share `trim` as far as that leaves `count`."""
+    order = hardest_first(candidates)
+    return order[min(int(trim * len(order)), len(order) - count) :]

@@ -1,0 +1,165 @@
+"""Strategies other than `optidel` on cases worked by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from optidel_hf.curation.selection.candidates import Candidates, standardize_within
+from optidel_hf.curation.selection.choice import OUTLIER, UNUSUAL, Options
+from optidel_hf.curation.selection.duplicates import _nearest_before, meddel, semdedup
+from optidel_hf.curation.selection.prototypes import prototypes
+from optidel_hf.curation.selection.strata import ccs
+from optidel_hf.curation.selection.subspaces import _vote, zcore
+from optidel_hf.curation.selection.uniform import random, random_images
+
+
+def candidates(
+    n: int, embedding: np.ndarray | None = None, score: np.ndarray | None = None, source: np.ndarray | None = None
+) -> Candidates:
+    """`n` patches of as many sources; without a score all are equally hard."""
+    score = np.zeros(n) if score is None else score
+    hardness = (np.argsort(np.argsort(score, kind="stable")) + 1) / n
+    rows = np.arange(n)
+    embedding = None if embedding is None else embedding.astype(np.float32)
+    return Candidates(rows, rows if source is None else source, rows, hardness, score, embedding)
+
+
+def options(seed: int = 0, trim: float = 0.0, keep: str = "far", max_distance: float = 0.9) -> Options:
+    return Options(seed, trim, keep, max_distance)
+
+
+def at_angles(*angles: float) -> np.ndarray:
+    """Unit vectors in the plane of axes 0 and 1, at these degrees, then one alone on each of axes 2, 3 and 4."""
+    radians = np.deg2rad(angles)
+    fan = np.stack([np.cos(radians), np.sin(radians), *np.zeros((3, len(angles)))], axis=1)
+    return np.concatenate([fan, np.eye(5)[2:]])
+
+
+# prototypes
+
+
+def test_prototypes_by_hand() -> None:
+    # Four clusters about four axes: one patch on the axis and two beside it, at 10, 20, 30 and 40 degrees. By symmetry
+    # each prototype lies on its axis, so the angle is the distance.
+    embedding = np.zeros((12, 5))
+    for axis, angle in enumerate(np.deg2rad([10, 20, 30, 40])):
+        for row, turn in enumerate((0.0, angle, -angle)):
+            embedding[3 * axis + row, [axis, 4]] = np.cos(turn), np.sin(turn)
+    pool = candidates(12, embedding)
+    assert sorted(prototypes(pool, 4, options(keep="far")).chosen.tolist()) == [7, 8, 10, 11]
+    assert sorted(prototypes(pool, 4, options(keep="near")).chosen.tolist()) == [0, 3, 6, 9]
+    choice = prototypes(pool, 4, options())
+    assert [choice.reasons[row] for row in (10, 0)] == [
+        "kept: far from its prototype",
+        "dropped: not far from its prototype",
+    ]
+    assert len(np.unique(choice.clusters[::3])) == 4
+
+
+# semdedup and meddel
+
+
+def test_duplicates_by_hand() -> None:
+    # The fan's centre is at 13.3 degrees. Far first the order is 30, 0, 10 degrees, and the largest cosine to an
+    # earlier patch: none, cos 30, cos 10. Near first it is 10, 0, 30: none, cos 10, cos 20.
+    pool = candidates(6, at_angles(0, 10, 30))
+    for keep, kept, then, cosine in (("far", 2, 0, 30), ("near", 1, 2, 20)):
+        for strategy in (semdedup, meddel):
+            four, five = (strategy(pool, count, options(keep=keep)) for count in (4, 5))
+            assert set(four.chosen.tolist()) == {3, 4, 5, kept}
+            assert set(five.chosen.tolist()) == {3, 4, 5, kept, then}
+            assert five.facts == {"keep": keep, "cosine_threshold": pytest.approx(np.cos(np.deg2rad(cosine)))}
+            assert "like an earlier one" in five.reasons[({0, 1, 2} - {kept, then}).pop()]
+
+
+def test_meddel_cuts_what_is_far_from_its_centre_as_far_as_the_budget_allows() -> None:
+    pool = candidates(6, at_angles(0, 10, 30))  # cosine distances from 13.3 degrees: .027, .002, .042
+    for keep, kept in (("far", 0), ("near", 1)):
+        choice = meddel(pool, 4, options(keep=keep, max_distance=0.04))
+        assert set(choice.chosen.tolist()) == {3, 4, 5, kept}
+        assert choice.reasons[2] == UNUSUAL
+    assert set(meddel(pool, 5, options(max_distance=0.01)).chosen.tolist()) == {0, 1, 3, 4, 5}
+    assert len(meddel(pool, 6, options(max_distance=0.01)).chosen) == 6
+
+
+def test_the_nearest_before_is_the_same_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    z = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    z /= np.linalg.norm(z, axis=1, keepdims=True)
+    expected = [-1, *((z[row] @ z[:row].T).max() for row in range(1, 50))]
+    monkeypatch.setattr("optidel_hf.curation.selection.duplicates.ROWS_AT_ONCE", 7)
+    assert _nearest_before(z) == pytest.approx(expected, abs=1e-6)
+
+
+# ccs
+
+
+def test_ccs_by_hand() -> None:
+    score = np.array([0, 0, 0, 0, 0, 0, 5, 5, 10, 1000.0])
+    pool = candidates(10, score=score)
+    # Without the one outlier the strata hold 1, 2 and 6 patches, which give 5 // 3, 4 // 2 and the remaining 2.
+    choices = [ccs(pool, 5, options(seed=seed, trim=0.1)) for seed in range(20)]
+    for choice in choices:
+        assert choice.chosen[:3].tolist() == [8, 7, 6] or choice.chosen[:3].tolist() == [8, 6, 7]
+        assert (choice.chosen[3:] < 6).all()
+        assert choice.reasons[9] == OUTLIER
+    assert {row for choice in choices for row in choice.chosen[3:].tolist()} == set(range(6))
+    # With it the range is a hundred times as wide, and the other nine share its lowest stratum.
+    assert ccs(pool, 5, options()).chosen[0] == 9
+    assert {row for seed in range(20) for row in ccs(pool, 2, options(seed=seed)).chosen.tolist()} == set(range(10))
+    assert sorted(ccs(pool, 9, options(trim=0.5)).chosen.tolist()) == list(range(9))
+    assert len(ccs(pool, 10, options(trim=0.5)).chosen) == 10
+
+
+def test_ccs_strata_with_one_score_are_random() -> None:
+    assert len(ccs(candidates(7), 3, options()).chosen) == 3
+
+
+def test_scores_of_two_models_share_one_scale() -> None:
+    values = standardize_within(np.array([1.0, 3, 10, 10, 40, 40]), np.array([0, 0, 1, 1, 1, 1]))
+    assert values.tolist() == [-1, 1, -1, -1, 1, 1]
+    assert standardize_within(np.array([2.0, 2.0]), np.array([0, 0])).tolist() == [0, 0]
+
+
+# zcore
+
+
+def test_votes_by_hand() -> None:
+    # A target's offsets from the middle, s and t, have density 4 - 8 s on [0, 1/2]. It is nearest to the middle if
+    # s + t < 1/2, which has probability 5/6; the corners share the rest.
+    points = np.array([[0.5, 0.5], [0, 0], [0, 1], [1, 0], [1, 1]])
+    rng = np.random.default_rng(0)
+    votes = sum(_vote(points, rng) for _ in range(1000)) / 5000
+    assert votes == pytest.approx([5 / 6, *[1 / 24] * 4], abs=0.025)
+
+
+def test_zcore_drops_the_redundant() -> None:
+    points = np.array([[0.5, 0.5], [0, 0], [0.5, 0.5], [0, 1], [1, 0], [1, 1]])
+    choice = zcore(candidates(6, points), 5, options())
+    assert set(choice.chosen.tolist()) in ({0, 1, 3, 4, 5}, {1, 2, 3, 4, 5})
+    assert choice.chosen[0] in (0, 2)
+    again, other = (zcore(candidates(6, points), 6, options(seed=seed)).chosen.tolist() for seed in (0, 1))
+    assert again[:5] == choice.chosen.tolist()
+    assert sorted(other) == list(range(6))
+
+
+# random_images
+
+
+def test_random_images_takes_whole_images() -> None:
+    source = np.array([0, 0, 0, 1, 1, 1, 1, 2, 2, 3])
+    firsts = set()
+    for seed in range(60):
+        chosen = random_images(candidates(10, source=source), 6, options(seed=seed)).chosen
+        given = [int((source[chosen] == code).sum()) for code in range(4)]
+        partial = [code for code in range(4) if 0 < given[code] < (source == code).sum()]
+        assert partial in ([], [source[chosen[-1]]])
+        firsts.add(int(source[chosen[0]]))
+    assert firsts == {0, 1, 2, 3}
+
+
+def test_random_images_of_whole_images_is_random() -> None:
+    pool = candidates(50)
+    for seed in range(3):
+        drawn, images = (strategy(pool, 20, options(seed=seed)).chosen for strategy in (random, random_images))
+        assert np.array_equal(drawn, images)
