@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import heapq
 import json
 import os
 import platform
@@ -27,12 +26,17 @@ import pyarrow.parquet as pq
 import sklearn
 
 from optidel_hf.curation.selection import select
-from optidel_hf.curation.selection.candidates import Candidates, read_candidates
+from optidel_hf.curation.selection.candidates import read_candidates
 from optidel_hf.curation.selection.choice import Options, without_outliers
 from optidel_hf.curation.selection.clusters import cluster
 from optidel_hf.curation.selection.objective import MEMORY, Directions
 from optidel_hf.curation.selection.optidel import optidel
 from optidel_hf.curation.selection.select import _Columns
+
+
+# The plain way is the tests' own.
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "curation"))
+from lazy_greedy import lazy_greedy
 
 
 WIDTH, PER_SOURCE, PER_GROUP, SHARE = 384, 10, 40, 0.05
@@ -109,7 +113,9 @@ def quality(table: pa.Table) -> dict[str, float]:
         return float(worth[rows].sum() + weight * similar[rows].max(axis=0).sum(dtype=np.float64))
 
     start = time.perf_counter()
-    reference = value(lazy_greedy(candidates, pool, worth, similar, weight, count))
+    label = cluster(candidates, count, OPTIONS.seed).label
+    codes = [codes[pool] for codes in (candidates.source, candidates.group, label)]
+    reference = value(np.array(lazy_greedy(codes, worth, similar, weight, count)))
     shares = {name: value(place[choice.chosen]) / reference for name, choice in choices.items()}
     shares["random"] = value(np.random.default_rng(1).permutation(len(pool))[:count]) / reference
     return {
@@ -119,34 +125,6 @@ def quality(table: pa.Table) -> dict[str, float]:
         "seconds": seconds,
         "lazy_seconds": time.perf_counter() - start,
     }
-
-
-def lazy_greedy(
-    candidates: Candidates, pool: np.ndarray, worth: np.ndarray, similar: np.ndarray, weight: float, count: int
-) -> np.ndarray:
-    """Greedy on F by definition, in the same turns; stale entries of the heap are renewed as they come up (Minoux)."""
-    label = cluster(candidates, count, OPTIONS.seed).label
-    codes = [codes[pool] for codes in (candidates.source, candidates.group, label)]
-    given = [np.zeros(code.max() + 1, dtype=np.int64) for code in codes]
-    covered = np.zeros(len(pool), dtype=np.float32)
-
-    def entry(row: int) -> tuple:
-        gain = worth[row] + weight * np.maximum(similar[row] - covered, 0).sum(dtype=np.float64)
-        return *(counts[code[row]] for counts, code in zip(given, codes)), -gain, row
-
-    heap = [entry(row) for row in range(len(pool))]
-    heapq.heapify(heap)
-    chosen: list[int] = []
-    while len(chosen) < count:
-        fresh = entry(heapq.heappop(heap)[-1])
-        if heap and fresh > heap[0]:
-            heapq.heappush(heap, fresh)
-            continue
-        chosen.append(fresh[-1])
-        np.maximum(covered, similar[fresh[-1]], out=covered)
-        for counts, code in zip(given, codes):
-            counts[code[fresh[-1]]] += 1
-    return np.array(chosen)
 
 
 def read_pool(folder: Path) -> pa.Table:

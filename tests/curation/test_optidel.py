@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import heapq
-
 import numpy as np
 import pytest
+from lazy_greedy import lazy_greedy
 
 from optidel_hf.curation.selection.candidates import Candidates
 from optidel_hf.curation.selection.choice import OUTLIER, Choice, Options
@@ -37,32 +36,6 @@ def similarities(directions: Directions) -> np.ndarray:
 def value(chosen: np.ndarray, worth: np.ndarray, similar: np.ndarray, weight: float) -> float:
     """F by definition."""
     return float(worth[chosen].sum() + weight * similar[chosen].max(axis=0).sum())
-
-
-def lazy_greedy(
-    codes: list[np.ndarray], worth: np.ndarray, similar: np.ndarray, weight: float, count: int
-) -> list[int]:
-    """Greedy on F by definition, in turns of `codes` (source, group, cluster); stale entries are renewed."""
-    given = [np.zeros(code.max() + 1, dtype=int) for code in codes]
-    covered = np.zeros(len(worth))
-
-    def entry(row: int) -> tuple:
-        gain = worth[row] + weight * np.maximum(similar[row] - covered, 0).sum()
-        return *(count[code[row]] for count, code in zip(given, codes)), -gain, row
-
-    heap = [entry(row) for row in range(len(worth))]
-    heapq.heapify(heap)
-    chosen: list[int] = []
-    while len(chosen) < count:
-        fresh = entry(heapq.heappop(heap)[-1])
-        if heap and fresh > heap[0]:
-            heapq.heappush(heap, fresh)
-            continue
-        chosen.append(fresh[-1])
-        covered = np.maximum(covered, similar[fresh[-1]])
-        for counts, code in zip(given, codes):
-            counts[code[fresh[-1]]] += 1
-    return chosen
 
 
 # The objective

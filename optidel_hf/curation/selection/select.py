@@ -141,10 +141,8 @@ def select(
     eligible = _eligible(columns["upscale"], max_upscale)
     candidates = read_candidates(columns, score, eligible, chooser.embedding)
     if count > len(candidates):
-        raise UserError(
-            f"Budget {budget:g} of {images} images needs {count} patches and the pool has {len(candidates)}: lower "
-            f"it to at most {len(candidates) // tiles_per_mosaic / images:.4f}, or loosen the patch filters."
-        )
+        affordable = len(candidates) // tiles_per_mosaic / images
+        raise UserError(_too_few(budget, images, count, len(candidates), affordable))
     choice = chooser.choose(candidates, count, Options(seed, trim, keep, max_distance))
     clusters = np.full(count, -1, dtype=np.int32) if choice.clusters is None else choice.clusters[choice.chosen]
     mosaic, slot = pair(candidates.source[choice.chosen], clusters, tiles_per_mosaic)
@@ -158,10 +156,8 @@ def select(
         "counts": {"pool": len(eligible), "eligible": len(candidates), "chosen": count, "mosaics": mosaics},
         **choice.facts,
     }
-    reasons = None
-    if explain:
-        reasons = np.full(len(eligible), ENLARGED, dtype=object)
-        reasons[candidates.rows] = choice.reasons
+    reasons = _reasons(len(eligible), candidates, choice) if explain else None
+    if reasons is not None:
         facts |= {"reasons": dict(Counter(reasons)), "dropped": _list_dropped(columns, reasons)}
     return Selection(candidates.rows[choice.chosen], mosaic, slot, clusters, facts, reasons)
 
@@ -238,6 +234,20 @@ def _eligible(upscale: np.ndarray, limit: float) -> np.ndarray:
         )
         return np.ones_like(enlarged)
     return ~enlarged
+
+
+def _too_few(budget: float, images: int, count: int, candidates: int, affordable: float) -> str:
+    return (
+        f"Budget {budget:g} of {images} images needs {count} patches and the pool has {candidates}: lower "
+        f"it to at most {affordable:.4f}, or loosen the patch filters."
+    )
+
+
+def _reasons(rows: int, candidates: Candidates, choice: Choice) -> np.ndarray:
+    """A reason for each row of the table, `(rows,)`: what is no candidate was enlarged too much."""
+    reasons = np.full(rows, ENLARGED, dtype=object)
+    reasons[candidates.rows] = choice.reasons
+    return reasons
 
 
 def _list_dropped(columns: Mapping[str, np.ndarray], reasons: np.ndarray) -> list[dict[str, Any]]:
