@@ -45,6 +45,9 @@ class SamTrainingConfig:
     output_dir: str = field(
         default="runs/sam-tiny", metadata={"help": "Where the scene cache, checkpoint and log go."}
     )
+    start_from: str | None = field(
+        default=None, metadata={"help": "Exported model to start from, with a fresh optimizer, instead of at random."}
+    )
     steps: int = field(default=9000, metadata={"help": "Optimisation steps."})
     seed: int = field(default=0, metadata={"help": "Seed of the scenes, the weights and the order."})
     scenes: int = field(
@@ -79,7 +82,7 @@ def build_sam(config: SamTrainingConfig) -> SamModel:
     """A fresh `SamModel` that can learn.
 
     transformers initialises a bare `SamModel` for loading, not for training: an image encoder scaled by 1e-10 and
-    Fourier features of the wrong scale. Here the encoder gets 0.02, the Fourier features are N(0, 1) and frozen, the
+    Fourier features of the wrong scale. Here the encoder gets 0.02, the Fourier features are N(0, 1), the
     tokens N(0, 1), and the decoder's layers have torch's own initialisation.
     """
     torch.manual_seed(config.seed)
@@ -103,9 +106,20 @@ def build_sam(config: SamTrainingConfig) -> SamModel:
             module.reset_parameters()  # an embedding's own initialisation is N(0, 1)
     nn.init.normal_(model.vision_encoder.pos_embed, std=0.02)
     for features in (model.shared_image_embedding, model.prompt_encoder.shared_embedding):
-        nn.init.normal_(features.positional_embedding).requires_grad_(False)
+        nn.init.normal_(features.positional_embedding)
     model.tie_weights()
     attend_to_the_prompt(model)
+    return model
+
+
+def initial_model(config: SamTrainingConfig) -> SamModel:
+    """The model that training begins with, its Fourier features frozen: `start_from`, or a fresh one."""
+    if config.start_from:
+        model = SamModel.from_pretrained(config.start_from, dtype="float32")
+    else:
+        model = build_sam(config)
+    for features in (model.shared_image_embedding, model.prompt_encoder.shared_embedding):
+        features.positional_embedding.requires_grad_(False)
     return model
 
 
@@ -240,7 +254,7 @@ class SamTrainer:
         self.config = config
         self.folder = Path(config.output_dir)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.model = build_sam(config)
+        self.model = initial_model(config)
         self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.optimizer = make_optimizer(self.model, config)
         self.step = 0
