@@ -8,24 +8,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from optidel_hf.publishing.cards import curation_facts, render_model_card
+from optidel_hf.publishing.cards import curation_facts, render_model_card, write_provenance
 
 
 DEMO = Path("runs/demo")
 
 
 def main() -> None:
-    dataset = {
-        "name": "the embedded sample's curated subset",
-        "hub_id": None,
-        "curation": curation_facts(DEMO / "optidel"),
-    }
+    model, curation = DEMO / "models" / "optidel-5", curation_facts(DEMO / "optidel")
+    data = {"name": "the embedded sample's curated subset", "hub_id": None, "curation": curation}
+    write_provenance(model, {**data, "command": "make demo"})
     card = render_model_card(
-        DEMO / "models" / "optidel-5",
-        dataset,
-        "make demo",
+        model,
         DEMO / "evaluation" / "results.json",
-        model_id="runs/demo/models/optidel-5",
+        model_id=str(model),
         arm="optidel-5%",
         license="apache-2.0",
     )

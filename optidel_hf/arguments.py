@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -37,6 +38,12 @@ def parse(dataclasses: Sequence[type], arguments: Sequence[str], prog: str, desc
         raise UserError(str(error)) from None
 
 
+def as_flags(*configs: Any) -> list[str]:
+    """The flags that give these dataclasses again: one for every field that is not at its default."""
+    pairs = [(field, getattr(config, field.name)) for config in configs for field in fields(config)]
+    return [part for field, value in pairs if value != _default(field) for part in _flag(field.name, value)]
+
+
 class _Parser(HfArgumentParser):
     """A parser whose errors are one sentence, without the usage of fifty flags."""
 
@@ -65,6 +72,10 @@ def _flags_of(path: Path, fields: set[str]) -> list[str]:
         raise UserError(f"--config {path}: '{unknown[0]}' is no flag of this command; --help lists them.")
     given = {key: value for key, value in values.items() if value is not None}
     return [flag for key, value in given.items() for flag in _flag(key, value)]
+
+
+def _default(field: Field) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
 
 
 def _flag(key: str, value: Any) -> list[str]:

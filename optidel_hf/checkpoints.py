@@ -7,10 +7,12 @@ from importlib.resources import files
 from pathlib import Path
 
 from transformers import AutoConfig, AutoImageProcessor
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from optidel_hf.errors import UserError
 
 
+SAFETENSORS = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
 EMBEDDED = "embedded"  # a name, not a path, so that configurations are equal on every machine
 
 
@@ -33,7 +35,7 @@ def checkpoint_fingerprint(name: str, revision: str | None = None) -> str:
 
 def require_kind(flag: str, name: str, revision: str | None, kind: str, example: str) -> None:
     """
-    Refuse a checkpoint that is missing, has no image processor, or is a model of another kind.
+    Refuse a checkpoint that is missing, has no image processor or no safetensors, or is a model of another kind.
 
     Args:
         flag (`str`): the flag that named it, for the message.
@@ -51,3 +53,32 @@ def require_kind(flag: str, name: str, revision: str | None, kind: str, example:
         raise UserError(f"{flag} {name} cannot be loaded: {error} Give a checkpoint such as {example}.") from None
     if found != kind:
         raise UserError(f"{flag} {name} is a '{found}' model, not a '{kind}': give a checkpoint such as {example}.")
+    refuse_pickle(path, revision, f"{flag} {name}")
+
+
+def refuse_pickle(checkpoint: str, revision: str | None = None, said: str | None = None) -> None:
+    """
+    Refuse a checkpoint without safetensors: pickled weights run what their author wrote.
+
+    To ask transformers for safetensors is not enough: it would look for weights that a service converted.
+
+    Args:
+        checkpoint (`str`): folder or Hub id; one that is not there is left to whoever loads it.
+        revision (`str`, *optional*): branch, tag or commit on the Hub.
+        said (`str`, *optional*): how the user named it.
+
+    Raises:
+        `UserError`: with the way out.
+    """
+    if _has(checkpoint, CONFIG_NAME, revision) and not any(_has(checkpoint, file, revision) for file in SAFETENSORS):
+        raise UserError(
+            f"{said or checkpoint} has no {SAFE_WEIGHTS_NAME}, and pickled weights (pytorch_model.bin) are never read: "
+            "save it with transformers' `save_pretrained`."
+        )
+
+
+def _has(checkpoint: str, file: str, revision: str | None) -> bool:
+    try:
+        return cached_file(checkpoint, file, revision=revision) is not None
+    except OSError:
+        return False

@@ -10,6 +10,7 @@ The `optidel` command. The recipes call the same functions.
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -69,6 +70,21 @@ class ReportConfig:
 
 
 @dataclass(frozen=True)
+class PushConfig:
+    """What goes to the Hub."""
+
+    folder: str = field(metadata={"help": "Output of `optidel curate` or of pre-training, or the folder of a metric."})
+    repo_id: str = field(metadata={"help": "Hub id, as me/my-images-5pct: made if it is not there, else updated."})
+    private: bool = field(default=True, metadata={"help": "Whether a new repository is for its owner alone."})
+    license: str = field(default="unknown", metadata={"help": "Licence of the data or weights, as the Hub names it."})
+    selection_only: bool = field(
+        default=False, metadata={"help": "No image, only the list from which `rebuild` makes them."}
+    )
+    results: str | None = field(default=None, metadata={"help": "results.json of `optidel evaluate`, for a model."})
+    arm: str | None = field(default=None, metadata={"help": "The model's name in these results."})
+
+
+@dataclass(frozen=True)
 class StatusConfig:
     """Which output to look at."""
 
@@ -102,10 +118,12 @@ def curate(arguments: Sequence[str], until: str = "curated") -> None:
     from optidel_hf.curation.reference import ReferenceConfig
     from optidel_hf.curation.scoring import ScoreConfig
     from optidel_hf.processes import process_rank, share_cores
+    from optidel_hf.publishing.hub import PublishConfig, push_dataset
 
     share_cores()
     stages = (InputConfig, RunConfig, PatchConfig, ReferenceConfig, ScoreConfig, SelectionConfig, MosaicConfig)
-    inputs, run, patches, reference, score, selection, mosaic = _parse(stages, arguments, "curate", curate.__doc__)
+    *configs, publish = _parse((*stages, PublishConfig), arguments, "curate", curate.__doc__)
+    inputs, run, patches, reference, score, selection, mosaic = configs
     if inputs.dataset == EMBEDDED:
         inputs = InputConfig(**{**vars(inputs), "dataset": str(sample_pool())})
     config = CurationConfig(
@@ -115,21 +133,27 @@ def curate(arguments: Sequence[str], until: str = "curated") -> None:
     if until == "curated" and process_rank()[0] == 0:
         from optidel_hf.publishing.cards import write_dataset_card
 
-        write_dataset_card(output)
+        write_dataset_card(output, license=publish.license)
+        if publish.push_to_hub:
+            how = {"private": publish.private, "license": publish.license}
+            say(f"pushed: {push_dataset(output, publish.push_to_hub, **how)}")
     say(f"{until}: {output / until if until != 'selection' else output / '.selection'}")
 
 
 def pretrain(arguments: Sequence[str]) -> None:
     """Pre-train a ViT on curated images; under `accelerate launch` on every process."""
+    from optidel_hf.checkpoints import checkpoint_fingerprint
     from optidel_hf.pretraining.batches import load_resident
     from optidel_hf.pretraining.config import PretrainConfig
     from optidel_hf.pretraining.trainer import Pretrainer
     from optidel_hf.processes import process_rank, share_cores
-    from optidel_hf.publishing.cards import write_model_card
+    from optidel_hf.publishing.cards import write_model_card, write_provenance
+    from optidel_hf.publishing.hub import PublishConfig, push_model
     from optidel_hf.sources import find_image_column, open_dataset
 
     share_cores()
-    images, config = _parse((ImagesConfig, PretrainConfig), arguments, "pretrain", pretrain.__doc__)
+    configs = (ImagesConfig, PretrainConfig, PublishConfig)
+    images, config, publish = _parse(configs, arguments, "pretrain", pretrain.__doc__)
     dataset = str(sample_curated()) if images.dataset == EMBEDDED else images.dataset
     opened = open_dataset(dataset, images.split, images.revision)
     opened = opened.select(range(min(images.limit or len(opened), len(opened))))
@@ -138,9 +162,16 @@ def pretrain(arguments: Sequence[str]) -> None:
     trainer.train()
     trainer.save()
     if process_rank()[0] == 0:
-        command = " ".join(["accelerate launch recipes/pretrain.py", *arguments])
-        write_model_card(config.output_dir, dataset_facts(dataset), command)
+        command = shlex.join(["accelerate", "launch", "recipes/pretrain.py", *arguments])
+        facts = dataset_facts(dataset, images.revision) | {"command": command}
+        if config.model:
+            facts["weights"] = checkpoint_fingerprint(config.model)
+        write_provenance(config.output_dir, facts)
+        write_model_card(config.output_dir, license=publish.license)
         say(f"checkpoint: {config.output_dir}")
+        if publish.push_to_hub:
+            how = {"private": publish.private, "license": publish.license}
+            say(f"pushed: {push_model(config.output_dir, publish.push_to_hub, **how)}")
 
 
 def evaluate(arguments: Sequence[str]) -> None:
@@ -163,6 +194,35 @@ def report(arguments: Sequence[str]) -> None:
     pretrain_dirs = {name: Path(folder) for name, folder in named.items()}
     path = build_report(Path(config.curation_dir), output, pretrain_dirs, config.results and Path(config.results))
     say(f"report: {path}")
+
+
+def push(arguments: Sequence[str]) -> None:
+    """Push a curated dataset, a selection, a model or a metric to the Hub, with its card."""
+    from optidel_hf.publishing.hub import push_dataset, push_metric, push_model
+
+    (config,) = _parse((PushConfig,), arguments, "push", push.__doc__)
+    folder, how = Path(config.folder), {"private": config.private, "license": config.license}
+    if (folder / "inputs.parquet").exists():
+        url = push_dataset(folder, config.repo_id, selection_only=config.selection_only, **how)
+    elif (folder / "pretrain_config.json").exists():
+        url = push_model(folder, config.repo_id, results=config.results, arm=config.arm, **how)
+    elif (folder / f"{folder.resolve().name}.py").exists():
+        url = push_metric(folder, config.repo_id, private=config.private)
+    else:
+        raise UserError(
+            f"--folder {folder} is no output of `optidel curate` (it has no inputs.parquet) or of pre-training (no "
+            "pretrain_config.json), nor the folder of a metric."
+        )
+    say(f"pushed: {url}")
+
+
+def rebuild(arguments: Sequence[str]) -> None:
+    """The curated images again, from a published selection and the source images."""
+    from optidel_hf.curation.rebuild import RebuildConfig
+    from optidel_hf.curation.rebuild import rebuild as run_rebuild
+
+    (config,) = _parse((RebuildConfig,), arguments, "rebuild", rebuild.__doc__)
+    say(f"curated: {run_rebuild(config) / 'curated'}")
 
 
 def status(arguments: Sequence[str]) -> None:
@@ -240,6 +300,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "pretrain": pretrain,
     "evaluate": evaluate,
     "report": report,
+    "push": push,
+    "rebuild": rebuild,
     "status": status,
     "theory": theory,
     "demo": demo,
@@ -253,6 +315,7 @@ USAGE = """usage: optidel COMMAND [flags]
   status     how far a curation has come
   pretrain   a ViT on curated images            evaluate  models by downstream segmentation
   report     one HTML file of it all            demo      the whole method on the embedded sample
+  push       what was made to the Hub           rebuild   curated images from a published selection
   theory     when to keep hard samples, by a perceptron's theory
   env        versions, for bug reports
 
@@ -335,15 +398,18 @@ def embedded_evaluation() -> list[str]:
     return [*flags, "--output_dir", "runs/evaluate"]
 
 
-def dataset_facts(dataset: str) -> dict[str, Any]:
+def dataset_facts(dataset: str, revision: str | None = None) -> dict[str, Any]:
     """What a model card says of its data: its name and, where a curation made it, how."""
-    from optidel_hf.publishing.cards import curation_facts
+    from optidel_hf.publishing.cards import curation_facts, hub_id
+    from optidel_hf.sources import hub_commit
 
     output = Path(dataset).parent
     curated = (output / "selection.parquet").exists() and (output / "config.json").exists()
+    repo = hub_id(dataset)
     return {
         "name": dataset,
-        "hub_id": None if Path(dataset).exists() else dataset,
+        "hub_id": repo,
+        "revision": hub_commit(repo, revision) if repo else None,
         "curation": curation_facts(output) if curated else None,
     }
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import platform
+
 import torch
 
 from optidel_hf.errors import UserError
@@ -34,6 +37,13 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
         native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if native else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def hardware(device: torch.device) -> str:
+    """What a card says of the machine: the GPU's name, or the processor's kind and number of cores."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {platform.machine()}, {os.cpu_count()} cores"
 
 
 def _available(kind: str) -> bool:

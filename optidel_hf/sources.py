@@ -114,6 +114,13 @@ def unique_sources(sources: Sequence[object], column: str = "source") -> list[st
     return names
 
 
+def hub_commit(repo: str, revision: str | None = None) -> str:
+    """The commit of a Hub dataset that a branch or tag stands for, main's head by default."""
+    from huggingface_hub import HfApi
+
+    return str(HfApi().dataset_info(repo, revision=revision).sha)
+
+
 def _open_folder(path: Path, split: str | None) -> Dataset:
     if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
         return _open_saved(path, split)
@@ -223,14 +230,8 @@ def _open_hub(repo: str, split: str | None, revision: str | None) -> Dataset:
         raise UserError(
             f"--dataset {repo} is neither a folder or file here nor a dataset that the Hub gives us ({error})."
         ) from None
-    name = f"{repo}@{revision or _commit_of(repo)}"
+    name = f"{repo}@{hub_commit(repo, revision)}"
     return _joined(splits, split, lambda part, row: f"{name}/{part}#{row}")
-
-
-def _commit_of(repo: str) -> str:
-    from huggingface_hub import HfApi
-
-    return HfApi().dataset_info(repo).sha or "main"
 
 
 def _joined(splits: DatasetDict | Dataset, split: str | None, source: Callable[[str, int], str]) -> Dataset:

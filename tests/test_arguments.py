@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from optidel_hf.arguments import parse
+from optidel_hf.arguments import as_flags, parse
 from optidel_hf.errors import UserError
 
 
@@ -40,6 +40,14 @@ def test_flags_over_file_over_defaults(tmp_path: Path) -> None:
     assert parsed(*file) == Recipe("soup", 0.001, ["ann", "bob"], True)
     assert parsed(*file, "--salt", "2", "--guests", "eve") == Recipe("soup", 2.0, ["eve"], True)
     assert parsed("--dish", "pie") == Recipe("pie")
+
+
+@pytest.mark.parametrize(
+    "recipe", [Recipe("pie"), Recipe("--salt", 2.0, ["eve", "bob"], True), Recipe("a b", wine="red", guests=[])]
+)
+def test_flags_of_a_dataclass_give_it_again(recipe: Recipe) -> None:
+    assert parsed(*as_flags(recipe)) == recipe
+    assert as_flags(Recipe("pie")) == ["--dish=pie"]
 
 
 def test_values_that_look_like_flags(tmp_path: Path) -> None:

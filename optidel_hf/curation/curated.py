@@ -148,7 +148,7 @@ def publish_selection(
     """Write `selection.parquet`: the draft with the hashes of its sources and of its finished mosaics."""
     hashes = [pixels_sha256(open_image(value)) for path in existing_shards(folder) for value in _images(path)]
     sources = chosen["source"].to_pylist()
-    known = {source: _bytes_sha256(find_source(source)) for source in sorted(set(sources))}
+    known = {source: source_sha256(find_source(source)) for source in sorted(set(sources))}
     table = chosen.append_column("source_sha256", pa.array([known[source] for source in sources]))
     table = table.append_column("pixels_sha256", pa.array([hashes[m] for m in chosen["mosaic"].to_pylist()]))
     drafted = json.loads(chosen.schema.metadata[METADATA_KEY])
@@ -160,6 +160,12 @@ def to_arrow(dataset: Dataset) -> pa.Table:
     """A dataset's rows as one arrow table that carries its features, as `load_dataset` reads them from parquet."""
     schema = dataset.features.arrow_schema
     return dataset.with_format("arrow")[:].cast(schema).replace_schema_metadata(schema.metadata)
+
+
+def source_sha256(value: dict[str, Any]) -> str:
+    """Hash of a source image's file, from its undecoded value."""
+    content = value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
+    return hashlib.sha256(content).hexdigest()
 
 
 def _tiles_of(chosen: pa.Table) -> list[list[dict[str, Any]]]:
@@ -181,8 +187,3 @@ def _lineage(tiles: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _images(path: Path) -> list[dict[str, Any]]:
     return pq.read_table(path, columns=["image"])["image"].to_pylist()
-
-
-def _bytes_sha256(value: dict[str, Any]) -> str:
-    content = value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
-    return hashlib.sha256(content).hexdigest()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import platform
+import shlex
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -26,6 +27,7 @@ from datasets import Dataset, Features, Image, Value
 from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from tqdm.auto import tqdm
 
+from optidel_hf.arguments import as_flags
 from optidel_hf.checkpoints import checkpoint_fingerprint, require_kind
 from optidel_hf.curation.curated import (
     METADATA_KEY,
@@ -53,6 +55,7 @@ from optidel_hf.curation.shards import (
     write_text,
 )
 from optidel_hf.curation.stages import Stage
+from optidel_hf.devices import hardware, resolve_device
 from optidel_hf.errors import UserError
 from optidel_hf.processes import process_rank, single_process
 
@@ -249,7 +252,8 @@ class _Run:
         if self.rank == 0 and not path.exists():
             funnel = json.loads(chosen.schema.metadata[METADATA_KEY])["counts"]
             tile = size // grid_side(self.config.selection.tiles_per_mosaic)
-            facts = {"image_size": size, "tile_size": tile, "counts": {**self._funnel(), **funnel}}
+            sizes = {"image_size": size, "tile_size": tile, "images_per_shard": self.config.images_per_shard}
+            facts = {**sizes, "counts": {**self._funnel(), **funnel}}
             publish_selection(chosen, self._find_source, folder, path, facts)
         wait_for([path])
 
@@ -368,10 +372,19 @@ class _Run:
             return
         packages = ("optidel_hf", "torch", "transformers", "datasets", "accelerate", "numpy", "pillow", "pyarrow")
         versions = {"python": platform.python_version(), **{name: version(name) for name in packages}}
-        record = {**asdict(self.config), "versions": versions}
+        machine = hardware(resolve_device(self.config.device))
+        record = {**asdict(self.config), "versions": versions, "hardware": machine, "command": self._command()}
         for how in ("device", "reuse", "output_dir"):
             record.pop(how)
         write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", self.output / "config.json")
+
+    def _command(self) -> str:
+        """The command line that makes the same dataset, wherever it is written and whatever it runs on."""
+        c = self.config
+        flags = as_flags(c.inputs, c.patches, c.reference, c.score, c.selection, c.mosaic)
+        if c.images_per_shard != CurationConfig.images_per_shard:
+            flags.append(f"--images_per_shard={c.images_per_shard}")
+        return shlex.join(["optidel", "curate", *flags])
 
 
 def _read_dataset(path: Path) -> Dataset:

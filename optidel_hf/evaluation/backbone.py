@@ -19,6 +19,7 @@ from transformers import ViTConfig, ViTModel
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import logging as transformers_logging
 
+from optidel_hf.checkpoints import refuse_pickle
 from optidel_hf.errors import UserError
 from optidel_hf.pretraining.objectives.mae import sincos_positions
 
@@ -70,6 +71,7 @@ def load_backbone(model: str) -> Backbone:
     nested = Path(model) / "backbone"
     location = str(nested) if nested.is_dir() else model
     try:
+        refuse_pickle(location)
         with _quiet_about_the_decoder():
             encoder, report = ViTModel.from_pretrained(
                 location,

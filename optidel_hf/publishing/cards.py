@@ -5,6 +5,8 @@ The templates are strict: a figure that a run did not record is an error that na
 
 from __future__ import annotations
 
+import ast
+import json
 import os
 import re
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardData
+from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData, RepoCard, SpaceCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 
 from optidel_hf.errors import UserError
@@ -22,12 +24,19 @@ from optidel_hf.publishing.records import SCORES, CurationRecord, funnel, read_c
 TASK = "image-feature-extraction"
 SIZE_CATEGORIES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 PRECISIONS = {"no": "float32", "bf16": "bfloat16 mixed"}
+PROVENANCE = "provenance.json"
+"""Beside a model: what its card says of its data (`name`, `hub_id`, `revision`, `curation`) and of its command."""
+CHOICE = ("strategy", "score", "seed", "budget", "tiles_per_mosaic", "tile_size", "image_size")
+CONFIGS = {
+    "default": ("curated/shard-*.parquet", "the curated images with the lineage of every tile"),
+    "selection": ("selection.parquet", "the list of tiles: with the source images it makes the curated images again"),
+    "scores": ("scores/shard-*.parquet", "the scores of every key patch, chosen or not, with its embedding"),
+}
+"""What can be loaded from the Hub: files and content, by configuration."""
 
 
 def render_model_card(
     pretrain_dir: str | Path,
-    dataset_facts: dict[str, Any],
-    command: str,
     results: str | Path | None = None,
     *,
     model_id: str | None = None,
@@ -38,31 +47,34 @@ def render_model_card(
     The card of a pre-trained model.
 
     Args:
-        pretrain_dir (`str` or `Path`): The `--output_dir` of a pre-training, with its `pretrain_config.json`.
-        dataset_facts (`dict`): What it was trained on: `name`, `hub_id` (or `None`) and `curation` (or `None` for
-            images that were not curated; else as [`curation_facts`] returns).
-        command (`str`): The command line that trains it again.
+        pretrain_dir (`str` or `Path`): The `--output_dir` of a pre-training, with its `pretrain_config.json` and the
+            `provenance.json` that the command line writes beside it.
         results (`str` or `Path`, *optional*): The `results.json` of an evaluation, or the folder that holds it.
         model_id (`str`, *optional*): What the usage snippets load: a Hub id or a path, defaults to `pretrain_dir`.
-        arm (`str`, *optional*): The name under which this model stands in the results.
+        arm (`str`, *optional*): The name under which this model stands in the results; its scores become the
+            metadata's `model-index`.
         license (`str`, *optional*, defaults to `"unknown"`): The licence of the weights, as the Hub names it.
 
     Returns:
         `str`: The card, metadata included.
 
     Raises:
-        UserError: If a file or a figure is missing.
+        UserError: If a file or a figure is missing, or the results have no such arm.
     """
     folder = Path(pretrain_dir)
-    run = read_json(folder / "pretrain_config.json")
-    hub_id = dataset_facts.get("hub_id")
+    run, data = read_json(folder / "pretrain_config.json"), read_json(folder / PROVENANCE)
+    evaluation = _read_results(results) if results else None
+    scores = _eval_results(evaluation, arm) if evaluation and arm else None
     metadata = ModelCardData(
         license=license,
         library_name="transformers",
         pipeline_tag=TASK,
         tags=["optidel", "vit_mae", "self-supervised-learning"],
-        base_model=_hub_model(run.get("model")),
-        datasets=[hub_id] if hub_id else None,
+        base_model=hub_id(run.get("model")),
+        datasets=[data["hub_id"]] if data.get("hub_id") else None,
+        metrics=["mean_iou"] if scores else None,
+        model_name=(model_id or folder.name).split("/")[-1] if scores else None,
+        eval_results=scores,
     )
     card = _render(
         "model_card.md.jinja",
@@ -70,12 +82,29 @@ def render_model_card(
         model_id=model_id or str(pretrain_dir),
         run=run,
         precisions=PRECISIONS,
-        dataset=dataset_facts,
-        command=command,
-        summary=_summary(results) if results else None,
+        dataset=data,
+        command=data.get("command"),
+        summary=evaluation["summary"] if evaluation else None,
         arm=arm,
+        license=license,
     )
     return str(ModelCard(card))
+
+
+def write_provenance(pretrain_dir: str | Path, facts: dict[str, Any]) -> Path:
+    """
+    Writes what a model's card says of its data and command as `provenance.json` into the model's folder.
+
+    Args:
+        pretrain_dir (`str` or `Path`): The `--output_dir` of a pre-training.
+        facts (`dict`): `name` of the data, its `hub_id` and `revision` (or `None`), `curation` (or `None` for images
+            that were not curated; else as [`curation_facts`] returns), `command`, and for a model that did not begin
+            with random weights `weights`, their hash.
+
+    Returns:
+        `Path`: The file that was written.
+    """
+    return _write(Path(pretrain_dir) / PROVENANCE, json.dumps(facts, indent=2) + "\n")
 
 
 def write_model_card(pretrain_dir: str | Path, *args: Any, **kwargs: Any) -> Path:
@@ -89,16 +118,22 @@ def write_model_card(pretrain_dir: str | Path, *args: Any, **kwargs: Any) -> Pat
 
 
 def render_dataset_card(
-    curation_dir: str | Path, *, name: str | None = None, repo_id: str | None = None, license: str = "unknown"
+    curation_dir: str | Path,
+    *,
+    name: str | None = None,
+    repo_id: str | None = None,
+    license: str = "unknown",
+    selection_only: bool = False,
 ) -> str:
     """
-    The card of a curated dataset.
+    The card of a curated dataset, or of a selection that is published without its images.
 
     Args:
         curation_dir (`str` or `Path`): The `--output_dir` of a finished curation.
-        name (`str`, *optional*): The heading; defaults to the name of `curation_dir`.
+        name (`str`, *optional*): The heading; defaults to the name of `repo_id` or `curation_dir`.
         repo_id (`str`, *optional*): The Hub id under which it is loaded; defaults to the folder with the shards.
         license (`str`, *optional*, defaults to `"unknown"`): The licence that the sources allow, as the Hub names it.
+        selection_only (`bool`, *optional*, defaults to `False`): Whether no image goes to the Hub.
 
     Returns:
         `str`: The card, metadata included.
@@ -109,7 +144,8 @@ def render_dataset_card(
     record = read_curation(curation_dir)
     facts = curation_facts(record)
     folder = record.folder / "curated"
-    name = name or record.folder.resolve().name
+    name = name or (repo_id or record.folder.resolve().name).split("/")[-1]
+    configs = published_configs(record, selection_only)
     metadata = DatasetCardData(
         license=license,
         task_categories=[TASK],
@@ -118,22 +154,33 @@ def render_dataset_card(
         pretty_name=name,
         # On the Hub alone: for a local folder that names them, `load_dataset` caches by its name without its contents,
         # and gives for `out2/curated` what it read from `out1/curated`.
-        configs=[{"config_name": "default", "data_files": "shard-*.parquet"}] if repo_id else None,
+        configs=[{"config_name": c, "data_files": CONFIGS[c][0]} for c in configs] if repo_id else None,
     )
     card = _render(
         "dataset_card.md.jinja",
         metadata=metadata.to_yaml(),
         name=name,
+        repo_id=repo_id,
         load_from=repo_id or str(folder),
+        configs={config: CONFIGS[config][1] for config in configs},
+        selection_only=selection_only,
         license=license,
         facts=facts,
         images=sum(pq.read_metadata(path).num_rows for path in shards(folder)),
         megabytes=sum(path.stat().st_size for path in shards(folder)) / 1e6,
         funnel=funnel(record),
         statistics=score_statistics(record),
+        reliability=[fold.get("reliability") for fold in record.calibration],
+        inputs=curation_inputs(record),
+        run=record.config,
         versions=record.config.get("versions", {}) | record.facts["versions"],
     )
     return str(DatasetCard(card))
+
+
+def published_configs(record: CurationRecord, selection_only: bool = False) -> list[str]:
+    """The names of what can be loaded of a published curation; a strategy without scores has no `scores`."""
+    return ["selection"] if selection_only else ["default", "selection", *(["scores"] if record.columns else [])]
 
 
 def write_dataset_card(curation_dir: str | Path, **kwargs: Any) -> Path:
@@ -146,6 +193,27 @@ def write_dataset_card(curation_dir: str | Path, **kwargs: Any) -> Path:
     return _write(Path(curation_dir) / "curated" / "README.md", render_dataset_card(curation_dir, **kwargs))
 
 
+def render_metric_card(module: str | Path, repo_id: str) -> str:
+    """
+    The card of a metric's Space: what its module says of itself, and how to load it.
+
+    Args:
+        module (`str` or `Path`): The metric's Python file; it is read, not run.
+        repo_id (`str`): The Hub id under which it is loaded.
+    """
+    path = Path(module)
+    metadata = SpaceCardData(title=path.stem, sdk="gradio", app_file="app.py", tags=["evaluate", "metric", "optidel"])
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    card = _render("metric_card.md.jinja", metadata=metadata.to_yaml(), name=path.stem, text=text, repo_id=repo_id)
+    return str(RepoCard(card))
+
+
+def hub_id(name: str | None) -> str | None:
+    """A model's or dataset's name, if it is one on the Hub; a local folder or file pattern is nothing to link to."""
+    known = name is not None and re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists()
+    return name if known else None
+
+
 def curation_facts(curation: CurationRecord | str | Path) -> dict[str, Any]:
     """
     What a card says about how images were chosen.
@@ -154,8 +222,8 @@ def curation_facts(curation: CurationRecord | str | Path) -> dict[str, Any]:
         curation ([`CurationRecord`], `str` or `Path`): A curation with a selection, or its folder.
 
     Returns:
-        `dict`: The selection's metadata (`strategy`, `score`, `seed`, `tiles_per_mosaic`, `tile_size`, ...) and
-        `budget`, `sources`, `chosen` and `mosaics`.
+        `dict`: How they were chosen (`strategy`, `score`, `seed`, `budget`, `tiles_per_mosaic`, `tile_size`,
+        `image_size`), from how many (`sources`, `chosen`, `mosaics`), and the `hash` over all that determined them.
 
     Raises:
         UserError: If nothing has been selected yet.
@@ -164,7 +232,27 @@ def curation_facts(curation: CurationRecord | str | Path) -> dict[str, Any]:
     if record.selection is None:
         raise UserError(f"{record.folder} holds no selection.parquet: run `curate` to its end before writing a card.")
     counts = {"sources": record.sources, "chosen": record.selection.num_rows, "mosaics": record.mosaics}
-    return {**record.facts, **counts}
+    determined = {"hash": record.stages.get("curated", {}).get("hash")}
+    return {name: record.facts.get(name) for name in CHOICE} | counts | determined
+
+
+def curation_inputs(record: CurationRecord) -> list[dict[str, Any]]:
+    """
+    What a curation's result depends on.
+
+    Returns:
+        `list[dict]`: One an input: `role`, `name`, `revision` (or `None` for what is no repository) and `hash`: of the
+        list of source images, of a local checkpoint's weights, the commit of one on the Hub.
+    """
+    given = record.config.get("inputs", {})
+    patches, reference = (record.stages.get(stage, {}) for stage in ("patches", "reference"))
+    inputs = [("source images", given.get("dataset"), _source_revision(record, given), patches.get("upstream"))]
+    if (cut := patches.get("fields", {})).get("unit") == "patch":
+        inputs.append(("SAM", cut.get("sam"), cut.get("sam_revision"), cut.get("sam_weights")))
+    if (scored := reference.get("fields", {})).get("reference"):
+        revision = scored.get("reference_revision")
+        inputs.append(("reference model", scored["reference"], revision, scored.get("weights")))
+    return [dict(zip(("role", "name", "revision", "hash"), row)) for row in inputs]
 
 
 def score_statistics(record: CurationRecord) -> list[dict[str, Any]]:
@@ -186,15 +274,37 @@ def _quantiles(values: np.ndarray) -> list[float]:
     return np.nanquantile(values, [0.05, 0.5, 0.95]).tolist()
 
 
-def _hub_model(model: str | None) -> str | None:
-    """The model that training began with, if it is one on the Hub; a local folder is nothing to link to."""
-    known = model is not None and re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not Path(model).exists()
-    return model if known else None
+def _source_revision(record: CurationRecord, given: dict[str, Any]) -> str | None:
+    """The commit of a dataset on the Hub: the one asked for, or that by which the sources are named."""
+    first = "" if record.selection is None else record.selection["source"][0].as_py()
+    named = re.match(rf"{re.escape(str(given.get('dataset')))}@(\w+)/", first)
+    return given.get("revision") or (named[1] if named else None)
 
 
-def _summary(results: str | Path) -> list[dict[str, Any]]:
+def _read_results(results: str | Path) -> dict[str, Any]:
     path = Path(results)
-    return read_json(path / "results.json" if path.is_dir() else path)["summary"]
+    return read_json(path / "results.json" if path.is_dir() else path)
+
+
+def _eval_results(evaluation: dict[str, Any], arm: str) -> list[EvalResult]:
+    """An arm's scores as the metadata's `model-index` holds them: one a mode of downstream training."""
+    dataset = evaluation["config"]["dataset"]
+    rows = [row for row in evaluation["summary"] if row["arm"] == arm]
+    if not rows:
+        arms = sorted({row["arm"] for row in evaluation["summary"]})
+        raise UserError(f"--arm {arm}: no such arm in the results, which have {', '.join(arms)}.")
+    return [
+        EvalResult(
+            task_type="image-segmentation",
+            dataset_type=dataset if hub_id(dataset) else "custom",
+            dataset_name=dataset if hub_id(dataset) else Path(dataset).name,
+            dataset_split=evaluation["config"]["test_split"],
+            metric_type="mean_iou",
+            metric_name=f"mean IoU, {row['mode']}, mean of {row['seeds']} seeds",
+            metric_value=row["miou_mean"],
+        )
+        for row in rows
+    ]
 
 
 def _render(template: str, **figures: Any) -> str:
@@ -224,8 +334,8 @@ def _without_nulls(figures: Any) -> Any:
     return [_without_nulls(value) for value in figures] if isinstance(figures, list) else figures
 
 
-def _write(path: Path, card: str) -> Path:
+def _write(path: Path, text: str) -> Path:
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(card, encoding="utf-8")
+    partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
     return path

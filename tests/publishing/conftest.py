@@ -21,6 +21,12 @@ CONFIG = {
     "images_per_shard": 4,
     "inputs": {"dataset": "frames"},
     "versions": {"optidel_hf": "0.1.0", "pillow": "12.3.0"},
+    "hardware": "cpu, x86_64, 2 cores",
+    "command": "optidel curate --dataset=frames --budget=0.5",
+}
+FIELDS = {
+    "patches": {"unit": "patch", "sam": "embedded", "sam_revision": None, "sam_weights": "5a3"},
+    "reference": {"reference": None, "reference_revision": None},
 }
 SCALARS = ["cond_entropy", "null_entropy", "pvi", "pvi_std", "recon_error", "contrast", "difficulty"]
 HOSTILE = '"><img src=x onerror=alert(1)>/<script>alert(2)</script>.png'
@@ -39,7 +45,16 @@ def write_shards(folder: Path, rows: list[dict[str, Any]], per_shard: int) -> No
         name = f"shard-{number:05d}-of-{len(parts):05d}.parquet"
         # Several row groups a file, as large shards have.
         pq.write_table(pa.Table.from_pylist(part), folder / name, row_group_size=5)
-    (folder / "config.json").write_text(json.dumps({"stage": folder.name}))
+    write_stage(folder)
+
+
+def write_stage(folder: Path) -> None:
+    facts = {
+        "fields": FIELDS.get(folder.name, {}),
+        "upstream": f"before-{folder.name}",
+        "hash": f"after-{folder.name}",
+    }
+    (folder / "config.json").write_text(json.dumps(facts))
 
 
 def make_patches(images: dict[str, np.ndarray], each: int, rng: np.random.Generator) -> list[dict[str, Any]]:
@@ -116,7 +131,9 @@ def write_curation(folder: Path, images: dict[str, np.ndarray], each: int, mosai
     for fold in range(2):
         (folder / f"reference/fold-{fold}").mkdir(parents=True)
         calibration = {"model": ".", "patches": 8, "v_information_held_out": 0.8 + 0.05 * fold}
+        calibration["reliability"] = 0.9 + 0.03 * fold
         (folder / f"reference/fold-{fold}/calibration.json").write_text(json.dumps(calibration))
+    write_stage(folder / "reference")
     chosen = select(patches, mosaics)
     hardest = sorted(patches, key=lambda patch: -patch["difficulty"])[:2]
     facts = {
@@ -126,6 +143,8 @@ def write_curation(folder: Path, images: dict[str, np.ndarray], each: int, mosai
         "budget": 0.5,
         "tiles_per_mosaic": TILES_PER_MOSAIC,
         "tile_size": TILE,
+        "image_size": 2 * TILE,
+        "images_per_shard": 8,
         "counts": {"pool": len(patches), "eligible": len(patches) - 2, "chosen": len(chosen)},
         "dropped": [{"source": row["source"], "crop": row["crop"], "reason": "saturated"} for row in hardest],
         "versions": {"renderer": "1"},
@@ -159,7 +178,8 @@ def write_results(path: Path, arms: dict[str, float]) -> Path:
         for mode in ("finetune", "probe")
         for arm, mean in arms.items()
     ]
-    path.write_text(json.dumps({"config": {}, "rows": [], "summary": summary}))
+    config = {"dataset": "kvasir-seg", "test_split": "test"}
+    path.write_text(json.dumps({"config": config, "rows": [], "summary": summary}))
     return path
 
 

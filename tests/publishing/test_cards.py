@@ -15,13 +15,18 @@ from PIL import Image
 from transformers import ViTImageProcessorPil, ViTMAEConfig, ViTMAEForPreTraining, ViTModel
 
 from optidel_hf.errors import UserError
+from optidel_hf.evaluation.metrics.normdel import normdel
 from optidel_hf.publishing.cards import (
     curation_facts,
+    curation_inputs,
     render_dataset_card,
+    render_metric_card,
     render_model_card,
     write_dataset_card,
     write_model_card,
+    write_provenance,
 )
+from optidel_hf.publishing.records import read_curation
 
 
 EXPECTED = Path(__file__).parent / "expected"
@@ -38,6 +43,7 @@ RUN = {
     "weight_decay": 0.05,
     "seed": 7,
     "n_images": 1234,
+    "images_sha256": "0123456789abcdef",
     "peak_learning_rate": 3.75e-5,
     "parameters": 3_456_789,
     "seconds": 1234.5,
@@ -47,12 +53,13 @@ RUN = {
     "precision": "bf16",
     "versions": {"transformers": "5.24.0", "torch": "2.13.0"},
 }
-RAW = {"name": "my frames", "hub_id": None, "curation": None}
+RAW = {"name": "my frames", "hub_id": None, "revision": None, "curation": None, "command": "optidel pretrain"}
 
 
 @pytest.fixture
 def model_folder(tmp_path: Path) -> Path:
     (tmp_path / "pretrain_config.json").write_text(json.dumps(RUN))
+    write_provenance(tmp_path, RAW)
     return tmp_path
 
 
@@ -65,10 +72,15 @@ def snippets(card: str) -> str:
 
 
 def test_model_card_in_full(model_folder: Path, curation: Path, results: Callable[..., Path]) -> None:
+    data = {
+        "name": "frames-5pc",
+        "hub_id": "you/frames-5pc",
+        "revision": "c0ffee",
+        "curation": curation_facts(curation),
+    }
+    write_provenance(model_folder, data | {"command": "optidel pretrain --dataset you/frames-5pc --steps 4000"})
     card = render_model_card(
         model_folder,
-        {"name": "frames-5pc", "hub_id": "you/frames-5pc", "curation": curation_facts(curation)},
-        "optidel pretrain --dataset you/frames-5pc --steps 4000",
         results(model_folder / "results.json", {"optidel": 0.6123, "random": 0.5877}),
         model_id="you/vit-frames",
         arm="optidel",
@@ -82,8 +94,36 @@ def test_dataset_card_in_full(curation: Path) -> None:
     assert card == (EXPECTED / "dataset_card.md").read_text()
 
 
+def test_selection_card_in_full(curation: Path) -> None:
+    card = render_dataset_card(curation, repo_id="you/frames-list", license="cc-by-4.0", selection_only=True)
+    assert card == (EXPECTED / "selection_card.md").read_text()
+
+
+def test_metric_card_in_full() -> None:
+    card = render_metric_card(Path(normdel.__file__), "you/normdel")
+    assert card == (EXPECTED / "metric_card.md").read_text()
+
+
+@pytest.mark.parametrize("figure", ["hardware", "command", "inputs"])
+def test_a_figure_that_the_curation_did_not_record_is_named(curation: Path, tmp_path: Path, figure: str) -> None:
+    out = shutil.copytree(curation, tmp_path / "out")
+    config = json.loads((out / "config.json").read_text())
+    del config[figure]
+    (out / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="name" if figure == "inputs" else figure):
+        render_dataset_card(out)
+
+
+def test_a_dataset_of_the_hub_is_named_with_its_commit(curation: Path, tmp_path: Path) -> None:
+    record = read_curation(curation)
+    record.config["inputs"] = {"dataset": "you/frames", "revision": None}
+    sources = [f"you/frames@c0ffee/train#{row}" for row in range(record.selection.num_rows)]
+    record.selection = record.selection.set_column(0, "source", [sources])
+    assert curation_inputs(record)[0]["revision"] == "c0ffee"
+
+
 def test_model_card_without_curation_and_results(model_folder: Path) -> None:
-    card = write_model_card(model_folder, RAW, "optidel pretrain").read_text()
+    card = write_model_card(model_folder).read_text()
     assert "without curation" in card
     assert "was not evaluated" in card
     assert "None" not in card
@@ -93,12 +133,13 @@ def test_model_card_without_curation_and_results(model_folder: Path) -> None:
 
 def test_base_model_is_linked_only_where_the_hub_has_it(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rewrite(model_folder, model="facebook/vit-mae-base")
-    card = render_model_card(model_folder, RAW, "optidel pretrain")
+    write_provenance(model_folder, RAW | {"weights": "25b184"})
+    card = render_model_card(model_folder)
     assert ModelCard(card).data.base_model == "facebook/vit-mae-base"
-    assert "| starts from | facebook/vit-mae-base |" in card
+    assert "| starts from | facebook/vit-mae-base (25b184) |" in card
     monkeypatch.chdir(model_folder)
     Path("facebook/vit-mae-base").mkdir(parents=True)
-    assert ModelCard(render_model_card(model_folder, RAW, "optidel pretrain")).data.base_model is None
+    assert ModelCard(render_model_card(model_folder)).data.base_model is None
 
 
 @pytest.mark.parametrize("figure", ["peak_learning_rate", "n_images", "seed", "device", "final_loss", "versions"])
@@ -107,18 +148,18 @@ def test_a_missing_figure_is_named(model_folder: Path, figure: str, absent: bool
     run = {name: value for name, value in RUN.items() if name != figure} if absent else RUN | {figure: None}
     (model_folder / "pretrain_config.json").write_text(json.dumps(run))
     with pytest.raises(UserError, match=figure):
-        render_model_card(model_folder, RAW, "optidel pretrain")
+        render_model_card(model_folder)
 
 
 def test_an_unfinished_training_has_no_card(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has not finished"):
-        render_model_card(tmp_path, RAW, "optidel pretrain")
+        render_model_card(tmp_path)
 
 
 def test_one_seed_has_no_interval(model_folder: Path) -> None:
     row = {"arm": "a", "mode": "probe", "seeds": 1, "miou_mean": 0.5, "miou_low": None, "miou_high": None}
     (model_folder / "results.json").write_text(json.dumps({"summary": [row]}))
-    card = render_model_card(model_folder, RAW, "optidel pretrain", model_folder)
+    card = render_model_card(model_folder, model_folder)
     assert "| a | probe | 50.00 | none | 1 |" in card
 
 
@@ -143,7 +184,7 @@ def test_the_model_card_s_code_runs(model_folder: Path) -> None:
         if part is not None:
             part.save_pretrained(folder)
     names: dict[str, Any] = {}
-    exec(snippets(render_model_card(model_folder, RAW, "optidel pretrain")), names)
+    exec(snippets(render_model_card(model_folder)), names)
     features = names["features"](Image.new("RGB", (40, 40), (120, 60, 30)))
     assert np.asarray(features).shape == (1, 17, 32)
     assert isinstance(names["model"], ViTMAEForPreTraining)

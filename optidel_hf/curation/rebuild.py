@@ -1,0 +1,186 @@
+"""
+The curated images again, from a published selection and the source images: pixel for pixel, checked by hash.
+
+A selection is a list, not a copy. Where images may not be redistributed it is all that is published; whoever has the
+sources cuts the same tiles by the same function, and every mosaic must have the hash that the list records.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from datasets import Dataset, Image
+from tqdm.auto import tqdm
+
+from optidel_hf.curation.curated import METADATA_KEY, build_curated, source_sha256, to_arrow
+from optidel_hf.curation.inputs import InputConfig, open_sources
+from optidel_hf.curation.mosaic import RENDERER, pixels_sha256, renderer_versions
+from optidel_hf.curation.shards import shard_bounds, shard_paths, write_parquet
+from optidel_hf.errors import UserError
+from optidel_hf.images import ImageRejected, open_image
+
+
+logger = logging.getLogger(__name__)
+
+LISTED = 5
+COLUMNS = {"source": pa.string(), "source_sha256": pa.string(), "crop": None, "mosaic": pa.int32(), "slot": pa.int32()}
+COLUMNS |= {"pixels_sha256": pa.string()}
+
+
+@dataclass(frozen=True)
+class RebuildConfig:
+    """Which selection to make images of, and from what."""
+
+    selection: str = field(metadata={"help": "A selection.parquet, a folder that holds one, or a Hub dataset id."})
+    source: str = field(metadata={"help": "The source images: what `optidel curate` took as --dataset."})
+    output_dir: str = field(default="runs/rebuild", metadata={"help": "Gets curated/ and selection.parquet."})
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the selection."})
+    source_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the source images."})
+    split: str | None = field(default=None, metadata={"help": "One split of them; all by default."})
+    image_column: str | None = field(default=None, metadata={"help": "Needed where there are several."})
+    id_column: str | None = field(default=None, metadata={"help": "Unique name of each image, as for the curation."})
+
+
+def rebuild(config: RebuildConfig) -> Path:
+    """
+    Write `curated/` as the curation wrote it, shard by shard; a shard that exists is finished.
+
+    Args:
+        config ([`RebuildConfig`]).
+
+    Returns:
+        `Path`: the output folder.
+
+    Raises:
+        `UserError`: naming the sources that are missing, or the images that came out differently and why.
+    """
+    path, output = find_selection(config.selection, config.revision), Path(config.output_dir)
+    chosen = read_selection(path)
+    sources = _Sources(config)
+    sources.refuse_missing(chosen["source"].unique().to_pylist())
+    facts = json.loads(chosen.schema.metadata[METADATA_KEY])
+    mosaic = np.asarray(chosen["mosaic"])
+    bounds = shard_bounds(int(mosaic.max()) + 1, facts["images_per_shard"])
+    wrong: list[str] = []
+    with tqdm(total=bounds[-1].stop, desc="mosaics", unit=" images") as bar:
+        for rows, target in zip(bounds, shard_paths(output / "curated", len(bounds))):
+            if not target.exists():
+                part = chosen.filter(pa.array((mosaic >= rows.start) & (mosaic < rows.stop)))
+                wrong += _write_shard(part, sources.find, facts["image_size"], target)
+            bar.update(len(rows))
+    if wrong:
+        raise UserError(f"{len(wrong)} of {bounds[-1].stop} images differ: {_some(wrong)}. {_why(facts)}")
+    write_parquet(pq.read_table(path), output / "selection.parquet")
+    return output
+
+
+def find_selection(selection: str, revision: str | None = None) -> Path:
+    """
+    The file of a selection, from the Hub if there is none here.
+
+    Raises:
+        `UserError`: if there is none there either.
+    """
+    from huggingface_hub import hf_hub_download
+
+    local = Path(selection)
+    if local.is_file():
+        return local
+    if (local / "selection.parquet").is_file():
+        return local / "selection.parquet"
+    try:
+        return Path(hf_hub_download(selection, "selection.parquet", repo_type="dataset", revision=revision))
+    except (OSError, ValueError) as error:  # no such repository, revision or file; offline; not a repository's name
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"--selection {selection} is neither a file or folder here nor a dataset on the Hub with a "
+            f"selection.parquet ({type(error).__name__}: {reason})."
+        ) from None
+
+
+def read_selection(path: Path) -> pa.Table:
+    """
+    A selection's rows and metadata, checked: it may come from others.
+
+    Raises:
+        `UserError`: if a column or fact is missing, or the renderer is another.
+    """
+    try:
+        chosen = pq.read_table(path)
+        facts = json.loads((chosen.schema.metadata or {})[METADATA_KEY])
+        renderer = facts["versions"]["renderer"]
+        _ = facts["image_size"], facts["images_per_shard"], *(chosen[name] for name in COLUMNS)
+    except (pa.ArrowException, KeyError, ValueError) as error:
+        raise UserError(
+            f"{path} is no selection that `optidel curate` published: {error} is not as it must be."
+        ) from None
+    if renderer != RENDERER:
+        raise UserError(f"{path} was made by renderer {renderer}, and this version of optidel_hf has {RENDERER}.")
+    return chosen
+
+
+class _Sources:
+    """The source images by name. Names are only ever looked up among them: none of a selection's becomes a path."""
+
+    def __init__(self, config: RebuildConfig) -> None:
+        given = {name: getattr(config, name) for name in ("split", "image_column", "id_column")}
+        self.images: Dataset = open_sources(InputConfig(config.source, revision=config.source_revision, **given))
+        self.place = config.source
+        self.rows = {name: row for row, name in enumerate(self.images["source"])}
+
+    def find(self, name: str) -> dict[str, Any]:
+        return self.images[self.rows[name]]["image"]
+
+    def refuse_missing(self, names: Sequence[str]) -> None:
+        missing = [repr(name) for name in names if name not in self.rows]
+        if missing:
+            raise UserError(
+                f"{self.place} lacks {len(missing)} of the {len(names)} source images of the selection: "
+                f"{_some(missing)}. Give as --source what the curation was given."
+            )
+
+
+def _write_shard(part: pa.Table, find: Callable[[str], dict[str, Any]], size: int, target: Path) -> list[str]:
+    """Write the shard if all of its images have their hashes; else say which have not, and what sources changed."""
+    changed = _changed_sources(part, find)
+    try:
+        images = build_curated(part, find, size)
+    except ImageRejected as rejected:
+        return [f"a source image cannot be opened ({rejected})"]
+    expected = dict(zip(part["mosaic"].to_pylist(), part["pixels_sha256"].to_pylist()))
+    stored = images.cast_column("image", Image(decode=False))["image"]
+    made = dict(zip(sorted(expected), [pixels_sha256(open_image(value)) for value in stored]))
+    wrong = [number for number, hash_ in made.items() if hash_ != expected[number]]
+    if not wrong:
+        write_parquet(to_arrow(images), target)
+    return [_difference(number, part, changed) for number in wrong]
+
+
+def _changed_sources(part: pa.Table, find: Callable[[str], dict[str, Any]]) -> set[str]:
+    recorded = dict(zip(part["source"].to_pylist(), part["source_sha256"].to_pylist()))
+    return {name for name, hash_ in recorded.items() if source_sha256(find(name)) != hash_}
+
+
+def _difference(number: int, part: pa.Table, changed: set[str]) -> str:
+    tiles = part.filter(pc.equal(part["mosaic"], number))["source"].to_pylist()
+    guilty = [repr(name) for name in dict.fromkeys(tiles) if name in changed]
+    return f"image {number}" + (f" (of {', '.join(guilty)}, whose bytes have changed)" if guilty else "")
+
+
+def _why(facts: dict[str, Any]) -> str:
+    then, now = facts["versions"].get("pillow"), renderer_versions()["pillow"]
+    versions = f"; it was made with Pillow {then}, and here is {now}" if then != now else ""
+    return f"Shards in which every image is right are kept{versions}."
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")

@@ -1,0 +1,138 @@
+"""
+What goes to the Hub: curated datasets, selections, models and metrics, each with its card.
+
+The token is the client's own business (`hf auth login`, or `HF_TOKEN`): no flag, file or message here ever holds it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from optidel_hf.errors import UserError
+from optidel_hf.publishing.cards import published_configs, render_dataset_card, render_metric_card, render_model_card
+from optidel_hf.publishing.pictures import contact_sheet, score_histograms
+from optidel_hf.publishing.records import read_curation, shards
+from optidel_hf.publishing.transfer import Files, push_files, refuse_place
+
+
+@dataclass(frozen=True)
+class PublishConfig:
+    """Whether and how a finished run goes to the Hub."""
+
+    push_to_hub: str | None = field(default=None, metadata={"help": "Hub id, as me/my-images-5pct, to push it to."})
+    private: bool = field(default=True, metadata={"help": "Whether a new repository is for its owner alone."})
+    license: str = field(
+        default="unknown", metadata={"help": "Licence that the source images allow, as the Hub names it."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.push_to_hub is not None:  # before hours of work
+            refuse_place(self.push_to_hub)
+
+
+def push_dataset(
+    curation_dir: str | Path,
+    repo_id: str,
+    *,
+    private: bool = True,
+    license: str = "unknown",
+    selection_only: bool = False,
+) -> str:
+    """
+    Push a finished curation: its images, its selection and its scores, each a table of one dataset.
+
+    Args:
+        curation_dir (`str` or `Path`): The `--output_dir` of a curation.
+        repo_id (`str`): `owner/name` on the Hub; made if it is not there, updated if it is.
+        private (`bool`, *optional*, defaults to `True`): Whether a new repository is for its owner alone.
+        license (`str`, *optional*, defaults to `"unknown"`): The licence that the sources allow, as the Hub names it.
+        selection_only (`bool`, *optional*, defaults to `False`):
+            Push the list alone and no image: with the source images, `optidel rebuild` makes the curated ones again.
+
+    Returns:
+        `str`: The dataset's URL.
+
+    Raises:
+        UserError: If the curation is not finished, or the Hub does not take it.
+    """
+    record = read_curation(curation_dir)
+    card = render_dataset_card(curation_dir, repo_id=repo_id, license=license, selection_only=selection_only)
+    files: Files = {"README.md": card.encode(), "selection.parquet": record.folder / "selection.parquet"}
+    if record.columns:
+        files["assets/scores.png"] = score_histograms(record)
+    if not selection_only:
+        stages = ["curated", *(["scores"] if "scores" in published_configs(record) else [])]
+        files |= {f"{stage}/{path.name}": path for stage in stages for path in shards(record.folder / stage)}
+        files |= {"config.json": record.folder / "config.json", "assets/contact_sheet.png": contact_sheet(record)}
+    return push_files(repo_id, "dataset", files, private)
+
+
+def push_model(
+    pretrain_dir: str | Path,
+    repo_id: str,
+    *,
+    private: bool = True,
+    license: str = "unknown",
+    results: str | Path | None = None,
+    arm: str | None = None,
+) -> str:
+    """
+    Push a pre-trained model, with its encoder in the subfolder `backbone`.
+
+    Args:
+        pretrain_dir (`str` or `Path`): The `--output_dir` of a pre-training.
+        repo_id (`str`): `owner/name` on the Hub; made if it is not there, updated if it is.
+        private (`bool`, *optional*, defaults to `True`): Whether a new repository is for its owner alone.
+        license (`str`, *optional*, defaults to `"unknown"`): The licence of the weights, as the Hub names it.
+        results (`str` or `Path`, *optional*): The `results.json` of an evaluation, or the folder that holds it.
+        arm (`str`, *optional*): The model's name in the results: its scores become the card's `model-index`.
+
+    Returns:
+        `str`: The model's URL.
+
+    Raises:
+        UserError: If the training is not finished, a file is missing, or the Hub does not take it.
+    """
+    folder = Path(pretrain_dir)
+    if results and not arm:
+        raise UserError("--results is given without --arm, the name under which this model stands in them.")
+    card = render_model_card(folder, results, model_id=repo_id, arm=arm, license=license)
+    weights = [path for part in (folder, folder / "backbone") for path in sorted(part.glob("model*.safetensors*"))]
+    if not weights:
+        raise UserError(f"{folder} holds no model.safetensors: give the --output_dir of a pre-training that finished.")
+    configs = [
+        part / name for part in (folder, folder / "backbone") for name in ("config.json", "preprocessor_config.json")
+    ]
+    others = [folder / "pretrain_config.json", folder / "metrics.jsonl"]
+    files: Files = {path.relative_to(folder).as_posix(): path for path in (*weights, *configs, *others)}
+    return push_files(repo_id, "model", files | {"README.md": card.encode()}, private)
+
+
+def push_metric(folder: str | Path, repo_id: str, *, private: bool = True) -> str:
+    """
+    Push a metric as a Space, which `evaluate.load(repo_id)` opens.
+
+    Args:
+        folder (`str` or `Path`): A folder with `NAME/NAME.py`, as those in `optidel_hf/evaluation/metrics`.
+        repo_id (`str`): `owner/NAME`: evaluate looks for a module with the repository's name.
+        private (`bool`, *optional*, defaults to `True`): Whether a new Space is for its owner alone.
+
+    Returns:
+        `str`: The Space's URL.
+
+    Raises:
+        UserError: If the names differ, or the Hub does not take it.
+    """
+    folder = Path(folder)
+    name = folder.resolve().name
+    if repo_id.split("/")[-1] != name:
+        raise UserError(f"{repo_id} must end in /{name}: evaluate looks for a module with the repository's name.")
+    app = f'import evaluate\n\n\nevaluate.utils.launch_gradio_widget(evaluate.load("{repo_id}"))\n'
+    files: Files = {
+        "README.md": render_metric_card(folder / f"{name}.py", repo_id).encode(),
+        f"{name}.py": folder / f"{name}.py",
+        "app.py": app.encode(),
+        "requirements.txt": b"evaluate\nnumpy\n",
+    }
+    return push_files(repo_id, "space", files, private)

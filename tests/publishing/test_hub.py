@@ -1,0 +1,232 @@
+"""Pushing against the local Hub: one commit or nothing, resumed, without clobbering and without telling the token."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hub_server import Fault, HubServer
+from huggingface_hub import DatasetCard, HfApi, ModelCard
+from safetensors.numpy import save_file
+from test_cards import RAW, RUN
+
+from optidel_hf import cli
+from optidel_hf.errors import UserError
+from optidel_hf.evaluation import metrics
+from optidel_hf.publishing import transfer
+from optidel_hf.publishing.cards import write_provenance
+from optidel_hf.publishing.hub import PublishConfig, push_dataset, push_metric, push_model
+
+
+SHARDS = [*(f"scores/shard-{i:05d}-of-00003.parquet" for i in range(3)), "curated/shard-00000-of-00001.parquet"]
+SMALL = ["README.md", "assets/contact_sheet.png", "assets/scores.png", "config.json", "selection.parquet"]
+
+
+def text(hub: HubServer, name: str, kind: str = "datasets", path: str = "README.md") -> str:
+    return hub.repo(name, kind).files[path].content.decode()
+
+
+def test_a_dataset_goes_up_in_one_commit(hub: HubServer, curation: Path) -> None:
+    assert push_dataset(curation, "me/frames", license="cc-by-4.0") == f"{hub.url}/datasets/me/frames"
+    repo = hub.repo("me/frames")
+    assert repo.private
+    assert len(repo.history["main"]) == 2  # the empty one and ours
+    assert sorted(repo.files) == sorted([*SHARDS, *SMALL])
+    for path in SHARDS:
+        assert repo.files[path].content == (curation / path).read_bytes()
+    card = DatasetCard(text(hub, "me/frames"))
+    assert card.data.license == "cc-by-4.0"
+    assert [config["config_name"] for config in card.data.configs] == ["default", "selection", "scores"]
+    assert "](assets/contact_sheet.png)" in card.text
+    card.validate(repo_type="dataset")
+
+    push_dataset(curation, "me/frames", license="cc-by-4.0")
+    assert len(repo.history["main"]) == 2  # nothing has changed
+
+
+def test_the_selection_alone_has_no_image(hub: HubServer, curation: Path) -> None:
+    push_dataset(curation, "me/list", selection_only=True)
+    assert sorted(hub.repo("me/list").files) == ["README.md", "assets/scores.png", "selection.parquet"]
+    push_dataset(curation, "me/frames")
+    with pytest.raises(UserError, match="would stay in its history"):
+        push_dataset(curation, "me/frames", selection_only=True)
+    assert set(SHARDS) < set(hub.repo("me/frames").files)
+
+
+@pytest.mark.parametrize("fault", [{"status": 500}, {"cut": True}], ids=["500", "cut"])
+def test_a_push_that_broke_off_goes_on(
+    hub: HubServer, curation: Path, patient: list[float], fault: dict[str, Any]
+) -> None:
+    hub.arm(Fault("PUT /lfs", after=2, **fault))
+    with pytest.raises(UserError, match=r"pushing to me/frames failed .* the same push goes on"):
+        push_dataset(curation, "me/frames")
+    assert len(hub.uploads) == 2
+    assert hub.repo("me/frames").files == {}
+    hub.arm()
+    push_dataset(curation, "me/frames")
+    large = {file.sha256 for file in hub.repo("me/frames").files.values() if file.large}
+    assert len(hub.uploads) == len(set(hub.uploads)) == len(large)
+
+
+def test_a_refused_commit_shows_nothing(hub: HubServer, curation: Path) -> None:
+    hub.arm(Fault("/commit/", status=500, times=1))
+    with pytest.raises(UserError, match="500"):
+        push_dataset(curation, "me/frames")
+    assert hub.repo("me/frames").files == {}
+    sent = list(hub.uploads)
+    push_dataset(curation, "me/frames")
+    assert hub.uploads == sent
+    assert set(SHARDS) < set(hub.repo("me/frames").files)
+
+
+def test_an_update_replaces_shards_and_keeps_what_is_the_owners(
+    hub: HubServer, curation: Path, tmp_path: Path
+) -> None:
+    push_dataset(curation, "me/frames")
+    repo = hub.repo("me/frames")
+    card = text(hub, "me/frames").replace("license: unknown", "license: mit\nlanguage: de")
+    api = HfApi()
+    for path, content in (("README.md", card.encode()), ("notes/mine.md", b"mine"), ("scores/old.md", b"old")):
+        api.upload_file(path_or_fileobj=content, path_in_repo=path, repo_id="me/frames", repo_type="dataset")
+
+    other = shutil.copytree(curation, tmp_path / "out")
+    for path in (other / "scores").glob("*-00003.parquet"):
+        path.rename(path.with_name(path.name.replace("00003", "00004")))
+    push_dataset(other, "me/frames")
+    assert "notes/mine.md" in repo.files
+    assert [path for path in repo.files if path.startswith("scores/")] == [
+        f"scores/shard-{i:05d}-of-00004.parquet" for i in range(3)
+    ]
+    kept = DatasetCard(text(hub, "me/frames")).data
+    assert (kept.license, kept.language) == ("mit", "de")
+
+
+def test_more_files_than_one_commit_takes_become_visible_at_once(
+    hub: HubServer, curation: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "FILES_PER_COMMIT", 4)
+    hub.arm(Fault("/merge", status=500, times=1))
+    with pytest.raises(UserError, match="500"):
+        push_dataset(curation, "me/frames")
+    repo = hub.repo("me/frames")
+    assert repo.files == {}
+    assert len(repo.history["refs/pr/1"]) == 4  # main's, and three commits of 4, 4 and 1 files
+    push_dataset(curation, "me/frames")
+    assert sorted(repo.files) == sorted([*SHARDS, *SMALL])
+    assert len(repo.history["main"]) == 2
+    assert len(hub.uploads) == len(set(hub.uploads))
+
+
+def test_other_peoples_and_public_repositories_are_left_alone(hub: HubServer, curation: Path) -> None:
+    hub.put("me/other", "datasets", {"data.csv": b"1,2", "README.md": b"---\nlicense: mit\n---\n"}, private=True)
+    with pytest.raises(UserError, match=r"holds something else \('data.csv' for one\)"):
+        push_dataset(curation, "me/other")
+    hub.put("me/open", "datasets", {"README.md": b"---\nlicense: mit\n---\n"})
+    with pytest.raises(UserError, match="me/open is public: give --private false"):
+        push_dataset(curation, "me/open")
+    assert list(hub.repo("me/open").files) == ["README.md"]
+    push_dataset(curation, "me/open", private=False)
+    assert set(SHARDS) < set(hub.repo("me/open").files)
+    with pytest.raises(UserError, match="403"):
+        push_dataset(curation, "you/frames")
+
+
+def test_without_a_place_or_a_token_nothing_begins(
+    hub: HubServer, curation: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="'frames' is no repository on the Hub: give owner/name"):
+        PublishConfig(push_to_hub="frames")
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
+    for begin in (lambda: PublishConfig(push_to_hub="me/frames"), lambda: push_dataset(curation, "me/frames")):
+        with pytest.raises(UserError, match="There is no token to push with"):
+            begin()
+    assert hub.calls == []
+
+
+def test_the_token_is_told_to_nobody(
+    hub: HubServer,
+    curation: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    patient: list[float],
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    folder = shutil.copytree(curation, tmp_path / "out")
+    arguments = ["push", "--folder", str(folder), "--repo_id", "me/frames"]
+    hub.arm(Fault("PUT /lfs", status=500))
+    assert cli.main(arguments) == 2
+    hub.arm()
+    assert cli.main(arguments) == 0
+    out, err = capfd.readouterr()
+    assert out == f"pushed: {hub.url}/datasets/me/frames\n"
+    assert "optidel push: pushing to me/frames failed" in err
+    said = [out, err, caplog.text]
+    written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    pushed = [file.content for file in hub.repo("me/frames").files.values()]
+    assert len(written) > 10
+    assert len(pushed) == 9
+    assert not any(hub.token in text for text in said)
+    assert not any(hub.token.encode() in content for content in written + pushed)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "vit"
+    for part in (folder, folder / "backbone"):
+        part.mkdir()
+        save_file({}, part / "model.safetensors")
+        for name in ("config.json", "preprocessor_config.json"):
+            (part / name).write_text("{}")
+    (folder / "pretrain_config.json").write_text(json.dumps(RUN))
+    (folder / "metrics.jsonl").write_text("")
+    write_provenance(folder, RAW)
+    return folder
+
+
+def test_a_model_goes_up_with_its_scores(hub: HubServer, model: Path, results: Any) -> None:
+    evaluation = results(model / "results.json", {"optidel": 0.6123, "random": 0.5877})
+    push_model(model, "me/vit")
+    before = ModelCard(text(hub, "me/vit", "models"))
+    assert before.data.eval_results is None
+    assert push_model(model, "me/vit", results=evaluation, arm="optidel", license="mit") == f"{hub.url}/me/vit"
+    card = ModelCard(text(hub, "me/vit", "models"))
+    scores = {result.metric_name: result.metric_value for result in card.data.eval_results}
+    assert card.data.model_name == "vit"
+    assert scores == {
+        "mean IoU, finetune, mean of 3 seeds": 0.6123,
+        "mean IoU, probe, mean of 3 seeds": pytest.approx(0.5123),
+    }
+    card.validate()
+    parts = [f"{part}{name}" for part in ("", "backbone/") for name in ("config.json", "model.safetensors")]
+    assert {*parts, "pretrain_config.json"} < set(hub.repo("me/vit", "models").files)
+    assert "provenance.json" not in hub.repo("me/vit", "models").files
+
+    with pytest.raises(UserError, match="no such arm in the results, which have optidel, random"):
+        push_model(model, "me/vit", results=evaluation, arm="full")
+    with pytest.raises(UserError, match="--results is given without --arm"):
+        push_model(model, "me/vit", results=evaluation)
+    (model / "model.safetensors").unlink()
+    (model / "backbone" / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"holds no model\.safetensors"):
+        push_model(model, "me/vit")
+
+
+def test_a_metric_goes_up_as_a_space(hub: HubServer) -> None:
+    folder = Path(metrics.__file__).parent / "normdel"
+    with pytest.raises(UserError, match="must end in /normdel"):
+        push_metric(folder, "me/metric")
+    assert cli.main(["push", "--folder", str(folder), "--repo_id", "me/normdel", "--private", "false"]) == 0
+    files = hub.repo("me/normdel", "spaces").files
+    assert sorted(files) == ["README.md", "app.py", "normdel.py", "requirements.txt"]
+    assert files["normdel.py"].content == (folder / "normdel.py").read_bytes()
+
+
+def test_a_folder_of_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["push", "--folder", str(tmp_path), "--repo_id", "me/x"]) == 2
+    assert "is no output of `optidel curate`" in capsys.readouterr().err
