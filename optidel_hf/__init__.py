@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from optidel_hf.curation.inputs import InputConfig
     from optidel_hf.curation.patches import PatchConfig, SamPatchExtractor
     from optidel_hf.curation.pipeline import CurationConfig, SelectionConfig, curate
+    from optidel_hf.curation.rebuild import RebuildConfig, rebuild
     from optidel_hf.curation.reference import ReferenceConfig, calibrate_checkpoint, fit_scorer
     from optidel_hf.curation.scoring import ScoreConfig, VInformationScorer
     from optidel_hf.curation.selection import Selection, select
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from optidel_hf.evaluation.segmentation import EvaluateConfig, evaluate_segmentation
     from optidel_hf.pretraining.config import PretrainConfig
     from optidel_hf.pretraining.trainer import Pretrainer
+    from optidel_hf.publishing.hub import push_dataset, push_metric, push_model
     from optidel_hf.publishing.report import build_report
 
 _MODULES = {
@@ -28,6 +30,7 @@ _MODULES = {
     "PatchConfig": "curation.patches",
     "PretrainConfig": "pretraining.config",
     "Pretrainer": "pretraining.trainer",
+    "RebuildConfig": "curation.rebuild",
     "ReferenceConfig": "curation.reference",
     "SamPatchExtractor": "curation.patches",
     "ScoreConfig": "curation.scoring",
@@ -41,6 +44,10 @@ _MODULES = {
     "curated_dataset": "curation.curated",
     "evaluate_segmentation": "evaluation.segmentation",
     "fit_scorer": "curation.reference",
+    "push_dataset": "publishing.hub",
+    "push_metric": "publishing.hub",
+    "push_model": "publishing.hub",
+    "rebuild": "curation.rebuild",
     "select": "curation.selection",
 }
 __all__ = sorted(_MODULES)

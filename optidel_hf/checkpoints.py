@@ -72,8 +72,8 @@ def refuse_pickle(checkpoint: str, revision: str | None = None, said: str | None
     """
     if _has(checkpoint, CONFIG_NAME, revision) and not any(_has(checkpoint, file, revision) for file in SAFETENSORS):
         raise UserError(
-            f"{said or checkpoint} has no {SAFE_WEIGHTS_NAME}, and pickled weights (pytorch_model.bin) are never read: "
-            "save it with transformers' `save_pretrained`."
+            f"{said or checkpoint} has no {SAFE_WEIGHTS_NAME}, and pickled weights (pytorch_model.bin) are never "
+            "read: save it with transformers' `save_pretrained`."
         )
 
 

@@ -118,25 +118,25 @@ def curate(arguments: Sequence[str], until: str = "curated") -> None:
     from optidel_hf.curation.reference import ReferenceConfig
     from optidel_hf.curation.scoring import ScoreConfig
     from optidel_hf.processes import process_rank, share_cores
+    from optidel_hf.publishing.cards import write_dataset_card
     from optidel_hf.publishing.hub import PublishConfig, push_dataset
 
     share_cores()
     stages = (InputConfig, RunConfig, PatchConfig, ReferenceConfig, ScoreConfig, SelectionConfig, MosaicConfig)
-    *configs, publish = _parse((*stages, PublishConfig), arguments, "curate", curate.__doc__)
-    inputs, run, patches, reference, score, selection, mosaic = configs
+    finishes = until == "curated"
+    configs = _parse((*stages, *([PublishConfig] if finishes else [])), arguments, "curate", curate.__doc__)
+    inputs, run, patches, reference, score, selection, mosaic, *publish = configs
     if inputs.dataset == EMBEDDED:
         inputs = InputConfig(**{**vars(inputs), "dataset": str(sample_pool())})
     config = CurationConfig(
         inputs, patches=patches, reference=reference, score=score, selection=selection, mosaic=mosaic, **vars(run)
     )
     output = run_curation(config, until)
-    if until == "curated" and process_rank()[0] == 0:
-        from optidel_hf.publishing.cards import write_dataset_card
-
-        write_dataset_card(output, license=publish.license)
-        if publish.push_to_hub:
-            how = {"private": publish.private, "license": publish.license}
-            say(f"pushed: {push_dataset(output, publish.push_to_hub, **how)}")
+    if finishes and process_rank()[0] == 0:
+        write_dataset_card(output, license=publish[0].license)
+        if publish[0].push_to_hub:
+            how = {"private": publish[0].private, "license": publish[0].license}
+            say(f"pushed: {push_dataset(output, publish[0].push_to_hub, **how)}")
     say(f"{until}: {output / until if until != 'selection' else output / '.selection'}")
 
 
@@ -400,18 +400,15 @@ def embedded_evaluation() -> list[str]:
 
 def dataset_facts(dataset: str, revision: str | None = None) -> dict[str, Any]:
     """What a model card says of its data: its name and, where a curation made it, how."""
-    from optidel_hf.publishing.cards import curation_facts, hub_id
+    from optidel_hf.publishing.cards import hub_id, selection_facts
+    from optidel_hf.publishing.hub import find_file
     from optidel_hf.sources import hub_commit
 
-    output = Path(dataset).parent
-    curated = (output / "selection.parquet").exists() and (output / "config.json").exists()
     repo = hub_id(dataset)
-    return {
-        "name": dataset,
-        "hub_id": repo,
-        "revision": hub_commit(repo, revision) if repo else None,
-        "curation": curation_facts(output) if curated else None,
-    }
+    commit = hub_commit(repo, revision) if repo else None
+    selection = find_file(repo, "selection.parquet", commit) if repo else Path(dataset).parent / "selection.parquet"
+    curation = selection_facts(selection) if selection and selection.exists() else None
+    return {"name": dataset, "hub_id": repo, "revision": commit, "curation": curation}
 
 
 if __name__ == "__main__":

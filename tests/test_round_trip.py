@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,7 @@ def _refusals(folder: Path) -> dict[str, Any]:
     return {
         "script": _sentence(lambda: open_dataset("me/scripted")),
         "evil": _sentence(lambda: open_dataset("me/evil")),
+        "zipped": _sentence(lambda: open_dataset("me/zipped")),
         "pickled sam": _sentence(lambda: cli.main(curate)),
         "pickled backbone": _sentence(lambda: load_backbone("me/pickled-mae")),
         "pickled start": _sentence(lambda: cli.main(["pretrain", *other, "me/frames", "--model", "me/pickled-mae"])),
@@ -141,7 +143,13 @@ def foreign(hub: HubServer, tiny_sam: str, image_folder: Path) -> None:
     mae = {"config.json": json.dumps({"model_type": "vit_mae", "image_size": 32}).encode()}
     hub.put("me/pickled-mae", "models", {**mae, "pytorch_model.bin": b"\x80\x04."})
     hub.put("me/scripted", "datasets", {"scripted.py": b"import os\nos.abort()\n"})
-    hub.put("me/evil", "datasets", {"../../evil.png": (image_folder / "frame-00.png").read_bytes()})
+    picture = (image_folder / "frame-00.png").read_bytes()
+    hub.put("me/evil", "datasets", {"../../evil.png": picture})
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("frame.png", picture)
+        file.writestr("../../../../evil.png", picture)
+    hub.put("me/zipped", "datasets", {"frames.zip": archive.getvalue()})
 
 
 def test_a_run_pushes_and_a_stranger_opens(
@@ -183,9 +191,9 @@ def test_a_run_pushes_and_a_stranger_opens(
     assert [(score.metric_type, score.metric_value) for score in card.data.eval_results] == [("mean_iou", 0.25)]
     assert card.data.datasets == ["me/frames"]
     assert f"at revision `{hub.repo('me/frames').history['main'][-1].oid}`" in card.text
+    assert "The strategy `optidel` with the score `difficulty` chose the 16 patches from 24 source images" in card.text
     assert all(hub.repo(*name).private for name in (("me/frames",), ("me/list",), ("me/vit", "models")))
 
-    print(json.dumps(found, indent=1))
     assert found["script"].startswith("UserError: --dataset me/scripted is neither")
     assert "Dataset scripts are no longer supported" in found["script"]
     assert found["pickled sam"].startswith(
@@ -196,9 +204,10 @@ def test_a_run_pushes_and_a_stranger_opens(
     assert "has no model.safetensors" in found["pickled backbone"]
     assert "has no model.safetensors" in found["pickled start"]
     assert not [call for call in hub.calls if "pytorch_model.bin" in call]
-    print(found["evil"])
-    inside = [path for path in tmp_path.parent.rglob("evil*") if (tmp_path / "home") not in path.parents]
-    assert inside == []
+    assert found["evil"].startswith("UserError: ")
+    assert found["zipped"].startswith("UserError: ")
+    escaped = [path for path in tmp_path.parent.rglob("evil*") if tmp_path / "home" not in path.parents]
+    assert escaped == []
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) > 50
     assert not [path for path in files if hub.token.encode() in path.read_bytes()]

@@ -253,7 +253,7 @@ class _Run:
             funnel = json.loads(chosen.schema.metadata[METADATA_KEY])["counts"]
             tile = size // grid_side(self.config.selection.tiles_per_mosaic)
             sizes = {"image_size": size, "tile_size": tile, "images_per_shard": self.config.images_per_shard}
-            facts = {**sizes, "counts": {**self._funnel(), **funnel}}
+            facts = {**sizes, "counts": {**self._funnel(), **funnel}, "hash": self.curated_stage.hash}
             publish_selection(chosen, self._find_source, folder, path, facts)
         wait_for([path])
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData, RepoCard, SpaceCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
@@ -26,7 +27,7 @@ SIZE_CATEGORIES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"
 PRECISIONS = {"no": "float32", "bf16": "bfloat16 mixed"}
 PROVENANCE = "provenance.json"
 """Beside a model: what its card says of its data (`name`, `hub_id`, `revision`, `curation`) and of its command."""
-CHOICE = ("strategy", "score", "seed", "budget", "tiles_per_mosaic", "tile_size", "image_size")
+CHOICE = ("strategy", "score", "seed", "budget", "tiles_per_mosaic", "tile_size", "image_size", "hash")
 CONFIGS = {
     "default": ("curated/shard-*.parquet", "the curated images with the lineage of every tile"),
     "selection": ("selection.parquet", "the list of tiles: with the source images it makes the curated images again"),
@@ -216,24 +217,37 @@ def hub_id(name: str | None) -> str | None:
 
 def curation_facts(curation: CurationRecord | str | Path) -> dict[str, Any]:
     """
-    What a card says about how images were chosen.
+    What a card says about how a curation's images were chosen: the [`selection_facts`] of its selection.
 
     Args:
         curation ([`CurationRecord`], `str` or `Path`): A curation with a selection, or its folder.
 
-    Returns:
-        `dict`: How they were chosen (`strategy`, `score`, `seed`, `budget`, `tiles_per_mosaic`, `tile_size`,
-        `image_size`), from how many (`sources`, `chosen`, `mosaics`), and the `hash` over all that determined them.
-
     Raises:
         UserError: If nothing has been selected yet.
     """
-    record = curation if isinstance(curation, CurationRecord) else read_curation(curation)
-    if record.selection is None:
-        raise UserError(f"{record.folder} holds no selection.parquet: run `curate` to its end before writing a card.")
-    counts = {"sources": record.sources, "chosen": record.selection.num_rows, "mosaics": record.mosaics}
-    determined = {"hash": record.stages.get("curated", {}).get("hash")}
-    return {name: record.facts.get(name) for name in CHOICE} | counts | determined
+    folder = curation.folder if isinstance(curation, CurationRecord) else Path(curation)
+    if not (folder / "selection.parquet").is_file():
+        raise UserError(f"{folder} holds no selection.parquet: run `curate` to its end before writing a card.")
+    return selection_facts(folder / "selection.parquet")
+
+
+def selection_facts(path: str | Path) -> dict[str, Any]:
+    """
+    What a selection says of itself, wherever it lies.
+
+    Args:
+        path (`str` or `Path`): A `selection.parquet`.
+
+    Returns:
+        `dict`: How its patches were chosen (`strategy`, `score`, `seed`, `budget`, `tiles_per_mosaic`, `tile_size`,
+        `image_size`), from how many (`sources`, `chosen`, `mosaics`), and the `hash` over all that determined them;
+        `None` for what it does not say.
+    """
+    table = pq.read_table(path, columns=["mosaic"])
+    facts = json.loads((table.schema.metadata or {}).get(b"optidel", b"{}"))
+    mosaics = pc.count_distinct(table["mosaic"]).as_py()
+    counts = {"sources": facts.get("counts", {}).get("inputs"), "chosen": table.num_rows, "mosaics": mosaics}
+    return {name: facts.get(name) for name in CHOICE} | counts
 
 
 def curation_inputs(record: CurationRecord) -> list[dict[str, Any]]:

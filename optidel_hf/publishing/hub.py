@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+
 from optidel_hf.errors import UserError
 from optidel_hf.publishing.cards import published_configs, render_dataset_card, render_metric_card, render_model_card
 from optidel_hf.publishing.pictures import contact_sheet, score_histograms
@@ -29,6 +32,14 @@ class PublishConfig:
     def __post_init__(self) -> None:
         if self.push_to_hub is not None:  # before hours of work
             refuse_place(self.push_to_hub)
+
+
+def find_file(repo_id: str, name: str, revision: str | None = None) -> Path | None:
+    """A file of a dataset on the Hub, downloaded, or `None` if the dataset has no such file."""
+    try:
+        return Path(hf_hub_download(repo_id, name, repo_type="dataset", revision=revision))
+    except EntryNotFoundError:
+        return None
 
 
 def push_dataset(

@@ -86,6 +86,8 @@ def push_files(repo_id: str, kind: str, files: Files, private: bool) -> str:
             transfer fails.
     """
     refuse_place(repo_id)
+    if missing := [path for path in files.values() if isinstance(path, Path) and not path.is_file()]:
+        raise UserError(f"{missing[0]} does not exist: run to its end what writes it, then push.")
     with _explained(repo_id):
         target = _open(HfApi(), repo_id, kind, private)
         _refuse_hidden_images(target, files)

@@ -145,7 +145,13 @@ def write_curation(folder: Path, images: dict[str, np.ndarray], each: int, mosai
         "tile_size": TILE,
         "image_size": 2 * TILE,
         "images_per_shard": 8,
-        "counts": {"pool": len(patches), "eligible": len(patches) - 2, "chosen": len(chosen)},
+        "hash": "after-curated",
+        "counts": {
+            "inputs": len(images) + 3,
+            "pool": len(patches),
+            "eligible": len(patches) - 2,
+            "chosen": len(chosen),
+        },
         "dropped": [{"source": row["source"], "crop": row["crop"], "reason": "saturated"} for row in hardest],
         "versions": {"renderer": "1"},
     }

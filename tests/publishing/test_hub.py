@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from hub_server import Fault, HubServer
-from huggingface_hub import DatasetCard, HfApi, ModelCard
+from huggingface_hub import CommitOperationAdd, DatasetCard, HfApi, ModelCard
 from safetensors.numpy import save_file
 from test_cards import RAW, RUN
 
@@ -46,6 +46,18 @@ def test_a_dataset_goes_up_in_one_commit(hub: HubServer, curation: Path) -> None
 
     push_dataset(curation, "me/frames", license="cc-by-4.0")
     assert len(repo.history["main"]) == 2  # nothing has changed
+
+
+def test_memory_does_not_grow_with_the_shards(hub: HubServer, curation: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    def add(path: str, content: Any) -> CommitOperationAdd:
+        given[path] = content
+        return CommitOperationAdd(path, content)
+
+    monkeypatch.setattr(transfer, "CommitOperationAdd", add)
+    push_dataset(curation, "me/frames")
+    assert {path for path, content in given.items() if isinstance(content, Path)} == {*SHARDS, *SMALL[3:]}
 
 
 def test_the_selection_alone_has_no_image(hub: HubServer, curation: Path) -> None:
@@ -211,6 +223,9 @@ def test_a_model_goes_up_with_its_scores(hub: HubServer, model: Path, results: A
         push_model(model, "me/vit", results=evaluation, arm="full")
     with pytest.raises(UserError, match="--results is given without --arm"):
         push_model(model, "me/vit", results=evaluation)
+    (model / "metrics.jsonl").unlink()
+    with pytest.raises(UserError, match=r"metrics\.jsonl does not exist"):
+        push_model(model, "me/vit")
     (model / "model.safetensors").unlink()
     (model / "backbone" / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"holds no model\.safetensors"):
