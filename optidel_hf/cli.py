@@ -75,7 +75,7 @@ class PushConfig:
 
     folder: str = field(metadata={"help": "Output of `optidel curate` or of pre-training, or the folder of a metric."})
     repo_id: str = field(metadata={"help": "Hub id, as me/my-images-5pct: made if it is not there, else updated."})
-    private: bool = field(default=True, metadata={"help": "Whether a new repository is for its owner alone."})
+    private: bool = field(default=True, metadata={"help": "For its owner alone; a public repository is then refused."})
     license: str = field(default="unknown", metadata={"help": "Licence of the data or weights, as the Hub names it."})
     selection_only: bool = field(
         default=False, metadata={"help": "No image, only the list from which `rebuild` makes them."}

@@ -115,10 +115,22 @@ def unique_sources(sources: Sequence[object], column: str = "source") -> list[st
 
 
 def hub_commit(repo: str, revision: str | None = None) -> str:
-    """The commit of a Hub dataset that a branch or tag stands for, main's head by default."""
+    """
+    The commit of a Hub dataset that a branch or tag stands for, main's head by default.
+
+    Raises:
+        `UserError`: if the Hub cannot be asked; a commit given as `revision` is taken without asking.
+    """
     from huggingface_hub import HfApi
 
-    return str(HfApi().dataset_info(repo, revision=revision).sha)
+    if revision and re.fullmatch(r"[0-9a-f]{40}", revision):
+        return revision
+    try:
+        return str(HfApi().dataset_info(repo, revision=revision).sha)
+    except (OSError, ValueError) as error:  # offline, no such revision
+        raise UserError(
+            f"--dataset {repo}: the Hub does not tell its commit ({error}): give it by --revision."
+        ) from None
 
 
 def _open_folder(path: Path, split: str | None) -> Dataset:

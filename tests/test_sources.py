@@ -8,11 +8,17 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset, DatasetDict, Features, Image, Value
+from hub_server import HubServer
 from PIL import Image as PILImage
 
 from optidel_hf.errors import UserError
 from optidel_hf.images import open_image
-from optidel_hf.sources import find_image_column, open_dataset, unique_sources
+from optidel_hf.sources import (
+    find_image_column,
+    hub_commit,
+    open_dataset,
+    unique_sources,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -209,3 +215,13 @@ def test_unique_sources() -> None:
     assert unique_sources([1, "b"]) == ["1", "b"]
     with pytest.raises(UserError, match="Row 2: '1' occurs twice in column 'id'"):
         unique_sources(["1", "b", 1], "id")
+
+
+def test_the_commit_of_a_hub_dataset(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    repo = hub.put("me/frames", "datasets", {"a.txt": b"a"})
+    first, head = (commit.oid for commit in repo.history["main"])
+    assert hub_commit("me/frames") == hub_commit("me/frames", "main") == head
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert hub_commit("me/frames", first) == first  # nothing to ask
+    with pytest.raises(UserError, match=r"the Hub does not tell its commit .* give it by --revision"):
+        hub_commit("me/frames", "main")

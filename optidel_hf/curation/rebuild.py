@@ -26,7 +26,7 @@ from optidel_hf.curation.inputs import InputConfig, open_sources
 from optidel_hf.curation.mosaic import RENDERER, pixels_sha256, renderer_versions
 from optidel_hf.curation.shards import shard_bounds, shard_paths, write_parquet
 from optidel_hf.errors import UserError
-from optidel_hf.images import ImageRejected, open_image
+from optidel_hf.images import ImageRejected, decode_reason, open_image
 
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def rebuild(config: RebuildConfig) -> Path:
                 wrong += _write_shard(part, sources.find, facts["image_size"], target)
             bar.update(len(rows))
     if wrong:
-        raise UserError(f"{len(wrong)} of {bounds[-1].stop} images differ: {_some(wrong)}. {_why(facts)}")
+        raise UserError(f"Not every image is as it was: {_some(wrong)}. {_why(facts)}")
     write_parquet(pq.read_table(path), output / "selection.parquet")
     return output
 
@@ -151,17 +151,19 @@ class _Sources:
 
 def _write_shard(part: pa.Table, find: Callable[[str], dict[str, Any]], size: int, target: Path) -> list[str]:
     """Write the shard if all of its images have their hashes; else say which have not, and what sources changed."""
-    changed = _changed_sources(part, find)
     try:
         images = build_curated(part, find, size)
-    except ImageRejected as rejected:
-        return [f"a source image cannot be opened ({rejected})"]
+    except ImageRejected:
+        reasons = {name: decode_reason(find(name))[1] for name in part["source"].unique().to_pylist()}
+        return [f"those of {name!r}, which cannot be opened ({reason})" for name, reason in reasons.items() if reason]
     expected = dict(zip(part["mosaic"].to_pylist(), part["pixels_sha256"].to_pylist()))
     stored = images.cast_column("image", Image(decode=False))["image"]
     made = dict(zip(sorted(expected), [pixels_sha256(open_image(value)) for value in stored]))
     wrong = [number for number, hash_ in made.items() if hash_ != expected[number]]
     if not wrong:
         write_parquet(to_arrow(images), target)
+        return []
+    changed = _changed_sources(part, find)
     return [_difference(number, part, changed) for number in wrong]
 
 
@@ -173,7 +175,7 @@ def _changed_sources(part: pa.Table, find: Callable[[str], dict[str, Any]]) -> s
 def _difference(number: int, part: pa.Table, changed: set[str]) -> str:
     tiles = part.filter(pc.equal(part["mosaic"], number))["source"].to_pylist()
     guilty = [repr(name) for name in dict.fromkeys(tiles) if name in changed]
-    return f"image {number}" + (f" (of {', '.join(guilty)}, whose bytes have changed)" if guilty else "")
+    return f"image {number} differs" + (f" (of {', '.join(guilty)}, whose bytes have changed)" if guilty else "")
 
 
 def _why(facts: dict[str, Any]) -> str:

@@ -24,7 +24,7 @@ class PublishConfig:
     """Whether and how a finished run goes to the Hub."""
 
     push_to_hub: str | None = field(default=None, metadata={"help": "Hub id, as me/my-images-5pct, to push it to."})
-    private: bool = field(default=True, metadata={"help": "Whether a new repository is for its owner alone."})
+    private: bool = field(default=True, metadata={"help": "For its owner alone; a public repository is then refused."})
     license: str = field(
         default="unknown", metadata={"help": "Licence that the source images allow, as the Hub names it."}
     )

@@ -8,6 +8,7 @@ A repository that is there is updated: what an earlier push wrote is replaced, w
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard, get_token
+from huggingface_hub.errors import HfHubHTTPError
 from tqdm.auto import tqdm
 
 from optidel_hf.errors import UserError
@@ -179,8 +181,9 @@ def _message() -> str:
 
 
 def _with_kept_metadata(content: str, before: dict[str, Any]) -> str:
-    """The new card with what its owner added to the old one's metadata: gating, language, a licence."""
+    """The new card with what its owner added to the old one's metadata: gating, language, a licence, tags."""
     card = RepoCard(content)
+    card.data["tags"] = list(dict.fromkeys([*card.data["tags"], *before.get("tags", [])]))
     for name, value in before.items():
         # A model-index scores the weights that are replaced.
         if name != "model-index" and card.data.get(name) in (None, "unknown"):
@@ -205,8 +208,14 @@ def _explained(repo_id: str) -> Iterator[None]:
         raise
     except Exception as error:
         logger.debug("the push failed", exc_info=True)
-        reason = " ".join(str(error.__cause__ or error).split())
         raise UserError(
-            f"pushing to {repo_id} failed ({type(error).__name__}: {reason}). What was uploaded stays there, not yet "
-            "visible, and the same push goes on from it."
+            f"pushing to {repo_id} failed ({_reason(error)}). What was uploaded stays there, not yet visible, and the "
+            "same push goes on from it."
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """What the server said, without the HTTP library's link to an encyclopaedia; a wrapped error with its cause."""
+    wrapped = [error, error.__cause__] if error.__cause__ and not isinstance(error, HfHubHTTPError) else [error]
+    said = " ".join(f"{type(part).__name__}: {part}" for part in wrapped)
+    return " ".join(re.sub(r"For more information check: \S+", "", said).split())

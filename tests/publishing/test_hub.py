@@ -101,6 +101,7 @@ def test_an_update_replaces_shards_and_keeps_what_is_the_owners(
     push_dataset(curation, "me/frames")
     repo = hub.repo("me/frames")
     card = text(hub, "me/frames").replace("license: unknown", "license: mit\nlanguage: de")
+    card = card.replace("tags:", "tags:\n- endoscopy")
     api = HfApi()
     for path, content in (("README.md", card.encode()), ("notes/mine.md", b"mine"), ("scores/old.md", b"old")):
         api.upload_file(path_or_fileobj=content, path_in_repo=path, repo_id="me/frames", repo_type="dataset")
@@ -115,6 +116,23 @@ def test_an_update_replaces_shards_and_keeps_what_is_the_owners(
     ]
     kept = DatasetCard(text(hub, "me/frames")).data
     assert (kept.license, kept.language) == ("mit", "de")
+    assert kept.tags == ["optidel", "data-curation", "self-supervised-learning", "endoscopy"]
+
+
+def test_a_commit_of_someone_else_meanwhile_is_not_overrun(
+    hub: HubServer, curation: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = transfer._upload
+
+    def disturbed(target: transfer.Target, *rest: Any) -> None:
+        file = {"path_or_fileobj": b"mine", "path_in_repo": "mine.md"}
+        target.api.upload_file(**file, repo_id="me/frames", repo_type="dataset")
+        upload(target, *rest)
+
+    monkeypatch.setattr(transfer, "_upload", disturbed)
+    with pytest.raises(UserError, match="A commit has happened since"):
+        push_dataset(curation, "me/frames")
+    assert list(hub.repo("me/frames").files) == ["mine.md"]
 
 
 def test_more_files_than_one_commit_takes_become_visible_at_once(
@@ -148,7 +166,11 @@ def test_other_peoples_and_public_repositories_are_left_alone(hub: HubServer, cu
 
 
 def test_without_a_place_or_a_token_nothing_begins(
-    hub: HubServer, curation: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    hub: HubServer,
+    curation: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(UserError, match="'frames' is no repository on the Hub: give owner/name"):
         PublishConfig(push_to_hub="frames")
@@ -157,6 +179,8 @@ def test_without_a_place_or_a_token_nothing_begins(
     for begin in (lambda: PublishConfig(push_to_hub="me/frames"), lambda: push_dataset(curation, "me/frames")):
         with pytest.raises(UserError, match="There is no token to push with"):
             begin()
+    assert cli.main(["curate", "--dataset", str(tmp_path), "--push_to_hub", "me/frames"]) == 2
+    assert "There is no token to push with" in capsys.readouterr().err
     assert hub.calls == []
 
 
