@@ -6,18 +6,19 @@ Render MODEL_CARD.md from the demo's OptiDEL model, with the template that `reci
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-from optidel_hf.publishing.cards import curation_facts, render_model_card, write_provenance
+from optidel_hf.publishing.cards import PROVENANCE, render_model_card, write_provenance
 
 
 DEMO = Path("runs/demo")
 
 
 def main() -> None:
-    model, curation = DEMO / "models" / "optidel-5", curation_facts(DEMO / "optidel")
-    data = {"name": "the embedded sample's curated subset", "hub_id": None, "curation": curation}
-    write_provenance(model, {**data, "command": "make demo"})
+    model = DEMO / "models" / "optidel-5"
+    said = {"name": "the embedded sample's curated subset", "command": "make demo"}
+    write_provenance(model, json.loads((model / PROVENANCE).read_text()) | said)
     card = render_model_card(
         model,
         DEMO / "evaluation" / "results.json",

@@ -142,7 +142,7 @@ def curate(arguments: Sequence[str], until: str = "curated") -> None:
 
 def pretrain(arguments: Sequence[str]) -> None:
     """Pre-train a ViT on curated images; under `accelerate launch` on every process."""
-    from optidel_hf.checkpoints import checkpoint_fingerprint
+    from optidel_hf.checkpoints import checkpoint_fingerprint, refuse_pickle
     from optidel_hf.pretraining.batches import load_resident
     from optidel_hf.pretraining.config import PretrainConfig
     from optidel_hf.pretraining.trainer import Pretrainer
@@ -154,6 +154,8 @@ def pretrain(arguments: Sequence[str]) -> None:
     share_cores()
     configs = (ImagesConfig, PretrainConfig, PublishConfig)
     images, config, publish = _parse(configs, arguments, "pretrain", pretrain.__doc__)
+    if config.model:
+        refuse_pickle(config.model, said=f"--model {config.model}")
     dataset = str(sample_curated()) if images.dataset == EMBEDDED else images.dataset
     opened = open_dataset(dataset, images.split, images.revision)
     opened = opened.select(range(min(images.limit or len(opened), len(opened))))
@@ -163,7 +165,11 @@ def pretrain(arguments: Sequence[str]) -> None:
     trainer.save()
     if process_rank()[0] == 0:
         command = shlex.join(["accelerate", "launch", "recipes/pretrain.py", *arguments])
-        facts = dataset_facts(dataset, images.revision) | {"command": command}
+        facts = {
+            **dataset_facts(dataset, images.revision),
+            "images_sha256": trainer.told["images"],
+            "command": command,
+        }
         if config.model:
             facts["weights"] = checkpoint_fingerprint(config.model)
         write_provenance(config.output_dir, facts)

@@ -26,14 +26,13 @@ from optidel_hf.curation.inputs import InputConfig, open_sources
 from optidel_hf.curation.mosaic import RENDERER, pixels_sha256, renderer_versions
 from optidel_hf.curation.shards import shard_bounds, shard_paths, write_parquet
 from optidel_hf.errors import UserError
-from optidel_hf.images import ImageRejected, decode_reason, open_image
+from optidel_hf.images import MAX_IMAGE_PIXELS, decode_reason, open_image
 
 
 logger = logging.getLogger(__name__)
 
 LISTED = 5
-COLUMNS = {"source": pa.string(), "source_sha256": pa.string(), "crop": None, "mosaic": pa.int32(), "slot": pa.int32()}
-COLUMNS |= {"pixels_sha256": pa.string()}
+COLUMNS = ("source", "source_sha256", "crop", "mosaic", "slot", "pixels_sha256")
 
 
 @dataclass(frozen=True)
@@ -117,12 +116,15 @@ def read_selection(path: Path) -> pa.Table:
     try:
         chosen = pq.read_table(path)
         facts = json.loads((chosen.schema.metadata or {})[METADATA_KEY])
-        renderer = facts["versions"]["renderer"]
-        _ = facts["image_size"], facts["images_per_shard"], *(chosen[name] for name in COLUMNS)
-    except (pa.ArrowException, KeyError, ValueError) as error:
+        renderer, side, rows = facts["versions"]["renderer"], facts["image_size"], facts["images_per_shard"]
+        numbers = np.unique(chosen.select(COLUMNS)["mosaic"])
+        possible = rows >= 1 and 1 <= side * side <= MAX_IMAGE_PIXELS and np.array_equal(numbers, range(len(numbers)))
+    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is no selection that `optidel curate` published ({error}).") from None
+    if not possible or len(chosen) == 0:
         raise UserError(
-            f"{path} is no selection that `optidel curate` published: {error} is not as it must be."
-        ) from None
+            f"{path} asks for {len(numbers)} images of {side} px, {rows} a shard: none can be made of that."
+        )
     if renderer != RENDERER:
         raise UserError(f"{path} was made by renderer {renderer}, and this version of optidel_hf has {RENDERER}.")
     return chosen
@@ -153,9 +155,12 @@ def _write_shard(part: pa.Table, find: Callable[[str], dict[str, Any]], size: in
     """Write the shard if all of its images have their hashes; else say which have not, and what sources changed."""
     try:
         images = build_curated(part, find, size)
-    except ImageRejected:
+    except ValueError as error:  # a source that is broken, or smaller than it was
         reasons = {name: decode_reason(find(name))[1] for name in part["source"].unique().to_pylist()}
-        return [f"those of {name!r}, which cannot be opened ({reason})" for name, reason in reasons.items() if reason]
+        broken = [
+            f"those of {name!r}, which cannot be opened ({reason})" for name, reason in reasons.items() if reason
+        ]
+        return broken or [f"those of {target.name}, a square of which lies outside its source image ({error})"]
     expected = dict(zip(part["mosaic"].to_pylist(), part["pixels_sha256"].to_pylist()))
     stored = images.cast_column("image", Image(decode=False))["image"]
     made = dict(zip(sorted(expected), [pixels_sha256(open_image(value)) for value in stored]))

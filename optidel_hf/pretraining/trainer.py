@@ -180,7 +180,6 @@ class Pretrainer:
         device = self.accelerator.device
         return {
             "n_images": len(self.images),
-            "images_sha256": self.told["images"],
             "peak_learning_rate": self.config.peak_learning_rate,
             "parameters": self.model.num_parameters(),
             "seconds": round(sum(self.config.batch_size / line["images_per_second"] for line in metrics), 1),

@@ -99,8 +99,8 @@ def write_provenance(pretrain_dir: str | Path, facts: dict[str, Any]) -> Path:
     Args:
         pretrain_dir (`str` or `Path`): The `--output_dir` of a pre-training.
         facts (`dict`): `name` of the data, its `hub_id` and `revision` (or `None`), `curation` (or `None` for images
-            that were not curated; else as [`curation_facts`] returns), `command`, and for a model that did not begin
-            with random weights `weights`, their hash.
+            that were not curated; else as [`selection_facts`] returns), `images_sha256` of the pixels, `command`, and
+            for a model that did not begin with random weights `weights`, their hash.
 
     Returns:
         `Path`: The file that was written.

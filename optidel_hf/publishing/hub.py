@@ -109,12 +109,11 @@ def push_model(
     if results and not arm:
         raise UserError("--results is given without --arm, the name under which this model stands in them.")
     card = render_model_card(folder, results, model_id=repo_id, arm=arm, license=license)
-    weights = [path for part in (folder, folder / "backbone") for path in sorted(part.glob("model*.safetensors*"))]
-    if not weights:
+    weights = [path for part in (folder, folder / "backbone") for path in sorted(part.glob("*.safetensors*"))]
+    models = [path.parent for path in weights if path.name.startswith("model")]
+    if not models:
         raise UserError(f"{folder} holds no model.safetensors: give the --output_dir of a pre-training that finished.")
-    configs = [
-        part / name for part in (folder, folder / "backbone") for name in ("config.json", "preprocessor_config.json")
-    ]
+    configs = [part / name for part in models for name in ("config.json", "preprocessor_config.json")]
     others = [folder / "pretrain_config.json", folder / "metrics.jsonl"]
     files: Files = {path.relative_to(folder).as_posix(): path for path in (*weights, *configs, *others)}
     return push_files(repo_id, "model", files | {"README.md": card.encode()}, private)

@@ -120,6 +120,12 @@ def test_a_broken_source_is_said_so(out: Path, images: Path, tmp_path: Path) -> 
         rebuild(RebuildConfig(str(out), str(images), str(tmp_path / "again")))
 
 
+def test_a_source_that_shrank_is_said_so(out: Path, images: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(images / SOURCES[0])
+    with pytest.raises(UserError, match="a square of which lies outside its source image"):
+        rebuild(RebuildConfig(str(out), str(images), str(tmp_path / "again")))
+
+
 def test_names_of_a_foreign_list_reach_no_file(out: Path, images: Path, tmp_path: Path) -> None:
     (tmp_path / "secret.png").write_bytes((images / SOURCES[0]).read_bytes())
     table = pq.read_table(out / "selection.parquet")
@@ -138,6 +144,10 @@ def test_what_is_no_selection_is_refused(out: Path, images: Path, tmp_path: Path
         rebuild(RebuildConfig(str(tmp_path / "other.parquet"), str(images), again))
     with pytest.raises(UserError, match="is no selection that `optidel curate` published"):
         rebuild(RebuildConfig(str(images / SOURCES[0]), str(images), again))
+    for facts in ({"image_size": 10**6}, {"images_per_shard": 0}):
+        impossible = rewrite(out / "selection.parquet", tmp_path / "impossible.parquet", **facts)
+        with pytest.raises(UserError, match="none can be made of that"):
+            rebuild(RebuildConfig(str(impossible), str(images), again))
     later = rewrite(out / "selection.parquet", tmp_path / "later.parquet", versions={"renderer": "grid-9"})
     with pytest.raises(UserError, match=r"renderer grid-9, and this version of optidel_hf has grid-1"):
         rebuild(RebuildConfig(str(later), str(images), again))

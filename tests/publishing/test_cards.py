@@ -43,7 +43,6 @@ RUN = {
     "weight_decay": 0.05,
     "seed": 7,
     "n_images": 1234,
-    "images_sha256": "0123456789abcdef",
     "peak_learning_rate": 3.75e-5,
     "parameters": 3_456_789,
     "seconds": 1234.5,
@@ -53,7 +52,8 @@ RUN = {
     "precision": "bf16",
     "versions": {"transformers": "5.24.0", "torch": "2.13.0"},
 }
-RAW = {"name": "my frames", "hub_id": None, "revision": None, "curation": None, "command": "optidel pretrain"}
+RAW = {"name": "my frames", "hub_id": None, "revision": None, "curation": None}
+RAW |= {"images_sha256": "0123456789abcdef", "command": "optidel pretrain"}
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_model_card_in_full(model_folder: Path, curation: Path, results: Callabl
         "revision": "c0ffee",
         "curation": curation_facts(curation),
     }
-    write_provenance(model_folder, data | {"command": "optidel pretrain --dataset you/frames-5pc --steps 4000"})
+    write_provenance(model_folder, RAW | data | {"command": "optidel pretrain --dataset you/frames-5pc --steps 4000"})
     card = render_model_card(
         model_folder,
         results(model_folder / "results.json", {"optidel": 0.6123, "random": 0.5877}),

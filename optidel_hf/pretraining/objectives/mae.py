@@ -19,7 +19,6 @@ import torch
 from torch import nn
 from transformers import AutoConfig, ViTConfig, ViTMAEConfig, ViTMAEForPreTraining, ViTModel
 
-from optidel_hf.checkpoints import refuse_pickle
 from optidel_hf.errors import UserError
 
 
@@ -121,7 +120,6 @@ def load_mae(checkpoint: str, revision: str | None = None, **options: Any) -> Vi
         kind = AutoConfig.from_pretrained(checkpoint, revision=revision).model_type
         if kind != "vit_mae":
             raise UserError(f"{checkpoint} is a '{kind}', not a 'vit_mae': give a ViTMAE checkpoint with its decoder.")
-        refuse_pickle(checkpoint, revision)
         model, report = ViTMAEForPreTraining.from_pretrained(
             checkpoint,
             revision=revision,
