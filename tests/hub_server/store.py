@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from base64 import b64decode
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 
@@ -19,7 +20,7 @@ class File:
     content: bytes
     large: bool
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         return hashlib.sha256(self.content).hexdigest()
 
@@ -28,7 +29,7 @@ class File:
         """What the Hub names in `preupload`: the sha256 of a large file, git's hash of a regular one."""
         return self.sha256 if self.large else self.blob
 
-    @property
+    @cached_property
     def blob(self) -> str:
         """Git's hash: of the content, or of a large file's pointer (its first 40 digits stand for that)."""
         if self.large:
@@ -44,7 +45,7 @@ class Commit:
     title: str
     number: int
 
-    @property
+    @cached_property
     def oid(self) -> str:
         named = "".join(f"{path}:{file.oid}\n" for path, file in sorted(self.files.items()))
         return hashlib.sha1(f"{self.number}\n{self.title}\n{named}".encode()).hexdigest()
