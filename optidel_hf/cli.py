@@ -70,21 +70,6 @@ class ReportConfig:
 
 
 @dataclass(frozen=True)
-class PushConfig:
-    """What goes to the Hub."""
-
-    folder: str = field(metadata={"help": "Output of `optidel curate` or of pre-training, or the folder of a metric."})
-    repo_id: str = field(metadata={"help": "Hub id, as me/my-images-5pct: made if it is not there, else updated."})
-    private: bool = field(default=True, metadata={"help": "For its owner alone; a public repository is then refused."})
-    license: str = field(default="unknown", metadata={"help": "Licence of the data or weights, as the Hub names it."})
-    selection_only: bool = field(
-        default=False, metadata={"help": "No image, only the list from which `rebuild` makes them."}
-    )
-    results: str | None = field(default=None, metadata={"help": "results.json of `optidel evaluate`, for a model."})
-    arm: str | None = field(default=None, metadata={"help": "The model's name in these results."})
-
-
-@dataclass(frozen=True)
 class StatusConfig:
     """Which output to look at."""
 
@@ -147,8 +132,7 @@ def pretrain(arguments: Sequence[str]) -> None:
     from optidel_hf.pretraining.config import PretrainConfig
     from optidel_hf.pretraining.trainer import Pretrainer
     from optidel_hf.processes import process_rank, share_cores
-    from optidel_hf.publishing.cards import write_model_card, write_provenance
-    from optidel_hf.publishing.hub import PublishConfig, push_model
+    from optidel_hf.publishing.hub import PublishConfig
     from optidel_hf.sources import find_image_column, open_dataset
 
     share_cores()
@@ -165,19 +149,22 @@ def pretrain(arguments: Sequence[str]) -> None:
     trainer.save()
     if process_rank()[0] == 0:
         command = shlex.join(["accelerate", "launch", "recipes/pretrain.py", *arguments])
-        facts = {
-            **dataset_facts(dataset, images.revision),
-            "images_sha256": trainer.told["images"],
-            "command": command,
-        }
+        facts = {"command": command, "images_sha256": trainer.told["images"]}
         if config.model:
             facts["weights"] = checkpoint_fingerprint(config.model)
-        write_provenance(config.output_dir, facts)
-        write_model_card(config.output_dir, license=publish.license)
-        say(f"checkpoint: {config.output_dir}")
-        if publish.push_to_hub:
-            how = {"private": publish.private, "license": publish.license}
-            say(f"pushed: {push_model(config.output_dir, publish.push_to_hub, **how)}")
+        _finish_model(config.output_dir, facts | dataset_facts(dataset, images.revision), publish)
+
+
+def _finish_model(folder: str, facts: dict[str, Any], publish: Any) -> None:
+    """A model's provenance and card, and the push that was asked for."""
+    from optidel_hf.publishing.cards import write_model_card, write_provenance
+    from optidel_hf.publishing.hub import push_model
+
+    write_provenance(folder, facts)
+    write_model_card(folder, license=publish.license)
+    say(f"checkpoint: {folder}")
+    if publish.push_to_hub:
+        say(f"pushed: {push_model(folder, publish.push_to_hub, private=publish.private, license=publish.license)}")
 
 
 def evaluate(arguments: Sequence[str]) -> None:
@@ -200,35 +187,6 @@ def report(arguments: Sequence[str]) -> None:
     pretrain_dirs = {name: Path(folder) for name, folder in named.items()}
     path = build_report(Path(config.curation_dir), output, pretrain_dirs, config.results and Path(config.results))
     say(f"report: {path}")
-
-
-def push(arguments: Sequence[str]) -> None:
-    """Push a curated dataset, a selection, a model or a metric to the Hub, with its card."""
-    from optidel_hf.publishing.hub import push_dataset, push_metric, push_model
-
-    (config,) = _parse((PushConfig,), arguments, "push", push.__doc__)
-    folder, how = Path(config.folder), {"private": config.private, "license": config.license}
-    if (folder / "inputs.parquet").exists():
-        url = push_dataset(folder, config.repo_id, selection_only=config.selection_only, **how)
-    elif (folder / "pretrain_config.json").exists():
-        url = push_model(folder, config.repo_id, results=config.results, arm=config.arm, **how)
-    elif (folder / f"{folder.resolve().name}.py").exists():
-        url = push_metric(folder, config.repo_id, private=config.private)
-    else:
-        raise UserError(
-            f"--folder {folder} is no output of `optidel curate` (it has no inputs.parquet) or of pre-training (no "
-            "pretrain_config.json), nor the folder of a metric."
-        )
-    say(f"pushed: {url}")
-
-
-def rebuild(arguments: Sequence[str]) -> None:
-    """The curated images again, from a published selection and the source images."""
-    from optidel_hf.curation.rebuild import RebuildConfig
-    from optidel_hf.curation.rebuild import rebuild as run_rebuild
-
-    (config,) = _parse((RebuildConfig,), arguments, "rebuild", rebuild.__doc__)
-    say(f"curated: {run_rebuild(config) / 'curated'}")
 
 
 def status(arguments: Sequence[str]) -> None:
@@ -270,6 +228,35 @@ def demo(arguments: Sequence[str]) -> None:
 
     (config,) = _parse((DemoConfig,), arguments, "demo", demo.__doc__)
     run_demo(Path(config.output_dir), config.frames, config.steps, config.seeds)
+
+
+def push(arguments: Sequence[str]) -> None:
+    """Push a curated dataset, a selection, a model or a metric to the Hub, with its card."""
+    from optidel_hf.publishing.hub import PushConfig, push_dataset, push_metric, push_model
+
+    (config,) = _parse((PushConfig,), arguments, "push", push.__doc__)
+    folder, how = Path(config.folder), {"private": config.private, "license": config.license}
+    if (folder / "inputs.parquet").exists():
+        url = push_dataset(folder, config.repo_id, selection_only=config.selection_only, **how)
+    elif (folder / "pretrain_config.json").exists():
+        url = push_model(folder, config.repo_id, results=config.results, arm=config.arm, **how)
+    elif (folder / f"{folder.resolve().name}.py").exists():
+        url = push_metric(folder, config.repo_id, private=config.private)
+    else:
+        raise UserError(
+            f"--folder {folder} is no output of `optidel curate` (it has no inputs.parquet) or of pre-training (no "
+            "pretrain_config.json), nor the folder of a metric."
+        )
+    say(f"pushed: {url}")
+
+
+def rebuild(arguments: Sequence[str]) -> None:
+    """The curated images again, from a published selection and the source images."""
+    from optidel_hf.curation.rebuild import RebuildConfig
+    from optidel_hf.curation.rebuild import rebuild as run_rebuild
+
+    (config,) = _parse((RebuildConfig,), arguments, "rebuild", rebuild.__doc__)
+    say(f"curated: {run_rebuild(config) / 'curated'}")
 
 
 def env(arguments: Sequence[str]) -> None:

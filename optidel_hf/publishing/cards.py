@@ -166,14 +166,13 @@ def render_dataset_card(
         configs={config: CONFIGS[config][1] for config in configs},
         selection_only=selection_only,
         license=license,
+        inputs=curation_inputs(record),
+        run=record.config,
         facts=facts,
         images=sum(pq.read_metadata(path).num_rows for path in shards(folder)),
         megabytes=sum(path.stat().st_size for path in shards(folder)) / 1e6,
         funnel=funnel(record),
         statistics=score_statistics(record),
-        reliability=[fold.get("reliability") for fold in record.calibration],
-        inputs=curation_inputs(record),
-        run=record.config,
         versions=record.config.get("versions", {}) | record.facts["versions"],
     )
     return str(DatasetCard(card))

@@ -34,6 +34,21 @@ class PublishConfig:
             refuse_place(self.push_to_hub)
 
 
+@dataclass(frozen=True)
+class PushConfig:
+    """What goes to the Hub."""
+
+    folder: str = field(metadata={"help": "Output of `optidel curate` or of pre-training, or the folder of a metric."})
+    repo_id: str = field(metadata={"help": "Hub id, as me/my-images-5pct: made if it is not there, else updated."})
+    private: bool = field(default=True, metadata={"help": "For its owner alone; a public repository is then refused."})
+    license: str = field(default="unknown", metadata={"help": "Licence of the data or weights, as the Hub names it."})
+    selection_only: bool = field(
+        default=False, metadata={"help": "No image, only the list from which `rebuild` makes them."}
+    )
+    results: str | None = field(default=None, metadata={"help": "results.json of `optidel evaluate`, for a model."})
+    arm: str | None = field(default=None, metadata={"help": "The model's name in these results."})
+
+
 def find_file(repo_id: str, name: str, revision: str | None = None) -> Path | None:
     """A file of a dataset on the Hub, downloaded, or `None` if the dataset has no such file."""
     try:

@@ -131,11 +131,10 @@ def write_curation(folder: Path, images: dict[str, np.ndarray], each: int, mosai
     for fold in range(2):
         (folder / f"reference/fold-{fold}").mkdir(parents=True)
         calibration = {"model": ".", "patches": 8, "v_information_held_out": 0.8 + 0.05 * fold}
-        calibration["reliability"] = 0.9 + 0.03 * fold
         (folder / f"reference/fold-{fold}/calibration.json").write_text(json.dumps(calibration))
-    write_stage(folder / "reference")
     chosen = select(patches, mosaics)
     hardest = sorted(patches, key=lambda patch: -patch["difficulty"])[:2]
+    write_stage(folder / "reference")
     facts = {
         "strategy": "optidel",
         "score": "difficulty",
