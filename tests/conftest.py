@@ -82,6 +82,7 @@ def hub(hub_server: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     for name, value in settings.items():
         monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
     monkeypatch.setenv("HF_TOKEN", hub_server.token)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     return hub_server
 
 

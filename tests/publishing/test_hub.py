@@ -175,6 +175,7 @@ def test_without_a_place_or_a_token_nothing_begins(
     with pytest.raises(UserError, match="'frames' is no repository on the Hub: give owner/name"):
         PublishConfig(push_to_hub="frames")
     monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
     for begin in (lambda: PublishConfig(push_to_hub="me/frames"), lambda: push_dataset(curation, "me/frames")):
         with pytest.raises(UserError, match="There is no token to push with"):
