@@ -11,6 +11,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -38,7 +39,8 @@ def visit(folder: Path) -> dict[str, Any]:
     import torch
 
     torch.set_num_threads(1)
-    return {**_push(folder), **_open_datasets(folder), **_open_models(folder), **_open_metric(), **_refusals(folder)}
+    found = {**_push(folder), **_open_datasets(folder), **_open_models(folder)}
+    return {**found, **_run_cards(), **_open_metric(), **_refusals(folder)}
 
 
 def _push(folder: Path) -> dict[str, Any]:
@@ -89,6 +91,20 @@ def _open_models(folder: Path) -> dict[str, Any]:
         "weights": all(bool((tensor == ours[name]).all()) for name, tensor in backbone.state_dict().items()),
         "encoder": load_backbone("me/vit").fingerprint() == load_backbone(str(folder / "vit")).fingerprint(),
     }
+
+
+def _run_cards() -> dict[str, Any]:
+    """The cards' own code, as a reader would paste it."""
+    from huggingface_hub import RepoCard
+    from PIL import Image
+
+    names: dict[str, Any] = {}
+    for repo, kind in (("me/frames", "dataset"), ("me/vit", "model"), ("me/mean_iou", "space")):
+        code = re.findall(r"```python\n(.*?)```", RepoCard.load(repo, repo_type=kind).text, re.DOTALL)
+        exec("\n".join(code), names)
+    features = names["features"](Image.new("RGB", (40, 40), "brown"))
+    kinds = {name: type(names[name]).__name__ for name in ("dataset", "model", "metric")}
+    return {"card": kinds | {"features": [len(features[0]), len(features[0][0])]}}
 
 
 def _open_metric() -> dict[str, Any]:
@@ -186,6 +202,8 @@ def test_a_run_pushes_and_a_stranger_opens(
     assert (found["mae"], found["backbone"]) == (32, "ViTModel")
     assert found["weights"]
     assert found["encoder"]
+    kinds = {"dataset": "Dataset", "model": "ViTMAEForPreTraining", "metric": "MeanIoU"}
+    assert found["card"] == {**kinds, "features": [17, 32]}  # 16 patches and the class token
     assert found["mean_iou"] == 1.0
     card = ModelCard(hub.repo("me/vit", "models").files["README.md"].content.decode())
     assert [(score.metric_type, score.metric_value) for score in card.data.eval_results] == [("mean_iou", 0.25)]

@@ -25,9 +25,7 @@ class PublishConfig:
 
     push_to_hub: str | None = field(default=None, metadata={"help": "Hub id, as me/my-images-5pct, to push it to."})
     private: bool = field(default=True, metadata={"help": "For its owner alone; a public repository is then refused."})
-    license: str = field(
-        default="unknown", metadata={"help": "Licence that the source images allow, as the Hub names it."}
-    )
+    license: str = field(default="unknown", metadata={"help": "Licence of the data or weights, as the Hub names it."})
 
     def __post_init__(self) -> None:
         if self.push_to_hub is not None:  # before hours of work
