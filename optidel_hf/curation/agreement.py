@@ -40,17 +40,17 @@ def write_agreement(folder: Path, patches: Dataset, score: ScoreConfig, second: 
     """
     step = -(-len(patches) // MOST_PATCHES)
     sample = patches.select(range(0, len(patches), step))
-    partitions = range(score.partitions or load_calibration(folder, 0).partitions)
+    partitions = range(score.partitions or load_calibration(str(folder), 0).partitions)
 
     def ranked(reference: Reference) -> Tensor:
         return _difficulty(reference, sample, score, partitions)
 
-    first = ranked(load_reference(folder, 0, device))
+    first = ranked(load_reference(str(folder), 0, device))
     crossed = (folder / "fold-1").exists()
     facts: dict[str, Any] = {
         "score": "difficulty",
         "patches": len(sample),
-        "between_folds": rank_correlation(first, ranked(load_reference(folder, 1, device))) if crossed else None,
+        "between_folds": rank_correlation(first, ranked(load_reference(str(folder), 1, device))) if crossed else None,
         "second_reference": second,
         "between_models": rank_correlation(first, ranked(open_reference(second, None, device))) if second else None,
     }

@@ -57,8 +57,8 @@ def fit_temperature(right: Tensor, wrong: Tensor) -> float:
     """
     The temperature of the least mean loss; arguments as for [`info_nce`].
 
-    The loss is convex in 1/t, so there is one minimum; without a mistake among the patches it is flat towards zero, and
-    any temperature there, not under 0.001, may come out.
+    The loss is convex in 1/t, so there is one minimum; without a mistake among the patches it is flat towards zero,
+    and any temperature there, not under 0.001, may come out.
     """
 
     def loss(logarithm: float) -> float:
@@ -100,4 +100,5 @@ class CandidateBank:
     def loss(self, first: Tensor, second: Tensor, groups: Sequence[str], temperature: float) -> Tensor:
         """Mean InfoNCE loss in nats of both directions, as in NT-Xent: views `(B, W)` twice to `(B,)`."""
         right = (first * second).sum(1)
-        return sum(info_nce(right, self.similarities(v, groups), temperature) for v in (first, second)) / 2
+        forth, back = (info_nce(right, self.similarities(view, groups), temperature) for view in (first, second))
+        return (forth + back) / 2

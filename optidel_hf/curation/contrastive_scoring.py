@@ -138,8 +138,8 @@ class ContrastiveScorer:
         """Score the patches of `batch` (columns `image` and the keys)."""
         facts, bank = load_contrastive(self.folder)
         encoder = load_encoder(facts.backbone, str(resolve_device(self.device, rank)))
-        views = embed_views(encoder, batch, facts.seed, self.patches_per_batch)
-        pvi = information(bank.loss(*views, batch["group"], facts.temperature), bank.candidates)
+        first, second = embed_views(encoder, batch, facts.seed, self.patches_per_batch)
+        pvi = information(bank.loss(first, second, batch["group"], facts.temperature), bank.candidates)
         columns = dict(zip(COLUMNS, (pvi, facts.ceiling - pvi)))
         keys: dict[str, Any] = {name: batch[name] for name in KEY_FEATURES}
         return {**keys, **{name: values.float().numpy() for name, values in columns.items()}}
@@ -257,8 +257,9 @@ def load_encoder(backbone: str, device: str) -> Encoder:
 def _read_head(path: Path) -> nn.Sequential:
     """SimCLR's g(h) = W2 relu(W1 h), with or without biases: `0.weight`, `2.weight` and theirs."""
     weights = load_file(path)
-    layers = [nn.Linear(*weights[f"{k}.weight"].shape[::-1], bias=f"{k}.bias" in weights) for k in (0, 2)]
-    head = nn.Sequential(layers[0], nn.ReLU(), layers[1])
+    (hidden, width), (projected, _) = weights["0.weight"].shape, weights["2.weight"].shape
+    first = nn.Linear(width, hidden, bias="0.bias" in weights)
+    head = nn.Sequential(first, nn.ReLU(), nn.Linear(hidden, projected, bias="2.bias" in weights))
     head.load_state_dict(weights)
     return head.eval()
 

@@ -63,7 +63,8 @@ def border(pixels: Tensor, level: Tensor) -> Tensor:
     for corner in (pixels[..., :3, :3], pixels[..., :3, -3:], pixels[..., -3:, :3], pixels[..., -3:, -3:]):
         colour = corner.flatten(2).median(-1).values[..., None, None].int()
         lowest, highest = (colour - FLAT).clamp(0, 255).byte(), (colour + FLAT).clamp(0, 255).byte()
-        near = ((pixels >= lowest) & (pixels <= highest)).all(1)
+        red, green, blue = (pixels - lowest <= highest - lowest).unbind(1)  # 8 bits wrap: what is lower becomes high
+        near = red & green & blue
         frame |= near & (_variance(level, near) <= FLAT_SPREAD**2)[:, None, None]
     runs = [_run(frame), _run(frame.mT).mT, _run(frame.flip(2)).flip(2), _run(frame.mT.flip(2)).flip(2).mT]
     return torch.stack(runs).any(0).float().mean((1, 2))
@@ -71,9 +72,10 @@ def border(pixels: Tensor, level: Tensor) -> Tensor:
 
 def _variance(level: Tensor, where: Tensor) -> Tensor:
     """Variance of each patch's `level` over the pixels `where`: `(B, S, S)` twice to `(B,)`."""
-    count = where.sum((1, 2)).clamp_min(1)
-    mean = (level * where).sum((1, 2)) / count
-    return ((level - mean[:, None, None]).square() * where).sum((1, 2)) / count
+    weight, offset = where.flatten(1).float(), level.flatten(1) - 128
+    count = weight.sum(1).clamp_min(1)
+    mean = torch.linalg.vecdot(weight, offset) / count
+    return torch.linalg.vecdot(weight, offset.square()) / count - mean.square()
 
 
 def _run(flat: Tensor) -> Tensor:

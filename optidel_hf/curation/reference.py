@@ -283,7 +283,7 @@ def _check_target(reference: Reference, patches: Dataset, name: str, score: Scor
     Refuse a checkpoint whose predictions fit the target that its configuration does not name.
 
     `norm_pix_loss` is easily lost when weights are converted or copied, and nothing fails: every score is nonsense.
-    The mean of a target explains more of it than the mean of the other does, so the true one has more information.
+    In mean squares, predictions of one target explain less of the other: the true one has more information.
     """
     sample, config = patches.select(range(min(len(patches), TARGET_PATCHES))), reference.model.config
     declared, information = config.norm_pix_loss, {}

@@ -25,7 +25,8 @@ def rank_correlation(first: Tensor, second: Tensor) -> float | None:
 
 
 def spearman_brown(rho: float, partitions: int) -> float:
-    """Reliability of the mean over `partitions` whose scores correlate by `rho`."""
+    """Reliability of the mean over `partitions` whose scores correlate by `rho`; 0 where they do not."""
+    rho = max(0.0, rho)
     return partitions * rho / (1 + (partitions - 1) * rho)
 
 

@@ -24,6 +24,7 @@ def test_what_has_no_order_has_no_correlation() -> None:
 def test_spearman_brown_by_hand() -> None:
     assert spearman_brown(0.6, 1) == pytest.approx(0.6)
     assert spearman_brown(0.6, 2) == pytest.approx(1.2 / 1.6)
+    assert spearman_brown(-0.2, 8) == 0
 
 
 @pytest.mark.parametrize(("rho", "partitions"), [(0.95, 1), (0.9, 1), (0.89, 2), (0.818, 3), (0.75, 3), (0.6, 6)])
