@@ -188,7 +188,8 @@ def measure(model: ViTMAEForPreTraining, pixels: Tensor, config: ScoreConfig, pa
     model.config.mask_ratio = mask_ratio(target.shape[1], config.masks)
     errors = [_partition_error(model, pixels, target, config, config.mask_seed + p) for p in partitions]
     values = _index_sets(target.unflatten(-1, (-1, channels)), config.variance)
-    variance = pixels.flatten(1).var(1, unbiased=False)
+    flat = pixels.flatten(1)
+    variance = (flat - flat.mean(1, keepdim=True)).square().mean(1)  # torch's var takes twice as long
     return Measures(torch.stack(errors, dim=1), values.mean(2), values.square().mean(2), variance)
 
 
