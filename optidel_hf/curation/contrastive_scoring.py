@@ -31,8 +31,15 @@ from torch.nn.functional import normalize
 from transformers import AutoImageProcessor, ViTModel
 
 from optidel_hf.checkpoints import require_kind
-from optidel_hf.curation.contrastive import SATURATED, CandidateBank, fit_temperature, info_nce, information
-from optidel_hf.curation.scoring import DECODERS, KEY_FEATURES
+from optidel_hf.curation.contrastive import (
+    SATURATED,
+    CandidateBank,
+    candidates_in_batch,
+    fit_temperature,
+    info_nce,
+    information,
+)
+from optidel_hf.curation.scoring import DECODERS, KEY_FEATURES, normalise
 from optidel_hf.curation.shards import write_text
 from optidel_hf.devices import resolve_device
 from optidel_hf.errors import UserError
@@ -62,9 +69,8 @@ class Encoder(NamedTuple):
 
         With a head, its projection of the class token, as in SimCLR; without, the mean patch token.
         """
-        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
-        pixels = (images.permute(0, 3, 1, 2).float() / 255 - mean) / std
-        tokens = self.model(pixels.to(self.model.device)).last_hidden_state
+        pixels = normalise(images.to(self.model.device), self.mean, self.std)
+        tokens = self.model(pixels).last_hidden_state
         embedded = tokens[:, 1:].mean(1) if self.head is None else self.head(tokens[:, 0])
         return normalize(embedded.float(), dim=-1).cpu()
 
@@ -116,8 +122,8 @@ class ContrastiveScorer:
     """
     Adds `contrastive_pvi` and `contrastive_entropy`, bits: for `datasets.map(batched=True, with_rank=True)`.
 
-    Views are a function of seed, source and box, and the candidates are the same for every patch, so batch size, order
-    and rank change scores by float32 rounding alone. Low `contrastive_pvi` is hard; log2 C is the most there is.
+    Views are a function of seed, source and crop, and the candidates are the same for every patch, so batch size,
+    order and rank change scores by float32 rounding alone. Low `contrastive_pvi` is hard; log2 C is the most there is.
 
     Args:
         folder (`str` or `Path`): written by [`calibrate_contrastive`].
@@ -149,7 +155,7 @@ def calibrate_contrastive(
     patches: Dataset,
     output_dir: str | Path,
     backbone: str | Path,
-    candidates: int = 511,
+    candidates: int = candidates_in_batch(256),
     seed: int = 0,
     device: str = "auto",
 ) -> Path:
@@ -161,8 +167,8 @@ def calibrate_contrastive(
         output_dir (`str` or `Path`): gets `contrastive.json` and `bank.safetensors`.
         backbone (`str` or `Path`): a `ViTModel` folder or Hub id, or a folder with `backbone/` in it; a
             `projection_head.safetensors` in the folder is used.
-        candidates (`int`, *optional*, defaults to 511): C, at most; 511 are those of NT-Xent with 256 images. A pool
-            of fewer groups has fewer, and says so.
+        candidates (`int`, *optional*, defaults to 511): C, at most: as many as NT-Xent has in a batch of 256 images. A
+            pool of fewer groups has fewer, and says so.
         seed (`int`, *optional*, defaults to 0): of views, bank and calibration part.
         device (`str`, *optional*, defaults to `"auto"`).
 
@@ -180,8 +186,7 @@ def calibrate_contrastive(
         raise UserError(f"The pool has {len(groups)} group(s): contrastive scores need at least 4.")
     representatives = _one_of_each(patches, drawn, seed)
     bank = CandidateBank(embed_views(encoder, representatives, seed)[0], tuple(representatives["group"]))
-    rows = [row for row, group in enumerate(patches["group"]) if group in calibrating]
-    part = patches[rows[:MOST_PATCHES]]
+    part = _rows_of(patches, calibrating, seed)
     first, second = embed_views(encoder, part, seed)
     right = (first * second).sum(1).repeat(2)
     wrong = torch.cat([bank.similarities(view, part["group"]) for view in (first, second)])
@@ -264,13 +269,24 @@ def _read_head(path: Path) -> nn.Sequential:
     return head.eval()
 
 
+def _keys(patches: Dataset, seed: int) -> list[str]:
+    """What shuffles rows by the seed, whatever order they came in."""
+    return [_key(seed, source, *map(int, crop)) for source, crop in zip(patches["source"], patches["crop"])]
+
+
 def _one_of_each(patches: Dataset, groups: Sequence[str], seed: int) -> dict[str, Any]:
-    """One patch of each group, whatever the order of rows."""
+    """One patch of each group."""
     chosen: dict[str, tuple[str, int]] = {}
-    for row, (group, source, crop) in enumerate(zip(patches["group"], patches["source"], patches["crop"])):
-        candidate = (_key(seed, source, *map(int, crop)), row)
-        chosen[group] = min(chosen.get(group, candidate), candidate)
+    for row, (group, key) in enumerate(zip(patches["group"], _keys(patches, seed))):
+        chosen[group] = min(chosen.get(group, (key, row)), (key, row))
     return patches[[chosen[group][1] for group in groups]]
+
+
+def _rows_of(patches: Dataset, groups: set[str], seed: int) -> dict[str, Any]:
+    """The patches of some groups, as many as calibration takes."""
+    keys = _keys(patches, seed)
+    rows = [row for row, group in enumerate(patches["group"]) if group in groups]
+    return patches[sorted(rows, key=keys.__getitem__)[:MOST_PATCHES]]
 
 
 def _key(*parts: str | int) -> str:

@@ -145,7 +145,7 @@ class VInformationScorer:
         measured, spoilt, embedded = [], [], []
         while images := list(islice(decoded, self.config.patches_per_batch)):
             patches = torch.from_numpy(np.stack(images)).to(device)
-            pixels = normalise(patches, first)
+            pixels = normalise(patches, first.mean, first.std)
             measured.append(measure(model, pixels, self.config, partitions))
             embedded.append(embed(first.model, pixels).half())
             spoilt.append(nuisances(patches))
@@ -240,10 +240,10 @@ def decode_patch(value: Any, size: int) -> np.ndarray:
     return np.asarray(image if image.size == (size, size) else image.resize((size, size), Resampling.BICUBIC))
 
 
-def normalise(images: Tensor, reference: Reference) -> Tensor:
+def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """8-bit patches `(B, S, S, C)` to a model's input `(B, C, S, S)`, on the device where they lie."""
-    mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in reference[1:])
-    return (images.permute(0, 3, 1, 2).float() / 255 - mean) / std
+    centre, scale = (torch.tensor(values, device=images.device)[:, None, None] for values in (mean, std))
+    return (images.permute(0, 3, 1, 2).float() / 255 - centre) / scale
 
 
 def load_pixels(images: list[Any], reference: Reference) -> Tensor:
@@ -251,4 +251,4 @@ def load_pixels(images: list[Any], reference: Reference) -> Tensor:
     size = reference.model.config.image_size
     with ThreadPoolExecutor(max_workers=DECODERS) as pool:
         stacked = torch.from_numpy(np.stack(list(pool.map(partial(decode_patch, size=size), images))))
-    return normalise(stacked.to(reference.model.device), reference)
+    return normalise(stacked.to(reference.model.device), reference.mean, reference.std)

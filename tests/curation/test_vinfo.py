@@ -183,6 +183,14 @@ def test_the_held_out_estimate_converges_to_the_known_information(sharing: str) 
     assert off[4].mean() < 0
 
 
+def test_predictions_for_other_samples_carry_no_information() -> None:
+    """Xu et al.: V-information is never under 0 and 0 for independent X; an estimate of it falls below, not above."""
+    values, predicted = samples(400)
+    order = torch.randperm(400, generator=torch.Generator().manual_seed(1))
+    error, mean, square = moments(values, predicted[order])
+    assert calibrate(error, mean, square).information < 0
+
+
 def crops(n: int = 3000, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Error, variance and side of crops whose error follows contrast and size, and a difficulty of its own."""
     generator = torch.Generator().manual_seed(seed)
