@@ -90,11 +90,18 @@ def text(pixels: Tensor, level: Tensor) -> Tensor:
     chroma = pixels.amax(1) - pixels.amin(1)
     darkest = _erode(level)
     ground = _dilate(darkest)  # the opening: of strokes thinner than the window it leaves what is around them
-    grey = avg_pool2d((chroma <= GREY).float(), WINDOW, stride=1, padding=WINDOW // 2, count_include_pad=False)
+    grey = _window_mean((chroma <= GREY).float())
     strokes = (level - ground >= INK) & (_dilate(ground) - _erode(ground) <= FLAT) & (grey >= MOSTLY)
     dullest = _erode(chroma)
     boxes = (_dilate(level) - darkest <= DRAWN) & (_dilate(chroma) - dullest <= DRAWN) & (dullest >= COLOURED)
     return _dilate((strokes | boxes).byte()).float().mean((1, 2))
+
+
+def _window_mean(values: Tensor) -> Tensor:
+    """Mean over windows of 7 x 7 pixels, of those inside the patch: `(B, S, S)` float32, the same."""
+    for _ in range(2):  # along the rows, then down the columns
+        values = avg_pool2d(values, (1, WINDOW), stride=1, padding=(0, WINDOW // 2), count_include_pad=False).mT
+    return values
 
 
 def _dilate(values: Tensor) -> Tensor:

@@ -243,7 +243,7 @@ def decode_patch(value: Any, size: int) -> np.ndarray:
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """8-bit patches `(B, S, S, C)` to a model's input `(B, C, S, S)`, on the device where they lie."""
     centre, scale = (torch.tensor(values, device=images.device)[:, None, None] for values in (mean, std))
-    return (images.permute(0, 3, 1, 2).float() / 255 - centre) / scale
+    return (images.permute(0, 3, 1, 2).contiguous().float() / 255 - centre) / scale
 
 
 def load_pixels(images: list[Any], reference: Reference) -> Tensor:

@@ -195,7 +195,7 @@ def score_reliability(record: CurationRecord) -> list[dict[str, Any]]:
     second = record.agreement.get("second_reference")
     rows: list[tuple[str, list[float | None]]] = [
         ("between two mask partitions", [fold["mask_correlation"] for fold in folds]),
-        (f"of the mean over {counts} partitions (Spearman-Brown)", [fold["reliability"] for fold in folds]),
+        (f"of the mean over {counts} partition(s) (Spearman-Brown)", [fold["reliability"] for fold in folds]),
         ("between the two folds' models", [record.agreement.get("between_folds")]),
         (f"between the reference model and `{second}`", [record.agreement.get("between_models")]),
     ]
