@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--pool", type=Path, help="a curation's patches folder")
     parser.add_argument("--count", type=int, default=1024)
-    parser.add_argument("--partitions", type=int, default=2)
+    parser.add_argument("--partitions", type=int, default=1, help="what `curate` settles on with real frames")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--device", default="auto")

@@ -131,8 +131,9 @@ def blur_effect(level: Tensor) -> Tensor:
     What share of the differences between neighbours a strong low-pass filter leaves: a blurred patch loses little. It
     is 1 for a patch without any difference.
     """
-    smooth = avg_pool2d(level, (1, BLUR), stride=1)  # only where the whole filter lies inside
-    before = level[..., BLUR // 2 : -(BLUR // 2)].diff(dim=-1).abs()
+    reach = min(BLUR // 2, (level.shape[-1] - 2) // 2)  # of the filter, which is shorter on the smallest patches
+    smooth = avg_pool2d(level, (1, 2 * reach + 1), stride=1)  # only where the whole filter lies inside
+    before = level[..., reach:-reach].diff(dim=-1).abs()
     lost = (before - smooth.diff(dim=-1).abs()).clamp_min(0)
     total = before.sum((1, 2))
     return torch.where(total > 0, 1 - lost.sum((1, 2)) / total.clamp_min(1e-6), 1.0)

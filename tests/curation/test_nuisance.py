@@ -100,3 +100,10 @@ def test_each_patch_is_measured_alone() -> None:
     for i, patch in enumerate(patches):
         alone = measure(patch)
         assert {name: values[i] for name, values in together.items()} == {n: v[0] for n, v in alone.items()}
+
+
+def test_the_smallest_patches_are_measured_too() -> None:
+    found = measure(surface(side=8), np.full((8, 8, 3), 7, np.uint8))
+    assert all(0 <= value <= 1 for values in found.values() for value in values)
+    assert found["defocus"][0] < found["defocus"][1] == 1
+    assert found["border"] == [0, 1]
