@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
+    from optidel_hf.curation.contrastive_scoring import ContrastiveScorer, calibrate_contrastive
     from optidel_hf.curation.curated import MosaicConfig, curated_dataset
     from optidel_hf.curation.inputs import InputConfig
     from optidel_hf.curation.patches import PatchConfig, SamPatchExtractor
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from optidel_hf.publishing.report import build_report
 
 _MODULES = {
+    "ContrastiveScorer": "curation.contrastive_scoring",
     "CurationConfig": "curation.pipeline",
     "EvaluateConfig": "evaluation.segmentation",
     "InputConfig": "curation.inputs",
@@ -40,6 +42,7 @@ _MODULES = {
     "VInformationScorer": "curation.scoring",
     "build_report": "publishing.report",
     "calibrate_checkpoint": "curation.reference",
+    "calibrate_contrastive": "curation.contrastive_scoring",
     "curate": "curation.pipeline",
     "curated_dataset": "curation.curated",
     "evaluate_segmentation": "evaluation.segmentation",

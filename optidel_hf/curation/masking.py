@@ -3,7 +3,7 @@ Seeded mask partitions: which tokens are visible together, the same for every sa
 
 One partition deals the `L` tokens into `K` visible sets of `L // K`, so that each token is visible once and hidden
 `K - 1` times. Where `K` does not divide `L`, the remainder is visible in no set of that partition, and another
-partition leaves out tokens of its own. Shapes: `K` masks a partition, `L` tokens.
+partition leaves out tokens of its own. Shapes: `B` patches, `K` masks a partition, `L` tokens, `C` errors a token.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ def mask_partition(tokens: int, masks: int, seed: int) -> Tensor:
 
 def hidden_mean(errors: Tensor, noise: Tensor) -> Tensor:
     """
-    Mean error over tokens, each averaged over the masks that hide it.
+    Error of each token, averaged over the masks that hide it.
 
     Args:
-        errors (`Tensor` of shape `(B, K, L)`): mean squared error of each token under each mask.
+        errors (`Tensor` of shape `(B, K, L, C)`): mean squared errors of each token under each mask.
         noise (`Tensor` of shape `(K, L)`): from [`mask_partition`].
 
     Returns:
-        `Tensor` of shape `(B,)`.
+        `Tensor` of shape `(B, L, C)`.
     """
-    return (errors * noise).sum(1).div(noise.sum(0)).mean(-1)
+    return (errors * noise.unsqueeze(-1)).sum(1).div(noise.sum(0).unsqueeze(-1))

@@ -167,6 +167,8 @@ class _Run:
         fields = asdict(config) | {"score": asdict(self.config.score)}
         if config.reference:
             fields["weights"] = checkpoint_fingerprint(config.reference, config.reference_revision)
+        if config.second_reference:
+            fields["second_weights"] = checkpoint_fingerprint(config.second_reference)
         return Stage(self.output / "reference", fields, self.patch_stage.hash)
 
     @cached_property
@@ -214,7 +216,7 @@ class _Run:
                 target = folder / path.name
                 if i % self.world == self.rank and not target.exists():
                     patches = _read_dataset(path)
-                    write_parquet(to_arrow(self._map(patches, scorer, scorer.features, bar)), target)
+                    write_parquet(to_arrow(self._map(patches, scorer, scorer.features, bar, rows=256)), target)
                 else:
                     bar.update(pq.read_metadata(path).num_rows)
         wait_for(folder / path.name for path in shards)
@@ -231,7 +233,7 @@ class _Run:
                     calibrate_checkpoint(patches, folder, config, score, self.config.device)
                 else:
                     fit_scorer(patches, folder, config, score, folds, self.config.device)
-        wait_for([folder / "fold-0"] + ([] if config.reference else [folder / "fold-1"]))
+        wait_for([folder / "reliability.json"])  # the last file of the stage
 
     def selection(self) -> None:
         """Choose by columns alone; the draft becomes `selection.parquet` when its mosaics have their hashes."""
@@ -265,13 +267,15 @@ class _Run:
         wait_for([stage.folder / "config.json"])
         return stage.claim()
 
-    def _map(self, dataset: Dataset, stage: Callable[..., dict], features: Features, bar: tqdm) -> Dataset:
+    def _map(
+        self, dataset: Dataset, stage: Callable[..., dict], features: Features, bar: tqdm, rows: int = 32
+    ) -> Dataset:
         """Run a stage's callable over one shard in this process, in memory: no second copy lies in a cache."""
 
         def counted(batch: dict[str, list[Any]], rank: int | None = None) -> dict[str, list[Any]]:
-            rows = stage(batch, self.rank if self.world > 1 else None)
+            result = stage(batch, self.rank if self.world > 1 else None)
             bar.update(len(next(iter(batch.values()))))
-            return rows
+            return result
 
         quiet = not are_progress_bars_disabled()
         disable_progress_bars()
@@ -279,7 +283,7 @@ class _Run:
             return dataset.map(
                 counted,
                 batched=True,
-                batch_size=32,
+                batch_size=rows,
                 features=features,
                 remove_columns=dataset.column_names,
                 keep_in_memory=True,
@@ -310,7 +314,9 @@ class _Run:
         if reference.reference:
             revision = reference.reference_revision
             require_kind("--reference", reference.reference, revision, "vit_mae", "facebook/vit-mae-base")
-        elif patches.patch_size % reference.reference_token:
+        if reference.second_reference:
+            require_kind("--second_reference", reference.second_reference, None, "vit_mae", "facebook/vit-mae-base")
+        if not reference.reference and patches.patch_size % reference.reference_token:
             raise UserError(
                 f"patch_size {patches.patch_size} is no multiple of reference_token {reference.reference_token}, the "
                 "side of the reference model's tokens."

@@ -3,7 +3,7 @@ The reference model, with its calibration: a ViT-MAE fitted on the pool by two-f
 
 A masked autoencoder memorises what it trains on, so no patch is scored by a model that saw its group: whole groups
 are dealt into two folds, a model is fitted on each, and each scores the other's patches. A tenth of a fold's groups is
-kept from its training; variances, null and the difficulty fit come from there.
+kept from its training; variances, null, the difficulty fit and the number of mask partitions come from there.
 """
 
 from __future__ import annotations
@@ -22,17 +22,16 @@ import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
 
-from optidel_hf.curation import vinfo
-from optidel_hf.curation.scoring import (
-    FITTED_HERE,
-    Calibration,
-    Measures,
-    Reference,
-    ScoreConfig,
-    load_pixels,
-    measure,
-    open_reference,
+from optidel_hf.curation import agreement, vinfo
+from optidel_hf.curation.calibration import FITTED_HERE, Calibration, Reference, open_reference
+from optidel_hf.curation.reliability import (
+    MOST_PARTITIONS,
+    RELIABLE,
+    fewest_partitions,
+    rank_correlation,
+    spearman_brown,
 )
+from optidel_hf.curation.scoring import Measures, ScoreConfig, measure_patches
 from optidel_hf.devices import resolve_device
 from optidel_hf.errors import UserError
 from optidel_hf.images import open_image
@@ -42,7 +41,7 @@ from optidel_hf.pretraining.trainer import PretrainConfig, Pretrainer
 logger = logging.getLogger(__name__)
 
 MODEL_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
-CHUNK = 1024  # patches that calibration holds as float32 at a time
+TARGET_PATCHES, TARGET_MARGIN = 256, 0.05  # on which a checkpoint's target is checked, and by how many bits
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,9 @@ class ReferenceConfig:
 
     reference: str | None = field(default=None, metadata={"help": "ViTMAE checkpoint; without it one is fitted."})
     reference_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of it."})
+    second_reference: str | None = field(
+        default=None, metadata={"help": "Another ViTMAE checkpoint: how far its ranks agree is reported."}
+    )
     reference_steps: int = field(default=300, metadata={"help": "Steps of each fold's model."})
     reference_batch_size: int = field(default=64, metadata={"help": "Its batch size."})
     reference_learning_rate: float = field(default=4e-3, metadata={"help": "Its base rate, for a batch of 256."})
@@ -103,7 +105,7 @@ def fit_scorer(
 
     Args:
         patches (`datasets.Dataset`): key patches with `image` (undecoded), `source`, `group`, `bbox`, `crop`.
-        output_dir (`str` or `Path`): gets `fold-0/`, `fold-1/` and `folds.parquet`.
+        output_dir (`str` or `Path`): gets `fold-0/`, `fold-1/`, `folds.parquet` and `reliability.json`.
         config ([`ReferenceConfig`], *optional*).
         score ([`ScoreConfig`], *optional*): the masks that the calibration stands for, those of the scorer.
         folds (`dict[str, int]`, *optional*): from [`assign_folds`], where `patches` is only a part of the pool.
@@ -122,6 +124,11 @@ def fit_scorer(
         if not (output / f"fold-{fold}").exists():
             _fit_fold(patches, folds, fold, output, config, score, device)
         shutil.rmtree(output / f".fold-{fold}.partial", ignore_errors=True)
+    if not (output / agreement.FILE).exists():
+        # What a fold keeps from its training the other never sees: no model has trained on either's.
+        kept_out = set().union(*(_held_out(_groups_of(folds, fold), patches, config) for fold in (0, 1)))
+        held = _rows_of(patches, kept_out)
+        agreement.write_agreement(output, held, score, config.second_reference, str(resolve_device(device)))
     return output
 
 
@@ -133,22 +140,22 @@ def calibrate_checkpoint(
 
     Args and result are those of [`fit_scorer`]; `config.reference` names the checkpoint.
     """
-    output = Path(output_dir)
-    if (output / "fold-0").exists():
+    output, where = Path(output_dir), str(resolve_device(device))
+    if (output / agreement.FILE).exists():
         return output
     assert config.reference is not None
     own = set(patches["group"])
-    groups = _held_out(own, patches, config) or own  # it has trained on none of them, so a single group will do
-    reference = open_reference(config.reference, config.reference_revision, str(resolve_device(device)))
-    if reference.model.config.norm_pix_loss:
-        logger.warning("%s predicts normalised pixels: the null entropy is then nearly constant.", config.reference)
-    partial = output / ".fold-0.partial"
-    partial.mkdir(parents=True, exist_ok=True)
-    rows = [i for i, group in enumerate(patches["group"]) if group in groups]
-    held = _sorted(patches.select(rows))
-    calibration = _calibrate(reference, held, config.reference, config.reference_revision, score)
-    calibration.save(partial / "calibration.json")
-    partial.rename(output / "fold-0")
+    # It has trained on none of them, so a single group will do.
+    held = _rows_of(_sorted(patches), _held_out(own, patches, config) or own)
+    if not (output / "fold-0").exists():
+        reference = open_reference(config.reference, config.reference_revision, where)
+        _check_target(reference, held, config.reference, score)
+        calibration = _calibrate(reference, held, config.reference, config.reference_revision, score)
+        partial = output / ".fold-0.partial"
+        partial.mkdir(parents=True, exist_ok=True)
+        calibration.save(partial / "calibration.json")
+        partial.rename(output / "fold-0")
+    agreement.write_agreement(output, held, score, config.second_reference, where)
     return output
 
 
@@ -170,11 +177,11 @@ def _fit_fold(
     score: ScoreConfig,
     device: str,
 ) -> None:
-    own = [group for group in folds if folds[group] == fold]
+    own = _groups_of(folds, fold)
     kept_out = _held_out(own, patches, config)
     train = [i for i, g in enumerate(patches["group"]) if folds[g] == fold and g not in kept_out]
-    held = [i for i, g in enumerate(patches["group"]) if g in kept_out]
-    if not train or not held:
+    held = _rows_of(patches, kept_out)
+    if not train or not len(held):
         raise UserError(
             f"Fold {fold} has {len(own)} group(s), too few to train and calibrate a reference model on: "
             "give more images, or a checkpoint with --reference."
@@ -189,7 +196,7 @@ def _fit_fold(
     trainer.train()
     trainer.save()
     reference = open_reference(str(partial), None, str(resolve_device(device)))
-    calibration = _calibrate(reference, patches.select(held), FITTED_HERE, None, score)
+    calibration = _calibrate(reference, held, FITTED_HERE, None, score)
     _publish_fold(partial, output / f"fold-{fold}", calibration)
 
 
@@ -228,20 +235,72 @@ def _training_config(config: ReferenceConfig, output: Path, patches: Dataset, de
 def _calibrate(
     reference: Reference, patches: Dataset, name: str, revision: str | None, score: ScoreConfig
 ) -> Calibration:
-    chunks = (patches[start : start + CHUNK]["image"] for start in range(0, len(patches), CHUNK))
-    parts = [measure(reference.model, load_pixels(images, reference), score) for images in chunks]
-    measured = Measures(*(torch.cat(values) for values in zip(*parts)))
-    error = measured.errors.mean(1)
     sides = torch.tensor([crop[2] for crop in patches["crop"]], dtype=torch.float32)
+    measured = measure_patches(reference, patches, score, range(max(2, score.partitions or 2)))
+    rho = _mask_correlation(measured, sides)
+    partitions = score.partitions or _count_partitions(rho)
+    known = measured.errors.shape[1]
+    if partitions > known:
+        further = measure_patches(reference, patches, score, range(known, partitions))
+        measured = measured._replace(errors=torch.cat([measured.errors, further.errors], dim=1))
+    error = measured.errors[:, :partitions].mean(1)
     return Calibration(
         model=name,
         revision=revision,
-        family=vinfo.calibrate(error, measured.channel_mean, measured.channel_square),
-        difficulty=vinfo.fit_difficulty(error, measured.variance, sides),
+        normalised_target=reference.model.config.norm_pix_loss,
+        family=vinfo.calibrate(error, measured.mean, measured.square),
+        difficulty=vinfo.fit_difficulty(error.mean(1), measured.variance, sides),
         patches=len(patches),
         groups=len(set(patches["group"])),
-        reliability=vinfo.reliability(measured.errors),
+        partitions=partitions,
+        mask_correlation=rho,
+        reliability=None if rho is None else spearman_brown(rho, partitions),
     )
+
+
+def _mask_correlation(measured: Measures, sides: torch.Tensor) -> float | None:
+    """Rank correlation of `difficulty`, the score that orders patches, between two independent partitions."""
+    first, second = (measured.errors[:, p].mean(1) for p in (0, 1))
+    fit = vinfo.fit_difficulty((first + second) / 2, measured.variance, sides)
+    return rank_correlation(*(fit.difficulty(error, measured.variance, sides) for error in (first, second)))
+
+
+def _count_partitions(rho: float | None) -> int:
+    partitions = fewest_partitions(rho)
+    if partitions == MOST_PARTITIONS and (rho is None or spearman_brown(rho, partitions) < RELIABLE):
+        logger.warning(
+            "Two mask partitions order patches with a rank correlation of %s: the %d that are averaged stay below a "
+            "reliability of %g. More --partitions or a better reference model would help.",
+            "unknown size" if rho is None else f"{rho:.2f}",
+            partitions,
+            RELIABLE,
+        )
+    return partitions
+
+
+def _check_target(reference: Reference, patches: Dataset, name: str, score: ScoreConfig) -> None:
+    """
+    Refuse a checkpoint whose predictions fit the target that its configuration does not name.
+
+    `norm_pix_loss` is easily lost when weights are converted or copied, and nothing fails: every score is nonsense.
+    In mean squares, predictions of one target explain less of the other: the true one has more information.
+    """
+    sample, config = patches.select(range(min(len(patches), TARGET_PATCHES))), reference.model.config
+    declared, information = config.norm_pix_loss, {}
+    for normalised in (declared, not declared):
+        config.norm_pix_loss = normalised
+        measured = measure_patches(reference, sample, score, range(1))
+        family = vinfo.calibrate(measured.errors.mean(1), measured.mean, measured.square)
+        information[normalised] = family.information
+    config.norm_pix_loss = declared
+    if information[not declared] > max(0, information[declared]) + TARGET_MARGIN:
+        raise UserError(
+            f"{name} says norm_pix_loss {declared}, but its predictions fit the other target "
+            f"({information[not declared]:.2f} bits a value against {information[declared]:.2f}): "
+            "correct norm_pix_loss in its config.json."
+        )
+    if declared:
+        logger.warning("%s predicts normalised pixels: the null entropy is then nearly constant.", name)
 
 
 def _held_out(groups: Iterable[str], patches: Dataset, config: ReferenceConfig) -> set[str]:
@@ -257,6 +316,14 @@ def _held_out(groups: Iterable[str], patches: Dataset, config: ReferenceConfig) 
             held.add(group)
             wanted -= images[group]
     return held
+
+
+def _groups_of(folds: dict[str, int], fold: int) -> list[str]:
+    return [group for group in folds if folds[group] == fold]
+
+
+def _rows_of(patches: Dataset, groups: set[str]) -> Dataset:
+    return patches.select([row for row, group in enumerate(patches["group"]) if group in groups])
 
 
 def _count_images(groups: Iterable[str], sources: Iterable[str]) -> Counter[str]:

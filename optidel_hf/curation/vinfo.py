@@ -4,10 +4,14 @@ Predictive V-information of masked pixels under a factorised Gaussian family, in
 Xu et al. 2020 (arXiv 2002.10689) define H_V(Y|X) = inf_f E[-log f[X](Y)], H_V(Y|0) the same without X, and
 I_V(X -> Y) = H_V(Y|0) - H_V(Y|X); Ethayarajh et al. 2022 (arXiv 2110.08420) its pointwise form
 PVI(x -> y) = -log2 f[0](y) + log2 f[x](y). Here X is what a masked autoencoder sees of an image (visible patches,
-positions, the mask), Y the hidden values, and f[x] = prod_j N(y_j; mu_j(x), s^2) with one variance s^2 for all values;
-f[0] has the pool's channel means and one variance s0^2. Both variances are fitted on data that the model has not seen.
+positions, the mask), Y the hidden values, and f[x] = prod_j N(y_j; mu_j(x), s_g(j)^2); f[0] has constant means mu0_j
+and variances s0_g(j)^2. The values of an index set g share a variance: all of them (`global`), those of a `channel`,
+or those of a token's `position`. Both members share over the same sets, and both are fitted on data that the model
+has not seen. Figures of two families are not comparable.
 
 All entropies are differential: they may be negative, and they depend on the units of Y, while I_V does not.
+
+Shapes: `n` samples, `G` index sets, `U` means in a set (values of a set that share a mean are equally many).
 """
 
 from __future__ import annotations
@@ -19,15 +23,20 @@ import torch
 from torch import Tensor
 
 
-def code_length(squared_error: Tensor, variance: float) -> Tensor:
+# Of normalised pixels: under the variance that rounding to 8 bits leaves, so that nothing constant is infinitely sure.
+LEAST_VARIANCE = 1e-5
+
+
+def code_length(squared_error: Tensor, variance: float | Tensor) -> Tensor:
     """
     Bits per value that a Gaussian of `variance` spends: 1/2 log2(2 pi s^2) + e / (2 s^2 ln 2).
 
     Args:
         squared_error (`Tensor`): mean squared error per value, any shape.
-        variance (`float`): s^2, in the squared units of the values.
+        variance (`float` or `Tensor`): s^2, in the squared units of the values.
     """
-    return 0.5 * math.log2(2 * math.pi * variance) + squared_error / (2 * variance * math.log(2))
+    variance = torch.as_tensor(variance, dtype=torch.float64)
+    return 0.5 * torch.log2(2 * math.pi * variance) + squared_error / (2 * variance * math.log(2))
 
 
 def gaussian_entropy(variance: float) -> float:
@@ -46,71 +55,59 @@ class GaussianFamily:
     A calibrated pair of predictors, f[x] and f[0].
 
     Args:
-        model_variance (`float`): s^2, the model's mean squared error on held-out data.
-        null_variance (`float`): s0^2, the mean squared deviation of held-out values from `null_mean`.
-        null_mean (`tuple[float, ...]`): mean of the held-out values per channel.
+        model_variance (`tuple[float, ...]` of length `G`): s^2, the model's mean squared error on held-out data.
+        null_variance (`tuple[float, ...]` of length `G`): s0^2, the held-out values' mean squared deviation from mu0.
+        null_mean (`tuple` of `G` tuples of length `U`): mu0, the means of the held-out values.
     """
 
-    model_variance: float
-    null_variance: float
-    null_mean: tuple[float, ...]
+    model_variance: tuple[float, ...]
+    null_variance: tuple[float, ...]
+    null_mean: tuple[tuple[float, ...], ...]
 
     def conditional_entropy(self, model_error: Tensor) -> Tensor:
-        """Sample estimate of H_V(Y|X), from each sample's mean squared error: bits per value, same shape."""
-        return code_length(model_error, self.model_variance)
+        """Sample estimate of H_V(Y|X), bits per value, from mean squared errors: `(..., G)` to `(...)`."""
+        return code_length(model_error, torch.tensor(self.model_variance, dtype=torch.float64)).mean(-1)
 
     def null_entropy(self, null_error: Tensor) -> Tensor:
-        """Sample estimate of H_V(Y|0), from each sample's mean squared deviation from `null_mean`."""
-        return code_length(null_error, self.null_variance)
+        """Sample estimate of H_V(Y|0), bits per value, from mean squared deviations: `(..., G)` to `(...)`."""
+        return code_length(null_error, torch.tensor(self.null_variance, dtype=torch.float64)).mean(-1)
 
     def pointwise(self, model_error: Tensor, null_error: Tensor) -> Tensor:
         """PVI: null entropy minus conditional entropy; negative where the model does worse than the mean."""
         return self.null_entropy(null_error) - self.conditional_entropy(model_error)
 
     @property
+    def entropy(self) -> float:
+        """H_V(Y|X) on the calibration data, in bits per value."""
+        return sum(map(gaussian_entropy, self.model_variance)) / len(self.model_variance)
+
+    @property
     def information(self) -> float:
-        """I_V on the calibration data, in bits per value."""
-        return v_information(self.null_variance, self.model_variance)
+        """I_V on the calibration data, in bits per value: the mean of the sets' closed forms."""
+        pairs = zip(self.null_variance, self.model_variance)
+        return sum(v_information(null, model) for null, model in pairs) / len(self.model_variance)
 
 
-def calibrate(model_error: Tensor, channel_mean: Tensor, channel_square: Tensor) -> GaussianFamily:
+def calibrate(model_error: Tensor, mean: Tensor, square: Tensor) -> GaussianFamily:
     """
-    Fit both variances and the null mean on held-out samples (maximum likelihood, in closed form).
+    Fit the variances and the null means on held-out samples (maximum likelihood, in closed form).
 
     Args:
-        model_error (`Tensor` of shape `(n,)`): mean squared error of each sample.
-        channel_mean (`Tensor` of shape `(n, C)`): mean value of each sample's channels.
-        channel_square (`Tensor` of shape `(n, C)`): mean squared value of each sample's channels.
+        model_error (`Tensor` of shape `(n, G)`): mean squared error of each sample's index sets.
+        mean (`Tensor` of shape `(n, G, U)`): mean of the values that share a null mean.
+        square (`Tensor` of shape `(n, G, U)`): their mean square.
     """
-    mean = channel_mean.double().mean(0)
-    null_variance = (channel_square.double().mean(0) - mean**2).mean()
-    return GaussianFamily(float(model_error.double().mean()), float(null_variance), tuple(mean.tolist()))
+    null_mean = mean.double().mean(0)
+    null_variance = (square.double().mean(0) - null_mean**2).mean(-1).clamp_min(LEAST_VARIANCE)
+    model_variance = model_error.double().mean(0).clamp_min(LEAST_VARIANCE)
+    means = tuple(map(tuple, null_mean.tolist()))
+    return GaussianFamily(tuple(model_variance.tolist()), tuple(null_variance.tolist()), means)
 
 
-def reliability(errors: Tensor) -> float | None:
-    """
-    How far patches keep their ranks under other masks: the Spearman-Brown reliability of the mean over P partitions.
-
-    P rho / (1 + (P - 1) rho), with rho the mean rank correlation between two independent partitions.
-
-    Args:
-        errors (`Tensor` of shape `(n, P)`): each patch's error under each partition.
-
-    Returns:
-        `float` up to 1, or `None` for one partition, which has nothing to be compared with.
-    """
-    partitions = errors.shape[1]
-    if partitions < 2:
-        return None
-    correlations = torch.corrcoef(errors.argsort(0).argsort(0).double().T)
-    rho = (correlations.sum() - partitions) / (partitions * (partitions - 1))
-    return float(partitions * rho / (1 + (partitions - 1) * rho))
-
-
-def null_error(channel_mean: Tensor, channel_square: Tensor, null_mean: tuple[float, ...]) -> Tensor:
-    """Mean squared deviation of each sample's values from `null_mean`: `(n, C)` moments to `(n,)`."""
-    mean = torch.tensor(null_mean, dtype=channel_mean.dtype, device=channel_mean.device)
-    return (channel_square - 2 * channel_mean * mean + mean**2).mean(-1)
+def null_error(mean: Tensor, square: Tensor, null_mean: tuple[tuple[float, ...], ...]) -> Tensor:
+    """Mean squared deviation of each sample's values from `null_mean`: `(n, G, U)` moments to `(n, G)`."""
+    constant = torch.tensor(null_mean, dtype=torch.float64)
+    return (square - 2 * mean * constant + constant**2).mean(-1)
 
 
 @dataclass(frozen=True)

@@ -173,6 +173,7 @@ def render_dataset_card(
         megabytes=sum(path.stat().st_size for path in shards(folder)) / 1e6,
         funnel=funnel(record),
         statistics=score_statistics(record),
+        reliability=score_reliability(record),
         versions=record.config.get("versions", {}) | record.facts["versions"],
     )
     return str(DatasetCard(card))
@@ -281,6 +282,26 @@ def score_statistics(record: CurationRecord) -> list[dict[str, Any]]:
         for name, unit in SCORES.items()
         if name in columns
     ]
+
+
+def score_reliability(record: CurationRecord) -> list[dict[str, Any]]:
+    """
+    Whether other masks, folds or models would order the key patches alike, by `difficulty`.
+
+    Returns:
+        `list[dict]`: One a comparison that was made: `what` is compared and its `values`, one a fold or one in all.
+    """
+    folds = [fold for fold in record.calibration if fold.get("reliability") is not None]
+    counts = ", ".join(str(fold["partitions"]) for fold in folds)
+    second = record.agreement.get("second_reference")
+    rows: list[tuple[str, list[float | None]]] = [
+        ("between two mask partitions", [fold["mask_correlation"] for fold in folds]),
+        (f"of the mean over {counts} partition(s) (Spearman-Brown)", [fold["reliability"] for fold in folds]),
+        ("between the two folds' models", [record.agreement.get("between_folds")]),
+        (f"between the reference model and `{second}`", [record.agreement.get("between_models")]),
+    ]
+    known = [(what, [value for value in values if value is not None]) for what, values in rows]
+    return [{"what": what, "values": values} for what, values in known if values]
 
 
 def _quantiles(values: np.ndarray) -> list[float]:

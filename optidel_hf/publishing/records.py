@@ -60,6 +60,7 @@ class CurationRecord:
         selection (`pa.Table`, *optional*): The selection, in order of rank.
         facts (`dict`): The selection's metadata: strategy, score, seed, tiles_per_mosaic, tile_size, counts, versions.
         calibration (`list[dict]`): Each fold's `calibration.json`.
+        agreement (`dict`): The reference's `reliability.json`: rank correlations between models.
     """
 
     folder: Path
@@ -74,6 +75,7 @@ class CurationRecord:
     selection: pa.Table | None
     facts: dict[str, Any]
     calibration: list[dict[str, Any]]
+    agreement: dict[str, Any]
 
     @property
     def mosaics(self) -> int:
@@ -126,6 +128,7 @@ def read_curation(curation_dir: str | Path) -> CurationRecord:
         selection=selection,
         facts=facts,
         calibration=[read_json(path) for path in sorted(folder.glob("reference/fold-*/calibration.json"))],
+        agreement=read_json(agreement) if (agreement := folder / "reference" / "reliability.json").is_file() else {},
     )
 
 

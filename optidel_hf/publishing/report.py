@@ -7,6 +7,7 @@ cluster's disk, or kept beside the data it describes. Every figure in it is read
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,7 @@ def fold_means(record: CurationRecord) -> list[dict[str, Any]]:
 
     Returns:
         `list[dict]`: One a fold: `fold`, `patches`, `means` (by score), `v_information` (held out, or
+        `None`), `calibration` (mean of (y - mu)^2 / s^2 over all its patches, s fitted on the held-out ones, or
         `None`) and `reliability` of the ranks under other masks (or `None`).
     """
     if not record.columns:
@@ -138,10 +140,17 @@ def fold_means(record: CurationRecord) -> list[dict[str, Any]]:
             "patches": int((folds == fold).sum()),
             "means": {name: _mean(record.columns[name][folds == fold]) for name in SCORES},
             "v_information": calibration.get(int(fold), {}).get("v_information_held_out"),
+            "calibration": _calibration(record.columns["cond_entropy"][folds == fold], calibration.get(int(fold), {})),
             "reliability": calibration.get(int(fold), {}).get("reliability"),
         }
         for fold in np.unique(folds[np.isfinite(folds)])
     ]
+
+
+def _calibration(entropies: np.ndarray, calibration: dict[str, Any]) -> float | None:
+    """A Gaussian's code length exceeds its entropy by (e / s^2 - 1) / (2 ln 2) bits."""
+    expected, mean = calibration.get("conditional_entropy_held_out"), _mean(entropies)
+    return None if expected is None or mean is None else 1 + 2 * math.log(2) * (mean - expected)
 
 
 def training_curves(pretrain_dirs: dict[str, Path]) -> list[dict[str, Any]]:

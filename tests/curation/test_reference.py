@@ -10,14 +10,20 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from PIL import Image as PILImage
+from scipy.stats import spearmanr
 from tiny_reference import save_mae, tiny_config, tiny_mae, tiny_patches
 from transformers import ViTConfig, ViTMAEForPreTraining, ViTModel
 
 from optidel_hf.curation import reference
+from optidel_hf.curation.calibration import Calibration, Reference, load_folds, load_reference, open_reference
 from optidel_hf.curation.reference import assign_folds, calibrate_checkpoint, fit_scorer
-from optidel_hf.curation.scoring import Calibration, ScoreConfig, VInformationScorer, load_folds
+from optidel_hf.curation.reliability import fewest_partitions, spearman_brown
+from optidel_hf.curation.scoring import ScoreConfig, VInformationScorer, load_pixels, measure_patches
+from optidel_hf.curation.vinfo import fit_difficulty
 from optidel_hf.errors import UserError
-from optidel_hf.images import open_image
+from optidel_hf.images import encode_png, open_image
+from optidel_hf.pretraining.objectives.mae import MaskedAutoencoding
 
 
 SCORE = ScoreConfig(partitions=1)
@@ -114,7 +120,7 @@ def test_both_folds_start_alike_and_train_as_long(fitted: tuple[Path, Dataset, S
 
 def test_a_fold_holds_what_scoring_reads_and_nothing_else(fitted: tuple[Path, Dataset, Spy]) -> None:
     folder = fitted[0]
-    assert sorted(path.name for path in folder.iterdir()) == ["fold-0", "fold-1", "folds.parquet"]
+    assert sorted(path.name for path in folder.iterdir()) == ["fold-0", "fold-1", "folds.parquet", "reliability.json"]
     for fold in (0, 1):
         names = {path.name for path in (folder / f"fold-{fold}").iterdir()}
         assert names == {"config.json", "model.safetensors", "preprocessor_config.json", "calibration.json"}
@@ -123,8 +129,8 @@ def test_a_fold_holds_what_scoring_reads_and_nothing_else(fitted: tuple[Path, Da
 def test_the_calibration_is_the_closed_form(fitted: tuple[Path, Dataset, Spy]) -> None:
     for fold in (0, 1):
         facts = json.loads((fitted[0] / f"fold-{fold}" / "calibration.json").read_text())
-        variances = facts["family"]["null_variance"], facts["family"]["model_variance"]
-        assert facts["v_information_held_out"] == pytest.approx(0.5 * np.log2(variances[0] / variances[1]))
+        (null,), (model,) = facts["family"]["null_variance"], facts["family"]["model_variance"]
+        assert facts["v_information_held_out"] == pytest.approx(0.5 * np.log2(null / model))
 
 
 def test_scores_of_the_held_out_patches_average_to_the_calibration(fitted: tuple[Path, Dataset, Spy]) -> None:
@@ -135,7 +141,7 @@ def test_scores_of_the_held_out_patches_average_to_the_calibration(fitted: tuple
     # Under a name that no fold knows they are scored by fold 0's model, which kept them from its training.
     scored = VInformationScorer(str(folder), SCORE, "cpu")({**patches[rows], "group": ["new"] * len(rows)})
     family = Calibration.load(folder / "fold-0" / "calibration.json").family
-    assert scored["recon_error"].mean() == pytest.approx(family.model_variance, rel=1e-4)
+    assert scored["recon_error"].mean() == pytest.approx(family.model_variance[0], rel=1e-4)
     assert scored["pvi"].mean() == pytest.approx(family.information, abs=1e-4)
     assert scored["difficulty"].mean() == pytest.approx(0, abs=1e-4)
 
@@ -198,7 +204,7 @@ def test_a_checkpoint_is_calibrated_on_a_tenth_and_scores_all(tmp_path: Path, n:
     name = save_mae(tmp_path / "mae", tiny_mae(seed=7))
     patches = tiny_patches(n)
     folder = calibrate_checkpoint(patches, tmp_path / "out", tiny_config(reference=name), SCORE, device="cpu")
-    assert [path.name for path in folder.iterdir()] == ["fold-0"]
+    assert sorted(path.name for path in folder.iterdir()) == ["fold-0", "reliability.json"]
     calibration = Calibration.load(folder / "fold-0" / "calibration.json")
     # 24 images of 12 groups: two groups hold 2.4 of them; a single group is all there is.
     assert (calibration.model, calibration.patches) == (name, 8 if n == 48 else 4)
@@ -206,6 +212,124 @@ def test_a_checkpoint_is_calibrated_on_a_tenth_and_scores_all(tmp_path: Path, n:
     assert scored["fold"].tolist() == [0] * n
     assert np.isfinite(scored["pvi"]).all()
     assert calibrate_checkpoint(patches, folder, tiny_config(reference="gone"), SCORE, device="cpu") == folder
+
+
+def one_group(n: int = 24) -> Dataset:
+    """Patches that a given checkpoint is calibrated on as a whole."""
+    return tiny_patches(n, sources_per_group=n)
+
+
+def ranked_difficulty(errors: np.ndarray, variance: torch.Tensor, patches: Dataset) -> np.ndarray:
+    """What contrast and side leave of log error, by least squares."""
+    sides = np.array([crop[2] for crop in patches["crop"]], dtype=np.float64)
+    design = np.c_[np.ones(len(sides)), np.log(variance.double().numpy() + 1e-3), np.log(sides)]
+    target = np.log(errors)
+    return target - design @ np.linalg.lstsq(design, target, rcond=None)[0]
+
+
+def test_partitions_are_the_fewest_that_order_patches_reliably(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, patches = save_mae(tmp_path / "mae", tiny_mae(seed=7)), one_group()
+    config = tiny_config(reference=name)
+    measured = measure_patches(open_reference(name, None, "cpu"), patches, ScoreConfig(), range(3))
+    errors = measured.errors[..., 0].double().numpy()
+    # By hand: what contrast and size leave of two partitions' errors, and how its ranks correlate.
+    sides = torch.tensor([float(crop[2]) for crop in patches["crop"]])
+    fit = fit_difficulty(measured.errors[:, :2].mean((1, 2)), measured.variance, sides)
+    rho = spearmanr(*(fit.difficulty(measured.errors[:, p, 0], measured.variance, sides) for p in (0, 1))).statistic
+
+    def calibrated(folder: str, partitions: int | None = None) -> Calibration:
+        written = calibrate_checkpoint(patches, tmp_path / folder, config, ScoreConfig(partitions=partitions), "cpu")
+        return Calibration.load(written / "fold-0" / "calibration.json")
+
+    automatic, given = calibrated("automatic"), calibrated("given", partitions=3)
+    assert automatic.partitions == fewest_partitions(rho)
+    monkeypatch.setattr(reference, "fewest_partitions", lambda rho: 3)
+    assert given == calibrated("three")
+    for calibration in (automatic, given):
+        assert calibration.mask_correlation == pytest.approx(rho)
+        assert calibration.reliability == pytest.approx(spearman_brown(rho, calibration.partitions))
+        # The variance is that of the partitions that will be scored, no more and no fewer.
+        expected = errors[:, : calibration.partitions].mean()
+        assert calibration.family.model_variance[0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_folds_agree_as_far_as_is_written(fitted: tuple[Path, Dataset, Spy]) -> None:
+    folder, patches, spy = fitted
+    unseen = set(patches["group"])
+    for run in spy.runs:
+        unseen -= groups_trained_on(run["images"], patches)
+    held = patches.filter(lambda row: row["group"] in unseen)
+    facts = json.loads((folder / "reliability.json").read_text())
+    assert (facts["score"], facts["patches"], facts["between_models"]) == ("difficulty", len(held), None)
+    difficulty = []
+    for fold in (0, 1):
+        measured = measure_patches(load_reference(str(folder), fold, "cpu"), held, SCORE, range(1))
+        difficulty.append(ranked_difficulty(measured.errors[:, 0, 0].double().numpy(), measured.variance, held))
+    assert facts["between_folds"] == pytest.approx(spearmanr(*difficulty).statistic)
+
+
+def test_another_reference_is_compared(tmp_path: Path) -> None:
+    name, other = (save_mae(tmp_path / f"mae-{seed}", tiny_mae(seed=seed)) for seed in (7, 8))
+    agreement = []
+    for second in (name, other):
+        config = tiny_config(reference=name, second_reference=second)
+        folder = calibrate_checkpoint(one_group(), tmp_path / f"with-{Path(second).name}", config, SCORE, "cpu")
+        agreement.append(json.loads((folder / "reliability.json").read_text()))
+    assert agreement[0]["between_models"] == pytest.approx(1)
+    assert -1 <= agreement[1]["between_models"] < 1
+    assert agreement[1]["second_reference"] == other
+    assert agreement[1]["between_folds"] is None
+
+
+# The target that a checkpoint predicts
+
+
+def ruled_patches() -> Dataset:
+    """24 patches that are lighter or darker, and ruled alike: every token rises from left to right."""
+    patches = one_group()
+    ramp = np.tile(np.linspace(60, 120, 8), 4)[None, :, None]
+    shades = np.random.default_rng(0).uniform(-10, 10, 24)
+    images = [np.broadcast_to(ramp + shade, (32, 32, 3)).round().astype(np.uint8) for shade in shades]
+    values = [{"bytes": encode_png(PILImage.fromarray(image)), "path": None} for image in images]
+    return Dataset.from_dict({**patches[:], "image": values}, features=patches.features)
+
+
+@pytest.fixture(params=[False, True], ids=["raw", "normalised"])
+def ruler(request: pytest.FixtureRequest) -> tuple[ViTMAEForPreTraining, bool]:
+    """A ViT-MAE that predicts the mean token of those patches, and whether of their normalised pixels."""
+    model = tiny_mae(norm_pix_loss=request.param)
+    reference = Reference(model, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    with torch.no_grad():
+        tokens = MaskedAutoencoding(model).target(load_pixels(ruled_patches()["image"], reference))
+        model.decoder.decoder_pred.weight.zero_()
+        model.decoder.decoder_pred.bias.copy_(tokens.mean((0, 1)))
+    return model, request.param
+
+
+def test_the_target_is_recorded(ruler: tuple[ViTMAEForPreTraining, bool], tmp_path: Path) -> None:
+    model, normalised = ruler
+    config = tiny_config(reference=save_mae(tmp_path / "mae", model))
+    folder = calibrate_checkpoint(ruled_patches(), tmp_path / "out", config, SCORE, device="cpu")
+    calibration = Calibration.load(folder / "fold-0" / "calibration.json")
+    assert calibration.normalised_target is normalised
+    assert calibration.family.information > 1
+    # Normalised tokens have a mean square of 191/192 by definition, whatever the pictures.
+    mean_square = calibration.family.null_variance[0] + np.square(calibration.family.null_mean).mean()
+    assert (abs(mean_square - 191 / 192) < 1e-3) == normalised
+
+
+def test_a_checkpoint_that_says_the_wrong_target_is_refused(
+    ruler: tuple[ViTMAEForPreTraining, bool], tmp_path: Path
+) -> None:
+    model, normalised = ruler
+    name = save_mae(tmp_path / "mae", model)
+    stored = json.loads((tmp_path / "mae" / "config.json").read_text())
+    (tmp_path / "mae" / "config.json").write_text(json.dumps({**stored, "norm_pix_loss": not normalised}))
+    with pytest.raises(UserError, match=f"says norm_pix_loss {not normalised}, but its predictions fit the other"):
+        calibrate_checkpoint(ruled_patches(), tmp_path / "out", tiny_config(reference=name), SCORE, device="cpu")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_checkpoint_that_predicts_normalised_pixels_is_told(

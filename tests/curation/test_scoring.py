@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +12,16 @@ import pytest
 import torch
 from datasets import Dataset
 from tiny_reference import picture, save_mae, tiny_mae, tiny_patches
+from transformers import ViTModel
 
-from optidel_hf.curation import scoring
+from optidel_hf.curation.calibration import FITTED_HERE, Calibration, Reference, open_reference
 from optidel_hf.curation.masking import mask_partition, mask_ratio
+from optidel_hf.curation.nuisance import NUISANCES, nuisances
 from optidel_hf.curation.reference import write_folds
 from optidel_hf.curation.scoring import (
-    FITTED_HERE,
-    KEYS,
+    KEY_FEATURES,
     SCORES,
-    Calibration,
-    Reference,
+    VARIANCES,
     ScoreConfig,
     VInformationScorer,
     embed,
@@ -29,11 +30,11 @@ from optidel_hf.curation.scoring import (
 )
 from optidel_hf.curation.vinfo import DifficultyFit, GaussianFamily
 from optidel_hf.errors import UserError
-from optidel_hf.pretraining.objectives.mae import backbone
 
 
+NOISE = mask_partition(16, 4, seed=0)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-FAMILIES = (GaussianFamily(0.5, 1.1, (0.1, -0.2, 0.3)), GaussianFamily(0.8, 1.3, (0.0, 0.1, 0.2)))
+FAMILIES = (GaussianFamily((0.5,), (1.1,), ((0.1, -0.2, 0.3),)), GaussianFamily((0.8,), (1.3,), ((0.0, 0.1, 0.2),)))
 FITS = (DifficultyFit(-0.5, 0.6, 0.2), DifficultyFit(-0.4, 0.7, 0.1))
 
 
@@ -43,7 +44,8 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("reference")
     for fold in (0, 1):
         save_mae(folder / f"fold-{fold}", tiny_mae(seed=fold + 1))
-        calibration = Calibration(FITTED_HERE, None, FAMILIES[fold], FITS[fold], patches=4, groups=2)
+        facts = {"patches": 4, "groups": 2, "partitions": 2}
+        calibration = Calibration(FITTED_HERE, None, False, FAMILIES[fold], FITS[fold], **facts)
         calibration.save(folder / f"fold-{fold}" / "calibration.json")
     write_folds({f"video-{g:02d}": g % 2 for g in range(6)}, folder)
     return str(folder)
@@ -54,7 +56,7 @@ def pixels(n: int = 5, seed: int = 0) -> torch.Tensor:
 
 
 def columns(rows: Dataset | dict) -> dict[str, np.ndarray]:
-    return {name: np.asarray(rows[name], dtype=np.float64) for name in (*SCORES, "fold", "embedding")}
+    return {name: np.asarray(rows[name], dtype=np.float64) for name in (*SCORES, *NUISANCES, "fold", "embedding")}
 
 
 def test_pixels_are_the_processors(tmp_path: Path) -> None:
@@ -74,8 +76,7 @@ def test_patches_of_another_size_are_brought_to_the_models() -> None:
 @pytest.mark.parametrize("masks", [2, 4])
 def test_a_patchs_error_is_the_mean_of_the_models_own_losses(norm_pix_loss: bool, masks: int) -> None:
     model, batch = tiny_mae(seed=3, norm_pix_loss=norm_pix_loss), pixels()
-    config = ScoreConfig(partitions=2, masks=masks, mask_seed=5)
-    errors = measure(model, batch, config).errors
+    errors = measure(model, batch, ScoreConfig(masks=masks, mask_seed=5), range(2)).errors.squeeze(-1)
     assert errors.shape == (5, 2)
     model.config.mask_ratio = mask_ratio(16, masks)
     for i in range(5):
@@ -94,31 +95,52 @@ def test_tokens_that_no_mask_shows_count_once_like_all_others() -> None:
     by_token = [
         torch.stack([s[:, t].mean(-1) for s, row in zip(squares, noise) if row[t] == 1]).mean(0) for t in range(16)
     ]
-    errors = measure(model, batch, ScoreConfig(partitions=1, masks=3)).errors[:, 0]
+    errors = measure(model, batch, ScoreConfig(masks=3), range(1)).errors[:, 0, 0]
     torch.testing.assert_close(errors, torch.stack(by_token).mean(0))
 
 
 def test_moments_are_those_of_the_channels() -> None:
     batch = pixels()
-    raw = measure(tiny_mae(), batch, ScoreConfig())
-    torch.testing.assert_close(raw.channel_mean, batch.mean((2, 3)), atol=1e-5, rtol=0)
-    torch.testing.assert_close(raw.channel_square, batch.square().mean((2, 3)), atol=1e-5, rtol=1e-5)
+    raw = measure(tiny_mae(), batch, ScoreConfig(), range(1))
+    torch.testing.assert_close(raw.mean[:, 0], batch.mean((2, 3)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(raw.square[:, 0], batch.square().mean((2, 3)), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(raw.variance, batch.flatten(1).var(1, unbiased=False))
     # Normalised targets have no mean and unit variance whatever the picture; contrast still is that of the picture.
-    normalised = measure(tiny_mae(norm_pix_loss=True), batch, ScoreConfig())
-    torch.testing.assert_close(normalised.channel_mean.mean(1), torch.zeros(5), atol=1e-5, rtol=0)
-    torch.testing.assert_close(normalised.channel_square.mean(1), torch.full((5,), 191 / 192), atol=1e-3, rtol=0)
+    normalised = measure(tiny_mae(norm_pix_loss=True), batch, ScoreConfig(), range(1))
+    torch.testing.assert_close(normalised.mean.mean((1, 2)), torch.zeros(5), atol=1e-5, rtol=0)
+    torch.testing.assert_close(normalised.square.mean((1, 2)), torch.full((5,), 191 / 192), atol=1e-3, rtol=0)
     torch.testing.assert_close(normalised.variance, raw.variance)
 
 
-def test_embeddings_are_the_backbones_mean_patch_token() -> None:
-    model, batch = tiny_mae(seed=2), pixels()
+def test_families_share_variances_over_their_own_index_sets() -> None:
+    model, batch = tiny_mae(seed=3), pixels()
+    by = {v: measure(model, batch, ScoreConfig(variance=v), range(1)) for v in VARIANCES}
+    shapes = {v: (tuple(m.errors.shape[1:]), tuple(m.mean.shape[1:])) for v, m in by.items()}
+    assert shapes == {"global": ((1, 1), (1, 3)), "channel": ((1, 3), (3, 1)), "position": ((1, 16), (16, 3))}
+    # The same errors and values, cut otherwise: sets are equally large, so their mean is that of all.
+    for measured in by.values():
+        torch.testing.assert_close(measured.errors.mean(-1), by["global"].errors[..., 0])
+        torch.testing.assert_close(measured.square.mean((1, 2)), by["global"].square.mean((1, 2)))
+    token = batch[:, :, 8:16, :8]  # the first token of the second row of four
+    torch.testing.assert_close(by["position"].mean[:, 4], token.mean((2, 3)), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(by["channel"].mean[:, 1, 0], batch[:, 1].mean((1, 2)), atol=1e-6, rtol=1e-5)
+    # One channel's errors, from the model's own predictions.
+    model.config.mask_ratio = mask_ratio(16, 4)
     with torch.no_grad():
-        tokens = backbone(model)(batch).last_hidden_state[:, 1:].mean(1)
-    embeddings = embed(model, batch, batch=2)
+        squares = [(model(batch, noise=row.expand(5, -1)).logits - model.patchify(batch)) ** 2 for row in NOISE]
+    hidden = [(s[..., 2::3].mean(-1) * row).sum(1) for s, row in zip(squares, NOISE)]  # channels vary fastest
+    torch.testing.assert_close(by["channel"].errors[:, 0, 2], sum(hidden) / (3 * 16))
+
+
+def test_embeddings_are_the_backbones_mean_patch_token(tmp_path: Path) -> None:
+    model, batch = tiny_mae(seed=2), pixels()
+    plain = ViTModel.from_pretrained(save_mae(tmp_path, model), add_pooling_layer=False)
+    with torch.no_grad():
+        tokens = plain(batch).last_hidden_state[:, 1:].mean(1)
+    embeddings = embed(model, batch)
     torch.testing.assert_close(embeddings, tokens / tokens.norm(dim=1, keepdim=True), atol=1e-5, rtol=0)
     torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(5))
-    assert torch.equal(embeddings, embed(model, batch, batch=2))  # to the last bit: files are compared by hash
+    assert torch.equal(embeddings, embed(model, batch))  # to the last bit: files are compared by hash
 
 
 def test_rows_are_scored_by_the_model_that_has_not_seen_them(reference: str) -> None:
@@ -130,18 +152,20 @@ def test_rows_are_scored_by_the_model_that_has_not_seen_them(reference: str) -> 
     for fold in (0, 1):
         rows = np.flatnonzero(np.array(expected) == fold)
         batch = load_pixels([patches["image"][i] for i in rows], Reference(tiny_mae(), MEAN, STD))
-        errors = measure(tiny_mae(seed=fold + 1), batch, ScoreConfig()).errors
-        null = (batch - torch.tensor(FAMILIES[fold].null_mean)[:, None, None]).square().mean((1, 2, 3))
+        errors = measure(tiny_mae(seed=fold + 1), batch, ScoreConfig(), range(2)).errors
+        null_mean = torch.tensor(FAMILIES[fold].null_mean[0])[:, None, None]
+        null = (batch - null_mean).square().mean((1, 2, 3)).unsqueeze(1)
         family = FAMILIES[fold]
+        error = errors.mean((1, 2))
         expected_scores = {
-            "recon_error": errors.mean(1),
+            "recon_error": error,
             "cond_entropy": family.conditional_entropy(errors.mean(1)),
             "null_entropy": family.null_entropy(null),
             "pvi": family.pointwise(errors.mean(1), null),
-            "pvi_std": family.pointwise(errors, null[:, None]).std(1),
+            "pvi_std": family.pointwise(errors, null.unsqueeze(1)).std(1),
             "contrast": batch.flatten(1).std(1, unbiased=False),
             "difficulty": FITS[fold].difficulty(
-                errors.mean(1),
+                error,
                 batch.flatten(1).var(1, unbiased=False),
                 torch.tensor([float(patches["crop"][i][2]) for i in rows]),
             ),
@@ -154,13 +178,21 @@ def test_all_embeddings_come_from_one_model(reference: str) -> None:
     patches = tiny_patches()
     scored = VInformationScorer(reference, device="cpu")(patches[:])
     batch = load_pixels(patches["image"], Reference(tiny_mae(), MEAN, STD))
-    expected = embed(tiny_mae(seed=1), batch, 64)
+    expected = embed(tiny_mae(seed=1), batch)
     np.testing.assert_allclose(np.stack(scored["embedding"]), expected.numpy(), atol=1e-3)
 
 
 def test_a_group_that_no_model_has_seen_is_scored_by_the_first(reference: str) -> None:
     patches = tiny_patches(4).remove_columns("group").add_column("group", ["new"] * 4)
     assert VInformationScorer(reference, device="cpu")(patches[:])["fold"].tolist() == [0] * 4
+
+
+def test_nuisances_are_those_of_the_stored_pixels(reference: str) -> None:
+    patches = tiny_patches(6)
+    scored = VInformationScorer(reference, device="cpu")(patches[:])
+    stored = torch.from_numpy(np.stack([np.asarray(picture(i)) for i in range(6)]))
+    for name, values in nuisances(stored).items():
+        np.testing.assert_array_equal(scored[name], values.numpy(), err_msg=name)
 
 
 @pytest.mark.parametrize("change", ["map batch", "device batch", "row order"])
@@ -188,13 +220,13 @@ def test_it_maps_over_a_dataset_with_declared_features(reference: str) -> None:
         scorer, batched=True, batch_size=4, with_rank=True, features=features, remove_columns=patches.column_names
     )
     assert scored.features == features
-    assert set(features) == {*KEYS, *SCORES, "fold", "embedding"}
+    assert set(features) == {*KEY_FEATURES, *SCORES, *NUISANCES, "fold", "embedding"}
     assert features["embedding"].feature.dtype == "float16"
     assert features["embedding"].length == 32
     expected = columns(scorer(patches[:]))
-    for name in (*SCORES, "fold"):
+    for name in (*SCORES, *NUISANCES, "fold"):
         np.testing.assert_allclose(np.array(scored[name]), expected[name], atol=1e-5)
-    for name in KEYS:
+    for name in KEY_FEATURES:
         assert scored[name][:] == patches[name][:]
 
 
@@ -215,11 +247,28 @@ def test_it_pickles_to_its_configuration(reference: str) -> None:
 
 
 def test_calibrations_round_trip(tmp_path: Path) -> None:
-    calibration = Calibration("some/mae", "abc", FAMILIES[0], FITS[1], patches=12, groups=3)
+    family = GaussianFamily((0.5, 0.4), (1.1, 0.9), ((0.1, 0.2), (0.3, 0.4)))
+    calibration = Calibration(
+        "some/mae", "abc", True, family, FITS[1], 12, 3, 4, mask_correlation=0.7, reliability=0.9
+    )
     calibration.save(tmp_path / "calibration.json")
     assert Calibration.load(tmp_path / "calibration.json") == calibration
     stored = json.loads((tmp_path / "calibration.json").read_text())
-    assert stored["v_information_held_out"] == pytest.approx(0.5 * np.log2(1.1 / 0.5))
+    assert stored["v_information_held_out"] == pytest.approx(0.25 * np.log2(1.1 / 0.5 * 0.9 / 0.4))
+
+
+def test_as_many_partitions_are_scored_as_the_calibration_measured(reference: str) -> None:
+    batch = tiny_patches(4)[:]
+    measured, given = (VInformationScorer(reference, ScoreConfig(partitions=p), "cpu")(batch) for p in (None, 2))
+    assert columns(measured)["pvi_std"].tolist() == columns(given)["pvi_std"].tolist()
+    assert measured["recon_error"].tolist() == given["recon_error"].tolist()
+
+
+def test_a_reference_whose_target_has_changed_is_refused(reference: str, tmp_path: Path) -> None:
+    save_mae(tmp_path / "fold-0", tiny_mae(norm_pix_loss=True))
+    shutil.copy(Path(reference) / "fold-0" / "calibration.json", tmp_path / "fold-0")
+    with pytest.raises(UserError, match=r"has norm_pix_loss True, but .* was calibrated for False"):
+        VInformationScorer(str(tmp_path), device="cpu")(tiny_patches(2)[:])
 
 
 def test_a_folder_without_a_reference_is_refused(tmp_path: Path) -> None:
@@ -230,7 +279,7 @@ def test_a_folder_without_a_reference_is_refused(tmp_path: Path) -> None:
 def test_a_checkpoint_without_a_processor_is_refused(tmp_path: Path) -> None:
     tiny_mae().save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"has no preprocessor_config.json"):
-        scoring.open_reference(str(tmp_path), None, "cpu")
+        open_reference(str(tmp_path), None, "cpu")
 
 
 def test_counts_of_masks_are_checked() -> None:
@@ -239,4 +288,6 @@ def test_counts_of_masks_are_checked() -> None:
     with pytest.raises(UserError, match="masks 1"):
         ScoreConfig(masks=1)
     with pytest.raises(UserError, match="masks is 20 and the reference model has 16 tokens"):
-        measure(tiny_mae(), pixels(1), ScoreConfig(masks=20))
+        measure(tiny_mae(), pixels(1), ScoreConfig(masks=20), range(1))
+    with pytest.raises(UserError, match="variance is 'patch': choose one of global, channel, position"):
+        ScoreConfig(variance="patch")

@@ -130,8 +130,18 @@ def write_curation(folder: Path, images: dict[str, np.ndarray], each: int, mosai
     write_shards(folder / "rejected", rejected, 8)
     for fold in range(2):
         (folder / f"reference/fold-{fold}").mkdir(parents=True)
-        calibration = {"model": ".", "patches": 8, "v_information_held_out": 0.8 + 0.05 * fold}
+        calibration = {
+            "model": ".",
+            "patches": 8,
+            "v_information_held_out": 0.8 + 0.05 * fold,
+            "conditional_entropy_held_out": -1.0,
+            "partitions": 2 + fold,
+            "mask_correlation": 0.85 - 0.05 * fold,
+            "reliability": 0.92,
+        }
         (folder / f"reference/fold-{fold}/calibration.json").write_text(json.dumps(calibration))
+    agreement = {"score": "difficulty", "patches": 16, "between_folds": 0.7, "second_reference": None}
+    (folder / "reference/reliability.json").write_text(json.dumps({**agreement, "between_models": None}))
     chosen = select(patches, mosaics)
     hardest = sorted(patches, key=lambda patch: -patch["difficulty"])[:2]
     write_stage(folder / "reference")

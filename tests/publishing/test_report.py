@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import pytest
 
 from optidel_hf.errors import UserError
 from optidel_hf.publishing.records import read_curation
-from optidel_hf.publishing.report import build_report, read_curve
+from optidel_hf.publishing.report import build_report, fold_means, read_curve
 from optidel_hf.publishing.sheets import by_hardness, mosaic_sheet, patch_sheets
 
 
@@ -174,3 +175,15 @@ def test_mosaic_tiles_stand_in_their_places(curation: Path) -> None:
     expected = [row["source"] for row in chosen.to_pylist() if row["mosaic"] == 0]
     assert len(mosaic["tiles"]) == len(expected) == 4
     assert all(tile["title"].startswith(f"{source}, ") for tile, source in zip(mosaic["tiles"], expected))
+
+
+def test_calibration_is_the_squared_error_over_the_fitted_variance(curation: Path) -> None:
+    """A Gaussian of variance 0.3 that meets squared errors of 0.45 spends 0.5 / (2 ln 2) bits over its entropy."""
+    record = read_curation(curation)
+    variance = 0.3
+    entropy = 0.5 * math.log2(2 * math.pi * math.e * variance)
+    spent = 0.5 * math.log2(2 * math.pi * variance) + 0.45 / (2 * variance * math.log(2))
+    record.columns["cond_entropy"] = np.full(record.patches, spent)
+    record.calibration[0]["conditional_entropy_held_out"] = entropy
+    del record.calibration[1]["conditional_entropy_held_out"]
+    assert [fold["calibration"] for fold in fold_means(record)] == [pytest.approx(1.5), None]
