@@ -71,7 +71,9 @@ class SelectionConfig:
     strategy: str = field(default="optidel", metadata={"help": f"One of: {', '.join(STRATEGIES)}."})
     score: str | None = field(default=None, metadata={"help": "Column to rank by (else the strategy's own)."})
     tiles_per_mosaic: int = field(default=4, metadata={"help": "M: patches in a curated image; 1 for none tiled."})
-    trim: float = field(default=0.02, metadata={"help": "Share of the hardest that optidel and ccs cut."})
+    trim: float | None = field(
+        default=None, metadata={"help": "Share of the hardest that optidel and ccs cut (else estimated)."}
+    )
     max_upscale: float = field(default=2.0, metadata={"help": "Patches enlarged by more are left out, if few."})
     keep: str = field(
         default="far",
@@ -85,7 +87,7 @@ class SelectionConfig:
             raise UserError(f"strategy is '{self.strategy}': choose one of {', '.join(STRATEGIES)}.")
         if self.score is not None and self.score not in SCORES:
             raise UserError(f"score is '{self.score}': choose one of {', '.join(SCORES)}.")
-        if not 0 <= self.trim < 1:
+        if self.trim is not None and not 0 <= self.trim < 1:
             raise UserError(f"trim is {self.trim}: it is the fraction of patches that is cut, from 0 to below 1.")
         if self.keep not in KEEP:
             raise UserError(f"keep is '{self.keep}': choose one of {', '.join(KEEP)}.")

@@ -153,6 +153,7 @@ def funnel(record: CurationRecord) -> list[dict[str, Any]]:
         tiles = record.facts["tiles_per_mosaic"]
         steps += [
             ("patch", "eligible", record.facts["counts"]["eligible"], []),
+            *_cut_step(record.facts.get("cut")),
             ("patch", "chosen", record.selection.num_rows, [f"from {touched:,} source images"]),
             ("patch", "mosaics", record.mosaics, [f"{tiles} tile{'s' * (tiles > 1)} each"]),
         ]
@@ -161,6 +162,17 @@ def funnel(record: CurationRecord) -> list[dict[str, Any]]:
         {"kind": kind, "label": label, "count": count, "share": count / whole[kind], "notes": notes}
         for kind, label, count, notes in steps
     ]
+
+
+def _cut_step(cut: dict[str, dict[str, Any]] | None) -> list[tuple[str, str, int, list[str]]]:
+    """What was cut as spoilt or outlying, reason by reason with its limit; nothing for strategies that cut nothing."""
+    if cut is None:
+        return []
+    notes = []
+    for reason, figures in cut.items():
+        above = "" if figures["limit"] is None else f" (above {figures['limit']:.3g})"
+        notes.append(f"{figures['count']:,} {reason.removeprefix('dropped: ')}{above}")
+    return [("patch", "cut as outliers", sum(figures["count"] for figures in cut.values()), notes)]
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def select(
     score: str | None = None,
     tiles_per_mosaic: int = 4,
     images: int | None = None,
-    trim: float = 0.02,
+    trim: float | None = None,
     max_upscale: float = 2.0,
     keep: str = "far",
     max_distance: float = 0.9,
@@ -107,7 +107,7 @@ def select(
     Args:
         table (`datasets.Dataset` or `pyarrow.Table`):
             Patches: `source`, `group`, `bbox` and `upscale`, and what the strategy needs: its score with `fold`, or
-            `embedding`; `crop` to explain.
+            `embedding`; `crop` to explain. Nuisance columns are used where they are.
         budget (`float`):
             Fraction of usable source images: round(budget x images) mosaics, rounded half up.
         strategy (`str`, *optional*, defaults to `"optidel"`):
@@ -119,7 +119,9 @@ def select(
             Column to rank by: `difficulty` for `optidel` and `ccs`, `cond_entropy` for `hardest` and `easiest`.
         tiles_per_mosaic (`int`, *optional*, defaults to 4): M.
         images (`int`, *optional*): usable source images; counted from `source` by default.
-        trim (`float`, *optional*, defaults to 0.02): share of the hardest that `optidel` and `ccs` cut as outliers.
+        trim (`float`, *optional*):
+            Share of the hardest that `optidel` and `ccs` cut. By default they cut what is spoilt (by `border`, `text`,
+            `saturation`, `defocus`, where the table has these columns) or lies beyond the tail of the pool's scores.
         max_upscale (`float`, *optional*, defaults to 2.0):
             Patches enlarged by more are left out where that costs under a tenth of the pool.
         keep (`str`, *optional*, defaults to `"far"`):
