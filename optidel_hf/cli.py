@@ -69,6 +69,17 @@ class ReportConfig:
 
 
 @dataclass(frozen=True)
+class InformationConfig:
+    """Which models to judge, on which curation's held-out images."""
+
+    models: list[str] = field(metadata={"help": "`name=folder` of pre-trained masked autoencoders."})
+    curation_dir: str = field(
+        default=str(SAMPLE_CURATION_DIR), metadata={"help": "Output of `optidel curate --held_out ...`."}
+    )
+    device: str = field(default="auto", metadata={"help": "auto (cuda, mps, xpu, then cpu) or one of these."})
+
+
+@dataclass(frozen=True)
 class StatusConfig:
     """Which output to look at."""
 
@@ -159,10 +170,26 @@ def report(arguments: Sequence[str]) -> None:
 
     (config,) = _parse((ReportConfig,), arguments, "report", report.__doc__)
     output = config.output or str(Path(config.curation_dir) / "report.html")
-    named = dict(entry.split("=", 1) if "=" in entry else (Path(entry).name, entry) for entry in config.pretrain_dirs)
-    pretrain_dirs = {name: Path(folder) for name, folder in named.items()}
+    pretrain_dirs = {name: Path(folder) for name, folder in named_folders(config.pretrain_dirs).items()}
     path = build_report(Path(config.curation_dir), output, pretrain_dirs, config.results and Path(config.results))
     say(f"report: {path}")
+
+
+def information(arguments: Sequence[str]) -> None:
+    """Held-out V-information of pre-trained models, on frames that no stage of a curation has seen."""
+    from optidel_hf.curation.heldout import judge
+
+    (config,) = _parse((InformationConfig,), arguments, "information", information.__doc__)
+    judged = judge(named_folders(config.models), config.curation_dir, config.device)
+    for name, figures in judged.items():
+        interval = "" if figures["low"] is None else f" (95 % {figures['low']:.3f} to {figures['high']:.3f})"
+        say(f"{name}: {figures['v_information']:.3f} bits per value of {figures['target']} pixels{interval}")
+    say(f"information: {Path(config.curation_dir) / 'held_out.json'}")
+
+
+def named_folders(entries: Sequence[str]) -> dict[str, str]:
+    """`name=folder` entries by name; a folder alone is named after itself."""
+    return dict(entry.split("=", 1) if "=" in entry else (Path(entry).name, entry) for entry in entries)
 
 
 def status(arguments: Sequence[str]) -> None:
@@ -239,6 +266,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "curate": curate,
     "pretrain": pretrain,
     "evaluate": evaluate,
+    "information": information,
     "report": report,
     "status": status,
     "theory": theory,
@@ -252,6 +280,7 @@ USAGE = """usage: optidel COMMAND [flags]
   select     ... up to the selection            mosaic    ... up to the curated images
   status     how far a curation has come
   pretrain   a ViT on curated images            evaluate  models by downstream segmentation
+  information  of models on held-out frames, in bits
   report     one HTML file of it all            demo      the whole method on the embedded sample
   theory     when to keep hard samples, by a perceptron's theory
   env        versions, for bug reports

@@ -36,12 +36,13 @@ from optidel_hf.curation.curated import (
     publish_selection,
     to_arrow,
 )
+from optidel_hf.curation.heldout import hold_out
 from optidel_hf.curation.inputs import InputConfig, inputs_hash, list_inputs, open_sources
 from optidel_hf.curation.mosaic import grid_side
 from optidel_hf.curation.patches import NO_PATCH, PATCH_FEATURES, PatchConfig, SamPatchExtractor
 from optidel_hf.curation.reference import ReferenceConfig, assign_folds, calibrate_checkpoint, fit_scorer
 from optidel_hf.curation.scoring import SCORES, ScoreConfig, VInformationScorer
-from optidel_hf.curation.selection import KEEP, STRATEGIES, mosaics_in_budget, select
+from optidel_hf.curation.selection import DIVERSITY, KEEP, STRATEGIES, mosaics_in_budget, select
 from optidel_hf.curation.shards import (
     existing_shards,
     read_columns,
@@ -80,6 +81,9 @@ class SelectionConfig:
         metadata={"help": "far from or near their cluster's centre: what prototypes, semdedup and meddel keep."},
     )
     max_distance: float = field(default=0.9, metadata={"help": "Cosine distance to that centre that meddel allows."})
+    diversity: str = field(
+        default="coverage", metadata={"help": "What optidel maximises beside hardness: coverage or logdet (ablation)."}
+    )
     seed: int = field(default=0, metadata={"help": "Seed of the selection."})
 
     def __post_init__(self) -> None:
@@ -91,6 +95,8 @@ class SelectionConfig:
             raise UserError(f"trim is {self.trim}: it is the fraction of patches that is cut, from 0 to below 1.")
         if self.keep not in KEEP:
             raise UserError(f"keep is '{self.keep}': choose one of {', '.join(KEEP)}.")
+        if self.diversity not in DIVERSITY:
+            raise UserError(f"diversity is '{self.diversity}': choose one of {', '.join(DIVERSITY)}.")
         grid_side(self.tiles_per_mosaic)
         mosaics_in_budget(self.budget, 10**9)
 
@@ -145,6 +151,8 @@ class _Run:
         limit = config.patches.max_image_pixels
         self.inputs = list_inputs(self.sources, self.output, config.images_per_shard, limit)
         self.groups = self.inputs["group"].to_pylist()
+        self.held_out = hold_out(self.groups, config.inputs.held_out)
+        self.seen = [row for row, group in enumerate(self.groups) if group not in self.held_out]
 
     @property
     def scored(self) -> bool:
@@ -155,6 +163,8 @@ class _Run:
     def patch_stage(self) -> Stage:
         config = self.config.patches
         fields = asdict(config) | {"images_per_shard": self.config.images_per_shard}
+        if self.held_out:
+            fields["held_out"] = self.config.inputs.held_out
         if config.unit == "patch":
             weights = checkpoint_fingerprint(config.sam, config.sam_revision)
             fields |= {**config.thresholds()._asdict(), "sam_weights": weights}
@@ -186,14 +196,14 @@ class _Run:
         stage = self._claim(self.patch_stage)
         rejected = self._claim(Stage(self.output / "rejected", self.patch_stage.fields, self.patch_stage.upstream))
         extractor = SamPatchExtractor(self.config.patches, self.config.device)
-        bounds = shard_bounds(len(self.sources), self.config.images_per_shard)
+        self._list_held_out()
+        bounds = shard_bounds(len(self.seen), self.config.images_per_shard)
         names = zip(shard_paths(stage, len(bounds)), shard_paths(rejected, len(bounds)))
-        with self._bar(len(self.sources), "key patches", " images") as bar:
+        with self._bar(len(self.seen), "key patches", " images") as bar:
             for i, (rows, (path, reasons)) in enumerate(zip(bounds, names)):
                 if i % self.world == self.rank and not path.exists():
-                    self._write_patches(
-                        self._map(self._source_rows(rows), extractor, PATCH_FEATURES, bar), path, reasons
-                    )
+                    sources = self._source_rows(self.seen[rows.start : rows.stop])
+                    self._write_patches(self._map(sources, extractor, PATCH_FEATURES, bar), path, reasons)
                 else:
                     bar.update(len(rows))
         wait_for(shard_paths(stage, len(bounds)))
@@ -202,6 +212,7 @@ class _Run:
     def scores(self) -> None:
         """Fit or calibrate the reference model, then add the V-information columns."""
         if not self.scored:
+            self._take_scores()
             return
         self.reference()
         folder = self._claim(self.score_stage)
@@ -217,6 +228,12 @@ class _Run:
                 else:
                     bar.update(pq.read_metadata(path).num_rows)
         wait_for(folder / path.name for path in shards)
+
+    def _take_scores(self) -> None:
+        """Of another output, for the report's figures alone: this strategy does not look at them."""
+        if self.config.reuse and self.rank == 0:
+            for stage in (self.reference_stage, self.score_stage):
+                stage.take_over(Path(self.config.reuse))
 
     def reference(self) -> None:
         """The models that score: a given checkpoint calibrated on the pool, or two fitted by cross-fitting."""
@@ -314,12 +331,18 @@ class _Run:
                 "side of the reference model's tokens."
             )
 
-    def _source_rows(self, rows: range) -> Dataset:
+    def _source_rows(self, rows: list[int]) -> Dataset:
         """A shard of the sources in memory; to add a column in place datasets would copy every image to its cache."""
         part = self.sources.select(rows)
-        columns = {"image": part["image"], "source": part["source"], "group": self.groups[rows.start : rows.stop]}
+        columns = {"image": part["image"], "source": part["source"], "group": [self.groups[row] for row in rows]}
         names = Features({"source": Value("string"), "group": Value("string")})
         return Dataset.from_dict(columns, features=Features({"image": Image(decode=False), **names}))
+
+    def _list_held_out(self) -> None:
+        path = self.output / "held_out.parquet"
+        if self.held_out and self.rank == 0 and not path.exists():
+            rows = [row for row, group in enumerate(self.groups) if group in self.held_out]
+            write_parquet(self.inputs.select(["source", "group"]).take(rows), path)
 
     def _refuse_empty_pool(self, patches: Path, rejected: Path) -> None:
         if sum(pq.read_metadata(path).num_rows for path in existing_shards(patches)):
@@ -349,8 +372,9 @@ class _Run:
         broken = reasons.total() - reasons[NO_PATCH]
         return {
             "inputs": len(self.sources),
+            "held_out": len(self.sources) - len(self.seen),
             "rejected": broken,
-            "usable": len(self.sources) - broken,
+            "usable": len(self.seen) - broken,
             "without_patch": reasons[NO_PATCH],
         }
 

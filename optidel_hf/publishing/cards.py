@@ -16,6 +16,7 @@ from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardDa
 from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 
 from optidel_hf.errors import UserError
+from optidel_hf.publishing.measures import chosen_rows, held_out_text, set_measures
 from optidel_hf.publishing.records import SCORES, CurationRecord, funnel, read_curation, read_json, shards
 
 
@@ -73,6 +74,7 @@ def render_model_card(
         dataset=dataset_facts,
         command=command,
         summary=_summary(results) if results else None,
+        held_out=_held_out(folder / "held_out.json"),
         arm=arm,
     )
     return str(ModelCard(card))
@@ -130,6 +132,7 @@ def render_dataset_card(
         images=sum(pq.read_metadata(path).num_rows for path in shards(folder)),
         megabytes=sum(path.stat().st_size for path in shards(folder)) / 1e6,
         funnel=funnel(record),
+        measures=set_measures(record),
         statistics=score_statistics(record),
         versions=record.config.get("versions", {}) | record.facts["versions"],
     )
@@ -174,9 +177,9 @@ def score_statistics(record: CurationRecord) -> list[dict[str, Any]]:
     Returns:
         `list[dict]`: One a score: `name`, `unit`, `all` and `chosen`, each the 5 %, 50 % and 95 % quantiles.
     """
-    columns = record.columns
+    columns, rows = record.columns, chosen_rows(record)
     return [
-        {"name": name, "unit": unit, "all": _quantiles(columns[name]), "chosen": _quantiles(record.chosen(name))}
+        {"name": name, "unit": unit, "all": _quantiles(columns[name]), "chosen": _quantiles(columns[name][rows])}
         for name, unit in SCORES.items()
         if name in columns
     ]
@@ -190,6 +193,13 @@ def _hub_model(model: str | None) -> str | None:
     """The model that training began with, if it is one on the Hub; a local folder is nothing to link to."""
     known = model is not None and re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not Path(model).exists()
     return model if known else None
+
+
+def _held_out(path: Path) -> str:
+    if not path.is_file():
+        return "not measured (`optidel information` on a curation that held images out)"
+    figures = read_json(path)
+    return f"{held_out_text(figures)}, bits per value of {figures['target']} pixels"
 
 
 def _summary(results: str | Path) -> list[dict[str, Any]]:

@@ -51,6 +51,7 @@ class CurationRecord:
         config (`dict`): Its `config.json`, versions included.
         stages (`dict[str, dict]`): Each stage folder's `config.json`, by the stage's name.
         sources (`int`): Source images that were listed.
+        held_out (`int`): Source images that no stage sees.
         rejected (`Counter`): Source images that could not be used, by reason.
         with_patches (`int`): Source images that gave at least one key patch.
         patches (`int`): Key patches.
@@ -60,12 +61,14 @@ class CurationRecord:
         selection (`pa.Table`, *optional*): The selection, in order of rank.
         facts (`dict`): The selection's metadata: strategy, score, seed, tiles_per_mosaic, tile_size, counts, versions.
         calibration (`list[dict]`): Each fold's `calibration.json`.
+        judged (`dict[str, dict]`): Held-out V-information of pre-trained models, by the arm's name.
     """
 
     folder: Path
     config: dict[str, Any]
     stages: dict[str, dict[str, Any]]
     sources: int
+    held_out: int
     rejected: Counter[str]
     with_patches: int
     patches: int
@@ -74,15 +77,12 @@ class CurationRecord:
     selection: pa.Table | None
     facts: dict[str, Any]
     calibration: list[dict[str, Any]]
+    judged: dict[str, dict[str, Any]]
 
     @property
     def mosaics(self) -> int:
         """`int`: Mosaics that the selection fills."""
         return 0 if self.selection is None else pc.count_distinct(self.selection["mosaic"]).as_py()
-
-    def chosen(self, column: str) -> np.ndarray:
-        """A column of the chosen key patches as float64, in order of rank; empty before the selection."""
-        return np.zeros(0) if self.selection is None else _floats(self.selection[column])
 
     def row(self, index: int) -> Row:
         """Where the key patch number `index` of the score columns lies, as `(shard, row)`."""
@@ -118,6 +118,7 @@ def read_curation(curation_dir: str | Path) -> CurationRecord:
         config=read_json(folder / "config.json") if (folder / "config.json").is_file() else {},
         stages=stages,
         sources=inputs.num_rows,
+        held_out=_count_held_out(folder / "held_out.parquet"),
         rejected=_count_rejected(folder / "rejected"),
         with_patches=with_patches,
         patches=patches,
@@ -126,6 +127,7 @@ def read_curation(curation_dir: str | Path) -> CurationRecord:
         selection=selection,
         facts=facts,
         calibration=[read_json(path) for path in sorted(folder.glob("reference/fold-*/calibration.json"))],
+        judged=read_json(folder / "held_out.json") if (folder / "held_out.json").is_file() else {},
     )
 
 
@@ -144,6 +146,7 @@ def funnel(record: CurationRecord) -> list[dict[str, Any]]:
         reasons.append(f"and {len(record.rejected) - REASONS_LISTED} rarer reasons")
     steps: list[tuple[str, str, int, list[str]]] = [
         ("image", "source images read", record.sources, []),
+        *([("image", "held out", record.held_out, ["seen by no stage"])] if record.held_out else []),
         ("image", "rejected", record.rejected.total(), reasons),
         ("image", "with key patches", record.with_patches, []),
         ("patch", "key patches", record.patches, []),
@@ -253,6 +256,10 @@ def _row_groups(file: pq.ParquetFile) -> Iterator[tuple[int, int]]:
     for group in range(file.num_row_groups):
         yield start, group
         start += file.metadata.row_group(group).num_rows
+
+
+def _count_held_out(path: Path) -> int:
+    return pq.read_metadata(path).num_rows if path.is_file() else 0
 
 
 def _count_rejected(folder: Path) -> Counter[str]:

@@ -17,6 +17,7 @@ from scipy.stats import spearmanr
 
 from optidel_hf.errors import UserError
 from optidel_hf.publishing.figures import histogram, intervals, line_class, lines
+from optidel_hf.publishing.measures import chosen_rows, set_measures
 from optidel_hf.publishing.records import NUISANCES, SCORES, CurationRecord, funnel, read_curation, read_json
 from optidel_hf.publishing.sheets import mosaic_sheet, patch_sheets
 
@@ -54,6 +55,8 @@ def build_report(
             name=record.folder.resolve().name,
             summary=summarize(record),
             funnel=funnel(record),
+            measures=set_measures(record),
+            reasons=selection_reasons(record),
             scores=score_figures(record),
             nuisances=NUISANCES,
             follows=nuisance_correlations(record),
@@ -97,14 +100,19 @@ def score_figures(record: CurationRecord) -> list[dict[str, Any]]:
     Returns:
         `list[dict]`: One a score that has any finite value: `name`, `svg`, `mean` and `chosen_mean` (or `None`).
     """
-    figures = []
+    figures, rows = [], chosen_rows(record)
     for name in SCORES.keys() & record.columns.keys():
         everything = record.columns[name]
-        chosen = record.chosen(name)
+        chosen = everything[rows]
         if np.isfinite(everything).any():
             svg = histogram(everything, chosen, f"{name} ({SCORES[name]})")
             figures.append({"name": name, "svg": svg, "mean": _mean(everything), "chosen_mean": _mean(chosen)})
     return sorted(figures, key=lambda figure: list(SCORES).index(figure["name"]))
+
+
+def selection_reasons(record: CurationRecord) -> list[tuple[str, int]]:
+    """Why key patches were kept or dropped and how many, most first; empty where the selection does not say."""
+    return sorted(record.facts.get("reasons", {}).items(), key=lambda item: -item[1])
 
 
 def nuisance_correlations(record: CurationRecord) -> dict[str, list[float | None]]:

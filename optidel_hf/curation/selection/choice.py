@@ -33,12 +33,14 @@ class Options:
             (`optidel`, `ccs`).
         keep (`str`): `"far"` from their cluster's centre or `"near"` it (`prototypes`, `semdedup`, `meddel`).
         max_distance (`float`): cosine distance to the cluster's centre beyond which a patch is cut (`meddel`).
+        diversity (`str`): what is maximised beside hardness, `"coverage"` or `"logdet"` (`optidel`).
     """
 
     seed: int
     trim: float | None
     keep: str
     max_distance: float
+    diversity: str = "coverage"
 
 
 @dataclass(frozen=True)
