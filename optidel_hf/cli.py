@@ -108,19 +108,30 @@ def curate(arguments: Sequence[str], until: str = "curated") -> None:
     from optidel_hf.curation.curated import MosaicConfig
     from optidel_hf.curation.inputs import InputConfig
     from optidel_hf.curation.patches import PatchConfig
-    from optidel_hf.curation.pipeline import CurationConfig, SelectionConfig
+    from optidel_hf.curation.pilot import PilotConfig
+    from optidel_hf.curation.pipeline import CurationConfig
     from optidel_hf.curation.pipeline import curate as run_curation
     from optidel_hf.curation.reference import ReferenceConfig
     from optidel_hf.curation.scoring import ScoreConfig
+    from optidel_hf.curation.selection_config import SelectionConfig
     from optidel_hf.processes import process_rank, share_cores
 
     share_cores()
-    stages = (InputConfig, RunConfig, PatchConfig, ReferenceConfig, ScoreConfig, SelectionConfig, MosaicConfig)
-    inputs, run, patches, reference, score, selection, mosaic = _parse(stages, arguments, "curate", curate.__doc__)
+    choices = (ScoreConfig, SelectionConfig, MosaicConfig, PilotConfig)
+    stages = (InputConfig, RunConfig, PatchConfig, ReferenceConfig, *choices)
+    inputs, run, patches, reference, *chosen = _parse(stages, arguments, "curate", curate.__doc__)
+    score, selection, mosaic, pilot = chosen
     if inputs.dataset == EMBEDDED:
         inputs = InputConfig(**{**vars(inputs), "dataset": str(sample_pool())})
     config = CurationConfig(
-        inputs, patches=patches, reference=reference, score=score, selection=selection, mosaic=mosaic, **vars(run)
+        inputs,
+        patches=patches,
+        reference=reference,
+        score=score,
+        selection=selection,
+        mosaic=mosaic,
+        pilot=pilot,
+        **vars(run),
     )
     output = run_curation(config, until)
     if until == "curated" and process_rank()[0] == 0:
@@ -189,7 +200,7 @@ def information(arguments: Sequence[str]) -> None:
 
 def named_folders(entries: Sequence[str]) -> dict[str, str]:
     """`name=folder` entries by name; a folder alone is named after itself."""
-    return dict(entry.split("=", 1) if "=" in entry else (Path(entry).name, entry) for entry in entries)
+    return {entry.split("=", 1)[0] if "=" in entry else Path(entry).name: entry.split("=", 1)[-1] for entry in entries}
 
 
 def status(arguments: Sequence[str]) -> None:

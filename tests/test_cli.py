@@ -189,7 +189,7 @@ def test_reuse_takes_over_what_did_not_change(
 
 
 EARLY = [
-    ("--strategy nosuch", "strategy is 'nosuch': choose one of optidel, hardest, easiest, random"),
+    ("--strategy nosuch", "strategy is 'nosuch': choose one of optidel, hardest, easiest, medium, random"),
     ("--budget 0", "Budget 0 is not a fraction of the source images: give one in (0, 1]"),
     ("--budget 1.5", "Budget 1.5 is not a fraction"),
     ("--budget nan", "Budget nan is not a fraction"),

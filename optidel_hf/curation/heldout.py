@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,13 +55,14 @@ class Moments(NamedTuple):
     square: np.ndarray  # (n, C) mean of their squares
 
 
-def hold_out(groups: Sequence[str], share: float) -> set[str]:
+def hold_out(groups: Sequence[str], share: float, seed: int = 0) -> set[str]:
     """
     Whole groups, in the order of their names' hashes, until they hold `share` of the images; never the largest.
 
     Args:
         groups (`Sequence[str]`): group of each image.
         share (`float`): 0 holds out nothing.
+        seed (`int`, *optional*, defaults to 0): of the hashes; 0 for what all arms of a pool hold out.
 
     Raises:
         `UserError`: if a share is asked for and all images are of one group.
@@ -69,7 +70,7 @@ def hold_out(groups: Sequence[str], share: float) -> set[str]:
     images = Counter(groups)
     if share and len(images) < 2:
         raise UserError("--held_out needs at least two groups of images, and these are all of one.")
-    order = sorted(images, key=lambda name: hashlib.sha256(f"held out:{name}".encode()).hexdigest())
+    order = sorted(images, key=lambda name: hashlib.sha256(f"held out {seed}:{name}".encode()).hexdigest())
     largest = max(order, key=images.__getitem__, default=None)
     held: set[str] = set()
     wanted = share * len(groups)
@@ -80,12 +81,12 @@ def hold_out(groups: Sequence[str], share: float) -> set[str]:
     return held
 
 
-def judge(models: dict[str, str | Path], curation_dir: str | Path, device: str = "auto") -> dict[str, Any]:
+def judge(models: Mapping[str, str | Path], curation_dir: str | Path, device: str = "auto") -> dict[str, Any]:
     """
     Held-out V-information of pre-trained models; written as `held_out.json` into the curation and beside each model.
 
     Args:
-        models (`dict[str, str]`): folders of pre-trained ViT-MAEs, by the arm's name.
+        models (`Mapping[str, str]`): folders of pre-trained ViT-MAEs, by the arm's name.
         curation_dir (`str` or `Path`): a curation that held images out.
 
     Returns:

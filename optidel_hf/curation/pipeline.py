@@ -40,9 +40,11 @@ from optidel_hf.curation.heldout import hold_out
 from optidel_hf.curation.inputs import InputConfig, inputs_hash, list_inputs, open_sources
 from optidel_hf.curation.mosaic import grid_side
 from optidel_hf.curation.patches import NO_PATCH, PATCH_FEATURES, PatchConfig, SamPatchExtractor
+from optidel_hf.curation.pilot import PilotConfig, settle_strategy
 from optidel_hf.curation.reference import ReferenceConfig, assign_folds, calibrate_checkpoint, fit_scorer
-from optidel_hf.curation.scoring import SCORES, ScoreConfig, VInformationScorer
-from optidel_hf.curation.selection import DIVERSITY, KEEP, STRATEGIES, mosaics_in_budget, select
+from optidel_hf.curation.scoring import ScoreConfig, VInformationScorer
+from optidel_hf.curation.selection import mosaics_in_budget, select
+from optidel_hf.curation.selection_config import AUTO, SelectionConfig
 from optidel_hf.curation.shards import (
     existing_shards,
     read_columns,
@@ -65,43 +67,6 @@ KEPT_FEATURES = Features({name: feature for name, feature in PATCH_FEATURES.item
 
 
 @dataclass(frozen=True)
-class SelectionConfig:
-    """What is kept."""
-
-    budget: float = field(default=0.05, metadata={"help": "Fraction of usable source images, as mosaics."})
-    strategy: str = field(default="optidel", metadata={"help": f"One of: {', '.join(STRATEGIES)}."})
-    score: str | None = field(default=None, metadata={"help": "Column to rank by (else the strategy's own)."})
-    tiles_per_mosaic: int = field(default=4, metadata={"help": "M: patches in a curated image; 1 for none tiled."})
-    trim: float | None = field(
-        default=None, metadata={"help": "Share of the hardest that optidel and ccs cut (else estimated)."}
-    )
-    max_upscale: float = field(default=2.0, metadata={"help": "Patches enlarged by more are left out, if few."})
-    keep: str = field(
-        default="far",
-        metadata={"help": "far from or near their cluster's centre: what prototypes, semdedup and meddel keep."},
-    )
-    max_distance: float = field(default=0.9, metadata={"help": "Cosine distance to that centre that meddel allows."})
-    diversity: str = field(
-        default="coverage", metadata={"help": "What optidel maximises beside hardness: coverage or logdet (ablation)."}
-    )
-    seed: int = field(default=0, metadata={"help": "Seed of the selection."})
-
-    def __post_init__(self) -> None:
-        if self.strategy not in STRATEGIES:
-            raise UserError(f"strategy is '{self.strategy}': choose one of {', '.join(STRATEGIES)}.")
-        if self.score is not None and self.score not in SCORES:
-            raise UserError(f"score is '{self.score}': choose one of {', '.join(SCORES)}.")
-        if self.trim is not None and not 0 <= self.trim < 1:
-            raise UserError(f"trim is {self.trim}: it is the fraction of patches that is cut, from 0 to below 1.")
-        if self.keep not in KEEP:
-            raise UserError(f"keep is '{self.keep}': choose one of {', '.join(KEEP)}.")
-        if self.diversity not in DIVERSITY:
-            raise UserError(f"diversity is '{self.diversity}': choose one of {', '.join(DIVERSITY)}.")
-        grid_side(self.tiles_per_mosaic)
-        mosaics_in_budget(self.budget, 10**9)
-
-
-@dataclass(frozen=True)
 class CurationConfig:
     """Everything that determines a curated dataset, one dataclass a stage, and where and how it is computed."""
 
@@ -112,6 +77,7 @@ class CurationConfig:
     score: ScoreConfig = field(default_factory=ScoreConfig)
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     mosaic: MosaicConfig = field(default_factory=MosaicConfig)
+    pilot: PilotConfig = field(default_factory=PilotConfig)
     images_per_shard: int = 256
     reuse: str | None = None
     device: str = "auto"
@@ -154,11 +120,6 @@ class _Run:
         self.held_out = hold_out(self.groups, config.inputs.held_out)
         self.seen = [row for row, group in enumerate(self.groups) if group not in self.held_out]
 
-    @property
-    def scored(self) -> bool:
-        """Whether the strategy needs any column that scoring adds."""
-        return STRATEGIES[self.config.selection.strategy].scored
-
     @cached_property
     def patch_stage(self) -> Stage:
         config = self.config.patches
@@ -184,8 +145,11 @@ class _Run:
 
     @cached_property
     def selection_stage(self) -> Stage:
-        upstream = self.score_stage.hash if self.scored else self.patch_stage.hash
-        return Stage(self.output / ".selection", asdict(self.config.selection), upstream)
+        upstream = self.score_stage.hash if self.config.selection.scored else self.patch_stage.hash
+        fields = asdict(self.config.selection)
+        if self.config.selection.strategy == AUTO:
+            fields |= asdict(self.config.pilot)
+        return Stage(self.output / ".selection", fields, upstream)
 
     @cached_property
     def curated_stage(self) -> Stage:
@@ -211,7 +175,7 @@ class _Run:
 
     def scores(self) -> None:
         """Fit or calibrate the reference model, then add the V-information columns."""
-        if not self.scored:
+        if not self.config.selection.scored:
             self._take_scores()
             return
         self.reference()
@@ -255,7 +219,16 @@ class _Run:
         if self.rank == 0 and not path.exists():
             table = self._candidates()
             options = {**asdict(self.config.selection), "images": self._usable_images()}
-            write_parquet(draft_selection(table, select(table, explain=True, **options)), path)
+            facts = {}
+            if self.config.selection.strategy == AUTO:
+                runs = self.selection_stage.folder / ".pilot"
+                config = self.config.pilot, self.config.reference
+                options, facts = settle_strategy(
+                    table, options, self.patch_stage.folder, runs, *config, self.config.device
+                )
+            selected = select(table, explain=True, **options)
+            selected.facts.update(facts)
+            write_parquet(draft_selection(table, selected), path)
         wait_for([path])
 
     def curated(self) -> None:
@@ -356,11 +329,11 @@ class _Run:
         )
 
     def _candidates(self) -> pa.Table:
-        if not self.scored:
+        if not self.config.selection.scored:
             columns = [name for name in KEPT_FEATURES if name != "image"]
             return read_columns(self.patch_stage.folder, columns)
         names = list(pq.read_schema(existing_shards(self.score_stage.folder)[0]).names)
-        unused = None if STRATEGIES[self.config.selection.strategy].embedding else "embedding"
+        unused = None if self.config.selection.embedding else "embedding"
         return read_columns(self.score_stage.folder, [name for name in names if name != unused])
 
     def _usable_images(self) -> int:

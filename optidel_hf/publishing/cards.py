@@ -16,7 +16,7 @@ from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardDa
 from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 
 from optidel_hf.errors import UserError
-from optidel_hf.publishing.measures import chosen_rows, held_out_text, set_measures
+from optidel_hf.publishing.measures import chosen_rows, held_out_text, pilot_text, set_measures
 from optidel_hf.publishing.records import SCORES, CurationRecord, funnel, read_curation, read_json, shards
 
 
@@ -133,6 +133,7 @@ def render_dataset_card(
         megabytes=sum(path.stat().st_size for path in shards(folder)) / 1e6,
         funnel=funnel(record),
         measures=set_measures(record),
+        pilot=pilot_text(record.facts),
         statistics=score_statistics(record),
         versions=record.config.get("versions", {}) | record.facts["versions"],
     )

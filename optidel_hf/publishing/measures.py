@@ -137,5 +137,17 @@ def held_out_text(figures: dict[str, Any]) -> str:
     return f"{figures['v_information']:.3f} ({interval}; {on})"
 
 
+def pilot_text(facts: dict[str, Any]) -> str:
+    """Why the pilot of `--strategy auto` named this strategy; empty where there was none."""
+    if "pilot" not in facts:
+        return ""
+    found = facts["pilot"]
+    interval = f"95 % {found['low']:.3f} to {found['high']:.3f}"
+    return (
+        f"A pilot of {found['repeats']} repeats named {found['arm']}: at {found['counts'][-1]:,} patches it leads "
+        f"{found['over']} by {found['gain']:.3f} bits per value ({interval}), extrapolated from a quarter and a half."
+    )
+
+
 def _row(name: str, unit: str, chosen: str, pool: str = "") -> dict[str, str]:
     return {"name": name, "unit": unit, "chosen": chosen, "pool": pool}

@@ -17,7 +17,7 @@ from scipy.stats import spearmanr
 
 from optidel_hf.errors import UserError
 from optidel_hf.publishing.figures import histogram, intervals, line_class, lines
-from optidel_hf.publishing.measures import chosen_rows, set_measures
+from optidel_hf.publishing.measures import chosen_rows, pilot_text, set_measures
 from optidel_hf.publishing.records import NUISANCES, SCORES, CurationRecord, funnel, read_curation, read_json
 from optidel_hf.publishing.sheets import mosaic_sheet, patch_sheets
 
@@ -86,8 +86,8 @@ def summarize(record: CurationRecord) -> str:
     by = f" by {facts['score']}" if facts["score"] else ""
     return (
         f"{cut}; the strategy “{facts['strategy']}” chose {record.selection.num_rows:,} of them{by}, which make "
-        f"{record.mosaics:,} mosaics of {facts['tiles_per_mosaic']} at {facts['tile_size']} px a tile."
-    )
+        f"{record.mosaics:,} mosaics of {facts['tiles_per_mosaic']} at {facts['tile_size']} px a tile. {pilot_text(facts)}"
+    ).strip()
 
 
 def score_figures(record: CurationRecord) -> list[dict[str, Any]]:

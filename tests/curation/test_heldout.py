@@ -19,7 +19,8 @@ from optidel_hf.curation.heldout import Moments, hold_out, information, judge, m
 from optidel_hf.curation.inputs import InputConfig
 from optidel_hf.curation.masking import mask_partition
 from optidel_hf.curation.patches import PatchConfig
-from optidel_hf.curation.pipeline import CurationConfig, SelectionConfig, curate
+from optidel_hf.curation.pipeline import CurationConfig, curate
+from optidel_hf.curation.selection_config import SelectionConfig
 from optidel_hf.curation.shards import read_columns
 from optidel_hf.errors import UserError
 

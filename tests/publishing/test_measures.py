@@ -106,3 +106,12 @@ def test_a_selection_without_scores_of_its_own_is_measured_by_those_beside_it(ou
     pq.write_table(bare.replace_schema_metadata(table.schema.metadata), out / "selection.parquet")
     assert texts(read_curation(out)) == before
     assert "Mean" in build_report(out, out / "report.html").read_text()
+
+
+def test_a_pilot_is_told_with_its_lead() -> None:
+    found = {"arm": "medium", "over": "easiest", "gain": 0.1, "low": 0.05, "high": 0.15, "repeats": 5}
+    assert pilot_text({"pilot": {**found, "counts": [400, 800, 1600]}}) == (
+        "A pilot of 5 repeats named medium: at 1,600 patches it leads easiest by 0.100 bits per value "
+        "(95 % 0.050 to 0.150), extrapolated from a quarter and a half."
+    )
+    assert pilot_text({}) == ""

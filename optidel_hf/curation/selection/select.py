@@ -19,7 +19,7 @@ from optidel_hf.curation.selection.duplicates import meddel, semdedup
 from optidel_hf.curation.selection.optidel import optidel
 from optidel_hf.curation.selection.pairing import pair
 from optidel_hf.curation.selection.prototypes import prototypes
-from optidel_hf.curation.selection.ranked import easiest, hardest
+from optidel_hf.curation.selection.ranked import easiest, hardest, medium
 from optidel_hf.curation.selection.strata import ccs
 from optidel_hf.curation.selection.subspaces import zcore
 from optidel_hf.curation.selection.uniform import random, random_images
@@ -47,11 +47,12 @@ class Strategy(NamedTuple):
         return self.embedding or self.score is not None
 
 
-# The published rule is raw reconstruction error; `optidel` and `ccs` rank by what contrast and size do not explain.
+# The published rule is raw reconstruction error; the others that rank do so by what contrast and size do not explain.
 STRATEGIES = {
     "optidel": Strategy(optidel, score="difficulty", embedding=True),
     "hardest": Strategy(hardest, score="cond_entropy", embedding=False),
     "easiest": Strategy(easiest, score="cond_entropy", embedding=False),
+    "medium": Strategy(medium, score="difficulty", embedding=False),
     "random": Strategy(random, score=None, embedding=False),
     "random_images": Strategy(random_images, score=None, embedding=False),
     "prototypes": Strategy(prototypes, score=None, embedding=True),
@@ -113,12 +114,12 @@ def select(
         budget (`float`):
             Fraction of usable source images: round(budget x images) mosaics, rounded half up.
         strategy (`str`, *optional*, defaults to `"optidel"`):
-            `optidel` (hard and diverse), `hardest` (as published), `easiest`, `random`, `random_images` (all patches
-            of random images), `prototypes`, `semdedup`, `meddel`, `ccs` or `zcore`. On a table of whole images these
-            choose whole images.
+            `optidel` (hard and diverse), `hardest` (as published), `easiest`, `medium`, `random`, `random_images` (all
+            patches of random images), `prototypes`, `semdedup`, `meddel`, `ccs` or `zcore`. On a table of whole images
+            these choose whole images.
         seed (`int`, *optional*, defaults to 0).
         score (`str`, *optional*, defaults to the strategy's own):
-            Column to rank by: `difficulty` for `optidel` and `ccs`, `cond_entropy` for `hardest` and `easiest`.
+            Column to rank by: `cond_entropy` for `hardest` and `easiest`, `difficulty` for the others that rank.
         tiles_per_mosaic (`int`, *optional*, defaults to 4): M.
         images (`int`, *optional*): usable source images; counted from `source` by default.
         trim (`float`, *optional*):
