@@ -219,7 +219,7 @@ class _Run:
         if self.rank == 0 and not path.exists():
             table = self._candidates()
             options = {**asdict(self.config.selection), "images": self._usable_images()}
-            facts = {}
+            facts: dict[str, Any] = {}
             if self.config.selection.strategy == AUTO:
                 runs = self.selection_stage.folder / ".pilot"
                 config = self.config.pilot, self.config.reference

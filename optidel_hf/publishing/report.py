@@ -84,10 +84,11 @@ def summarize(record: CurationRecord) -> str:
         return f"{cut}; nothing has been selected yet."
     facts = record.facts
     by = f" by {facts['score']}" if facts["score"] else ""
-    return (
+    done = (
         f"{cut}; the strategy “{facts['strategy']}” chose {record.selection.num_rows:,} of them{by}, which make "
-        f"{record.mosaics:,} mosaics of {facts['tiles_per_mosaic']} at {facts['tile_size']} px a tile. {pilot_text(facts)}"
-    ).strip()
+        f"{record.mosaics:,} mosaics of {facts['tiles_per_mosaic']} at {facts['tile_size']} px a tile."
+    )
+    return f"{done} {pilot_text(facts)}".strip()
 
 
 def score_figures(record: CurationRecord) -> list[dict[str, Any]]:

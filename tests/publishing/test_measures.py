@@ -17,6 +17,7 @@ from optidel_hf.publishing.measures import (
     NOT_JUDGED,
     NOT_SCORED,
     chosen_rows,
+    pilot_text,
     set_measures,
 )
 from optidel_hf.publishing.records import CurationRecord, read_curation, shards
