@@ -5,7 +5,7 @@ A contact sheet of what each term of `optidel` buys, on the patches of a finishe
     python benchmarks/draw_terms.py --curation_dir out --budget 0.05 --output terms.png
 
 One row a rule: the patches that it chooses first, and of all that it chooses the source images and near-duplicate
-groups, the mean hardness rank, the mean cosine distance from the pool to the nearest of them (about the mean embedding)
+groups, the mean hardness rank, the mean cosine distance from the pool to the nearest of them (about the pool's mean),
 and how many the outlier cut would refuse, which are framed in red.
 """
 
