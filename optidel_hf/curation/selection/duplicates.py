@@ -2,8 +2,8 @@
 Semantic deduplication: of patches of one cluster that look alike, one is kept.
 
 SemDeDup (Abbas et al. 2023, arXiv 2303.09540): k-means; each cluster sorted by the distance to its centroid; a patch
-goes if its cosine to an earlier one exceeds 1 - epsilon, whether or not the earlier one stays, as the authors' code has
-it. MedDEL (Yang et al. 2024, arXiv 2401.17542, Algorithm 1) first deletes what lies farther than epsilon = 0.9 from
+goes if its cosine to an earlier one exceeds 1 - epsilon, whether or not the earlier one stays, as in the authors'
+code. MedDEL (Yang et al. 2024, arXiv 2401.17542, Algorithm 1) first deletes what lies farther than epsilon = 0.9 from
 its centroid, then does the same with a cosine threshold eta, which alone sets the budget (0.9 keeps half of their
 pool, 0.7 a twentieth).
 

@@ -44,8 +44,8 @@ def _vote(tree: cKDTree, rng: np.random.Generator) -> np.ndarray:
     """For how many of `n` targets each of the `n` points of a plane is the nearest: `(n,)`."""
     points = tree.data
     low, middle, high = points.min(axis=0), np.median(points, axis=0), points.max(axis=0)
-    spread = np.where(high > low, high, low + 1e-12)  # an axis on which all are equal is no triangle
-    nearest = tree.query(rng.triangular(low, middle, spread, size=points.shape), p=1)[1]
+    high = np.maximum(high, low + 1e-12)  # an axis on which all are equal is no triangle
+    nearest = tree.query(rng.triangular(low, middle, high, size=points.shape), p=1)[1]
     return np.bincount(nearest, minlength=len(points))
 
 
