@@ -48,6 +48,7 @@ def build_report(
         UserError: If one of the folders is missing or no run has written it.
     """
     record = read_curation(curation_dir)
+    evaluated = read_results(results) if results else None
     page = (
         _environment()
         .get_template("report.html.jinja")
@@ -56,6 +57,7 @@ def build_report(
             summary=summarize(record),
             funnel=funnel(record),
             measures=set_measures(record),
+            goal=goal_agreement(record, evaluated["rows"] if evaluated else []),
             reasons=selection_reasons(record),
             scores=score_figures(record),
             nuisances=NUISANCES,
@@ -64,7 +66,7 @@ def build_report(
             mosaics=mosaic_sheet(record),
             folds=fold_means(record),
             training=training_curves(pretrain_dirs or {}),
-            results=read_results(results) if results else None,
+            results=evaluated,
             configurations={"curation": record.config, **record.stages},
             versions=record.config.get("versions", {}) | record.facts.get("versions", {}),
         )
@@ -114,6 +116,24 @@ def score_figures(record: CurationRecord) -> list[dict[str, Any]]:
 def selection_reasons(record: CurationRecord) -> list[tuple[str, int]]:
     """Why key patches were kept or dropped and how many, most first; empty where the selection does not say."""
     return sorted(record.facts.get("reasons", {}).items(), key=lambda item: -item[1])
+
+
+def goal_agreement(record: CurationRecord, rows: list[dict[str, Any]]) -> list[str]:
+    """
+    How the arms' held-out V-information ranks them beside their mean IoU, one sentence a mode of evaluation.
+
+    Args:
+        record (`CurationRecord`): A curation on whose held-out images the arms' models were judged.
+        rows (`list[dict]`): The evaluation's rows, with `arm`, `mode` and `miou_mean`.
+    """
+    sentences = []
+    for mode in dict.fromkeys(row["mode"] for row in rows):
+        both = {row["arm"]: row["miou_mean"] for row in rows if row["mode"] == mode and row["arm"] in record.judged}
+        information = np.array([record.judged[arm]["v_information"] for arm in both])
+        rho = _rank_correlation(information, np.array(list(both.values())))
+        if rho is not None:
+            sentences.append(f"{_number(rho, 2)} over {len(both)} arms ({mode})")
+    return sentences
 
 
 def nuisance_correlations(record: CurationRecord) -> dict[str, list[float | None]]:

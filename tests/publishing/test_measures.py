@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,18 @@ def test_judged_models_are_shown_with_their_interval(out: Path, tmp_path: Path) 
     assert "(iii) held-out V-information of hard" in page
     assert "0.413 (95 % 0.390 to 0.440; 150 frames, 141 groups)" in page
     assert "0.413 (no interval; 150 frames, 141 groups)" in page
+
+
+def test_the_goal_is_compared_with_the_task(out: Path, results: Callable, tmp_path: Path) -> None:
+    table = results(tmp_path / "results.json", {"a": 0.5, "b": 0.6, "c": 0.7, "unjudged": 0.1})
+    assert (
+        "it needs an evaluation and at least three" in build_report(out, tmp_path / "r.html", None, table).read_text()
+    )
+    one = {"low": None, "high": None, "frames": 9, "groups": 1, "target": "raw"}
+    judged = {arm: {**one, "v_information": bits} for arm, bits in (("a", 0.1), ("b", 0.3), ("c", 0.2), ("d", 0.9))}
+    (out / "held_out.json").write_text(json.dumps(judged))
+    page = build_report(out, tmp_path / "report.html", None, table).read_text()
+    assert "with mean IoU: 0.50 over 3 arms (finetune); 0.50 over 3 arms (probe)." in page
 
 
 def test_a_selection_without_scores_of_its_own_is_measured_by_those_beside_it(out: Path) -> None:
