@@ -10,7 +10,8 @@ extrapolated along the logarithm of the budget,
     v(b) = v(b/2) + (v(b/2) - v(b/4)),
 
 repeat by repeat, with other groups held out and another seed each time. The best arm is named if the 95 % interval of
-its lead over every other excludes zero (Student's t over repeats, Bonferroni over the three pairs).
+its lead over every other excludes zero (Student's t over repeats, Bonferroni over the three pairs) and it has learnt
+anything at all.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def run_pilot(
         at the sub-budgets and extrapolated.
 
     Raises:
-        `UserError`: if the interval includes zero, with the figures.
+        `UserError`: if the interval includes zero or the best arm learnt less than the mean tells, with the figures.
     """
     counts = [max(1, round(share * count)) for share in SHARES]
     chosen = {(arm, number): choose(arm, number) for arm in ARMS for number in counts}
@@ -114,7 +115,7 @@ def run_pilot(
     lead = find_lead(whole)
     means = np.concatenate([bits, whole[..., None]], axis=-1).mean(axis=0)
     facts = {"bits": dict(zip(ARMS, means.tolist())), "counts": [*counts, count], "repeats": repeats}
-    if lead.low <= 0:
+    if lead.low <= 0 or facts["bits"][lead.arm][1] <= 0:
         raise UserError(_refusal(lead, facts))
     return {**lead._asdict(), **facts}
 
@@ -226,9 +227,10 @@ def _refusal(lead: Lead, facts: dict[str, Any]) -> str:
         f"{arm} {at_small:.3f} bits per value at {small} patches, {at_half:.3f} at {half}, {at_whole:.3f} extrapolated"
         for arm, (at_small, at_half, at_whole) in facts["bits"].items()
     )
+    learnt = facts["bits"][lead.arm][1] > 0
+    interval = f"the 95 % interval, {lead.low:.3f} to {lead.high:.3f}, includes zero"
     return (
-        f"The pilot cannot tell which {count} patches to keep: {lead.arm} leads {lead.over} by {lead.gain:.3f} bits "
-        f"and the 95 % interval, {lead.low:.3f} to {lead.high:.3f}, includes zero ({figures}; "
-        f"{facts['repeats']} repeats). "
-        "Give --strategy yourself, or more --pilot_repeats or --pilot_steps."
+        f"The pilot cannot tell which {count} patches to keep: {lead.arm} leads {lead.over} by {lead.gain:.3f} bits, "
+        f"{'and ' + interval if learnt else 'but has learnt less than the mean of the pixels tells'} ({figures}; "
+        f"{facts['repeats']} repeats). Give --strategy yourself, or more --pilot_repeats or --pilot_steps."
     )

@@ -86,6 +86,13 @@ def refusal(train: Train) -> str:
     return ""
 
 
+def test_a_lead_without_any_learning_is_none() -> None:
+    arms = {arm: np.arange(10 * number, 30) for number, arm in enumerate(ARMS)}
+    groups = [str(i) for i in range(40)]
+    with pytest.raises(UserError, match=r"leads medium by 1\.000 bits, but has learnt less than the mean"):
+        run_pilot(groups, 8, lambda arm, count: arms[arm], lambda rows, judged, seed: rows.min() // 10 - 3.0, 2)
+
+
 def test_the_lead_by_hand() -> None:
     # Leads over the first 1, 2, 3: mean 2, deviation 1; over the last 2, 2, 2.
     bits = np.array([[0.0, -1, 1], [1.0, 1, 3], [0.0, 1, 3]])
