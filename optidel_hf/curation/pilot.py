@@ -114,7 +114,7 @@ def run_pilot(
     whole = bits[..., 1] + (bits[..., 1] - bits[..., 0])
     lead = find_lead(whole)
     means = np.concatenate([bits, whole[..., None]], axis=-1).mean(axis=0)
-    facts = {"bits": dict(zip(ARMS, means.tolist())), "counts": [*counts, count], "repeats": repeats}
+    facts: dict[str, Any] = {"bits": dict(zip(ARMS, means.tolist())), "counts": [*counts, count], "repeats": repeats}
     if lead.low <= 0 or facts["bits"][lead.arm][1] <= 0:
         raise UserError(_refusal(lead, facts))
     return {**lead._asdict(), **facts}
