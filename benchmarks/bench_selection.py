@@ -27,10 +27,11 @@ import sklearn
 
 from optidel_hf.curation.selection import select
 from optidel_hf.curation.selection.candidates import read_candidates
-from optidel_hf.curation.selection.choice import Options, without_outliers
+from optidel_hf.curation.selection.choice import Options
 from optidel_hf.curation.selection.clusters import cluster
 from optidel_hf.curation.selection.objective import MEMORY, Directions
 from optidel_hf.curation.selection.optidel import optidel
+from optidel_hf.curation.selection.outliers import cut_outliers
 from optidel_hf.curation.selection.select import _Columns
 
 
@@ -42,7 +43,7 @@ from lazy_greedy import lazy_greedy
 WIDTH, PER_SOURCE, PER_GROUP, SHARE = 384, 10, 40, 0.05
 LARGEST = 1_000_000
 QUALITY = 10_000
-OPTIONS = Options(seed=0, trim=0.02, keep="far", max_distance=0.9)
+OPTIONS = Options(seed=0, trim=None, keep="far", max_distance=0.9)
 
 
 def generate(n: int, seed: int = 0) -> pa.Table:
@@ -98,7 +99,7 @@ def quality(table: pa.Table) -> dict[str, float]:
     """
     candidates = read_candidates(_Columns(table), "difficulty", np.ones(len(table), bool), True)
     n, count = len(candidates), round(SHARE * len(candidates))
-    pool = without_outliers(candidates, count, OPTIONS.trim)
+    pool = cut_outliers(candidates, count, OPTIONS.trim).pool
     z = Directions(candidates.embedding, pool)[np.arange(len(pool))]
     similar, worth = np.maximum(z @ z.T, 0), candidates.hardness[pool]
     place = np.empty(n, dtype=np.int64)

@@ -11,11 +11,12 @@ if TYPE_CHECKING:
     from optidel_hf.curation.curated import MosaicConfig, curated_dataset
     from optidel_hf.curation.inputs import InputConfig
     from optidel_hf.curation.patches import PatchConfig, SamPatchExtractor
-    from optidel_hf.curation.pipeline import CurationConfig, SelectionConfig, curate
+    from optidel_hf.curation.pipeline import CurationConfig, curate
     from optidel_hf.curation.rebuild import RebuildConfig, rebuild
     from optidel_hf.curation.reference import ReferenceConfig, calibrate_checkpoint, fit_scorer
     from optidel_hf.curation.scoring import ScoreConfig, VInformationScorer
     from optidel_hf.curation.selection import Selection, select
+    from optidel_hf.curation.selection_config import SelectionConfig
     from optidel_hf.errors import UserError
     from optidel_hf.evaluation.segmentation import EvaluateConfig, evaluate_segmentation
     from optidel_hf.pretraining.config import PretrainConfig
@@ -37,7 +38,7 @@ _MODULES = {
     "SamPatchExtractor": "curation.patches",
     "ScoreConfig": "curation.scoring",
     "Selection": "curation.selection",
-    "SelectionConfig": "curation.pipeline",
+    "SelectionConfig": "curation.selection_config",
     "UserError": "errors",
     "VInformationScorer": "curation.scoring",
     "build_report": "publishing.report",

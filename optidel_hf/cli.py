@@ -70,6 +70,17 @@ class ReportConfig:
 
 
 @dataclass(frozen=True)
+class InformationConfig:
+    """Which models to judge, on which curation's held-out images."""
+
+    models: list[str] = field(metadata={"help": "`name=folder` of pre-trained masked autoencoders."})
+    curation_dir: str = field(
+        default=str(SAMPLE_CURATION_DIR), metadata={"help": "Output of `optidel curate --held_out ...`."}
+    )
+    device: str = field(default="auto", metadata={"help": "auto (cuda, mps, xpu, then cpu) or one of these."})
+
+
+@dataclass(frozen=True)
 class StatusConfig:
     """Which output to look at."""
 
@@ -98,23 +109,33 @@ def curate(arguments: Sequence[str], until: str = "curated") -> None:
     from optidel_hf.curation.curated import MosaicConfig
     from optidel_hf.curation.inputs import InputConfig
     from optidel_hf.curation.patches import PatchConfig
-    from optidel_hf.curation.pipeline import CurationConfig, SelectionConfig
+    from optidel_hf.curation.pilot import PilotConfig
+    from optidel_hf.curation.pipeline import CurationConfig
     from optidel_hf.curation.pipeline import curate as run_curation
     from optidel_hf.curation.reference import ReferenceConfig
     from optidel_hf.curation.scoring import ScoreConfig
+    from optidel_hf.curation.selection_config import SelectionConfig
     from optidel_hf.processes import process_rank, share_cores
     from optidel_hf.publishing.cards import write_dataset_card
     from optidel_hf.publishing.hub import PublishConfig, push_dataset
 
     share_cores()
-    stages = (InputConfig, RunConfig, PatchConfig, ReferenceConfig, ScoreConfig, SelectionConfig, MosaicConfig)
+    choices = (ScoreConfig, SelectionConfig, MosaicConfig, PilotConfig)
+    stages = (InputConfig, RunConfig, PatchConfig, ReferenceConfig, *choices)
     finishes = until == "curated"
     configs = _parse((*stages, *([PublishConfig] if finishes else [])), arguments, "curate", curate.__doc__)
-    inputs, run, patches, reference, score, selection, mosaic, *publish = configs
+    inputs, run, patches, reference, score, selection, mosaic, pilot, *publish = configs
     if inputs.dataset == EMBEDDED:
         inputs = InputConfig(**{**vars(inputs), "dataset": str(sample_pool())})
     config = CurationConfig(
-        inputs, patches=patches, reference=reference, score=score, selection=selection, mosaic=mosaic, **vars(run)
+        inputs,
+        patches=patches,
+        reference=reference,
+        score=score,
+        selection=selection,
+        mosaic=mosaic,
+        pilot=pilot,
+        **vars(run),
     )
     output = run_curation(config, until)
     if finishes and process_rank()[0] == 0:
@@ -183,10 +204,26 @@ def report(arguments: Sequence[str]) -> None:
 
     (config,) = _parse((ReportConfig,), arguments, "report", report.__doc__)
     output = config.output or str(Path(config.curation_dir) / "report.html")
-    named = dict(entry.split("=", 1) if "=" in entry else (Path(entry).name, entry) for entry in config.pretrain_dirs)
-    pretrain_dirs = {name: Path(folder) for name, folder in named.items()}
+    pretrain_dirs = {name: Path(folder) for name, folder in named_folders(config.pretrain_dirs).items()}
     path = build_report(Path(config.curation_dir), output, pretrain_dirs, config.results and Path(config.results))
     say(f"report: {path}")
+
+
+def information(arguments: Sequence[str]) -> None:
+    """Held-out V-information of pre-trained models, on frames that no stage of a curation has seen."""
+    from optidel_hf.curation.heldout import judge
+
+    (config,) = _parse((InformationConfig,), arguments, "information", information.__doc__)
+    judged = judge(named_folders(config.models), config.curation_dir, config.device)
+    for name, figures in judged.items():
+        interval = "" if figures["low"] is None else f" (95 % {figures['low']:.3f} to {figures['high']:.3f})"
+        say(f"{name}: {figures['v_information']:.3f} bits per value of {figures['target']} pixels{interval}")
+    say(f"information: {Path(config.curation_dir) / 'held_out.json'}")
+
+
+def named_folders(entries: Sequence[str]) -> dict[str, str]:
+    """`name=folder` entries by name; a folder alone is named after itself."""
+    return {entry.split("=", 1)[0] if "=" in entry else Path(entry).name: entry.split("=", 1)[-1] for entry in entries}
 
 
 def status(arguments: Sequence[str]) -> None:
@@ -292,6 +329,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "curate": curate,
     "pretrain": pretrain,
     "evaluate": evaluate,
+    "information": information,
     "report": report,
     "push": push,
     "rebuild": rebuild,
@@ -307,6 +345,7 @@ USAGE = """usage: optidel COMMAND [flags]
   select     ... up to the selection            mosaic    ... up to the curated images
   status     how far a curation has come
   pretrain   a ViT on curated images            evaluate  models by downstream segmentation
+  information  of models on held-out frames, in bits
   report     one HTML file of it all            demo      the whole method on the embedded sample
   push       what was made to the Hub           rebuild   curated images from a published selection
   theory     when to keep hard samples, by a perceptron's theory

@@ -161,7 +161,7 @@ def test_finished_work_is_not_done_again(
     [
         ("--max_patches", "3", "max_patches was 16, now 3", "patches"),
         ("--reference_steps", "7", "reference_steps was 6, now 7", "reference"),
-        ("--trim", "0.1", "trim was 0.02, now 0.1", ".selection"),
+        ("--trim", "0.1", "trim was None, now 0.1", ".selection"),
         ("--image_size", "64", "image_size was 32, now 64", "curated"),
     ],
 )
@@ -189,7 +189,7 @@ def test_reuse_takes_over_what_did_not_change(
 
 
 EARLY = [
-    ("--strategy nosuch", "strategy is 'nosuch': choose one of optidel, hardest, easiest, random"),
+    ("--strategy nosuch", "strategy is 'nosuch': choose one of optidel, hardest, easiest, medium, random"),
     ("--budget 0", "Budget 0 is not a fraction of the source images: give one in (0, 1]"),
     ("--budget 1.5", "Budget 1.5 is not a fraction"),
     ("--budget nan", "Budget nan is not a fraction"),

@@ -45,8 +45,13 @@ class InputConfig:
     id_column: str | None = field(default=None, metadata={"help": "Unique name of each image (else its path or row)."})
     group_column: str | None = field(default=None, metadata={"help": "Video or patient (else near-duplicate groups)."})
     limit: int | None = field(default=None, metadata={"help": "Take the first N images only."})
+    held_out: float = field(
+        default=0.0, metadata={"help": "Share of the images, in whole groups, that no stage sees: to judge models on."}
+    )
 
     def __post_init__(self) -> None:
+        if not 0 <= self.held_out < 0.5:
+            raise UserError(f"held_out is {self.held_out}: it is a share of the images, from 0 to below 0.5.")
         if self.limit is not None and self.limit < 1:
             raise UserError(f"limit is {self.limit}: take at least one image, or leave it out for all of them.")
 

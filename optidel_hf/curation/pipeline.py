@@ -38,12 +38,15 @@ from optidel_hf.curation.curated import (
     publish_selection,
     to_arrow,
 )
+from optidel_hf.curation.heldout import hold_out
 from optidel_hf.curation.inputs import InputConfig, inputs_hash, list_inputs, open_sources
 from optidel_hf.curation.mosaic import grid_side
 from optidel_hf.curation.patches import NO_PATCH, PATCH_FEATURES, PatchConfig, SamPatchExtractor
+from optidel_hf.curation.pilot import PilotConfig, settle_strategy
 from optidel_hf.curation.reference import ReferenceConfig, assign_folds, calibrate_checkpoint, fit_scorer
-from optidel_hf.curation.scoring import SCORES, ScoreConfig, VInformationScorer
-from optidel_hf.curation.selection import KEEP, STRATEGIES, mosaics_in_budget, select
+from optidel_hf.curation.scoring import ScoreConfig, VInformationScorer
+from optidel_hf.curation.selection import mosaics_in_budget, select
+from optidel_hf.curation.selection_config import AUTO, SelectionConfig
 from optidel_hf.curation.shards import (
     existing_shards,
     read_columns,
@@ -67,36 +70,6 @@ KEPT_FEATURES = Features({name: feature for name, feature in PATCH_FEATURES.item
 
 
 @dataclass(frozen=True)
-class SelectionConfig:
-    """What is kept."""
-
-    budget: float = field(default=0.05, metadata={"help": "Fraction of usable source images, as mosaics."})
-    strategy: str = field(default="optidel", metadata={"help": f"One of: {', '.join(STRATEGIES)}."})
-    score: str | None = field(default=None, metadata={"help": "Column to rank by (else the strategy's own)."})
-    tiles_per_mosaic: int = field(default=4, metadata={"help": "M: patches in a curated image; 1 for none tiled."})
-    trim: float = field(default=0.02, metadata={"help": "Share of the hardest that optidel and ccs cut."})
-    max_upscale: float = field(default=2.0, metadata={"help": "Patches enlarged by more are left out, if few."})
-    keep: str = field(
-        default="far",
-        metadata={"help": "far from or near their cluster's centre: what prototypes, semdedup and meddel keep."},
-    )
-    max_distance: float = field(default=0.9, metadata={"help": "Cosine distance to that centre that meddel allows."})
-    seed: int = field(default=0, metadata={"help": "Seed of the selection."})
-
-    def __post_init__(self) -> None:
-        if self.strategy not in STRATEGIES:
-            raise UserError(f"strategy is '{self.strategy}': choose one of {', '.join(STRATEGIES)}.")
-        if self.score is not None and self.score not in SCORES:
-            raise UserError(f"score is '{self.score}': choose one of {', '.join(SCORES)}.")
-        if not 0 <= self.trim < 1:
-            raise UserError(f"trim is {self.trim}: it is the fraction of patches that is cut, from 0 to below 1.")
-        if self.keep not in KEEP:
-            raise UserError(f"keep is '{self.keep}': choose one of {', '.join(KEEP)}.")
-        grid_side(self.tiles_per_mosaic)
-        mosaics_in_budget(self.budget, 10**9)
-
-
-@dataclass(frozen=True)
 class CurationConfig:
     """Everything that determines a curated dataset, one dataclass a stage, and where and how it is computed."""
 
@@ -107,6 +80,7 @@ class CurationConfig:
     score: ScoreConfig = field(default_factory=ScoreConfig)
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     mosaic: MosaicConfig = field(default_factory=MosaicConfig)
+    pilot: PilotConfig = field(default_factory=PilotConfig)
     images_per_shard: int = 256
     reuse: str | None = None
     device: str = "auto"
@@ -146,16 +120,15 @@ class _Run:
         limit = config.patches.max_image_pixels
         self.inputs = list_inputs(self.sources, self.output, config.images_per_shard, limit)
         self.groups = self.inputs["group"].to_pylist()
-
-    @property
-    def scored(self) -> bool:
-        """Whether the strategy needs any column that scoring adds."""
-        return STRATEGIES[self.config.selection.strategy].scored
+        self.held_out = hold_out(self.groups, config.inputs.held_out)
+        self.seen = [row for row, group in enumerate(self.groups) if group not in self.held_out]
 
     @cached_property
     def patch_stage(self) -> Stage:
         config = self.config.patches
         fields = asdict(config) | {"images_per_shard": self.config.images_per_shard}
+        if self.held_out:
+            fields["held_out"] = self.config.inputs.held_out
         if config.unit == "patch":
             weights = checkpoint_fingerprint(config.sam, config.sam_revision)
             fields |= {**config.thresholds()._asdict(), "sam_weights": weights}
@@ -177,8 +150,11 @@ class _Run:
 
     @cached_property
     def selection_stage(self) -> Stage:
-        upstream = self.score_stage.hash if self.scored else self.patch_stage.hash
-        return Stage(self.output / ".selection", asdict(self.config.selection), upstream)
+        upstream = self.score_stage.hash if self.config.selection.scored else self.patch_stage.hash
+        fields = asdict(self.config.selection)
+        if self.config.selection.strategy == AUTO:
+            fields |= asdict(self.config.pilot)
+        return Stage(self.output / ".selection", fields, upstream)
 
     @cached_property
     def curated_stage(self) -> Stage:
@@ -189,14 +165,14 @@ class _Run:
         stage = self._claim(self.patch_stage)
         rejected = self._claim(Stage(self.output / "rejected", self.patch_stage.fields, self.patch_stage.upstream))
         extractor = SamPatchExtractor(self.config.patches, self.config.device)
-        bounds = shard_bounds(len(self.sources), self.config.images_per_shard)
+        self._list_held_out()
+        bounds = shard_bounds(len(self.seen), self.config.images_per_shard)
         names = zip(shard_paths(stage, len(bounds)), shard_paths(rejected, len(bounds)))
-        with self._bar(len(self.sources), "key patches", " images") as bar:
+        with self._bar(len(self.seen), "key patches", " images") as bar:
             for i, (rows, (path, reasons)) in enumerate(zip(bounds, names)):
                 if i % self.world == self.rank and not path.exists():
-                    self._write_patches(
-                        self._map(self._source_rows(rows), extractor, PATCH_FEATURES, bar), path, reasons
-                    )
+                    sources = self._source_rows(self.seen[rows.start : rows.stop])
+                    self._write_patches(self._map(sources, extractor, PATCH_FEATURES, bar), path, reasons)
                 else:
                     bar.update(len(rows))
         wait_for(shard_paths(stage, len(bounds)))
@@ -204,7 +180,8 @@ class _Run:
 
     def scores(self) -> None:
         """Fit or calibrate the reference model, then add the V-information columns."""
-        if not self.scored:
+        if not self.config.selection.scored:
+            self._take_scores()
             return
         self.reference()
         folder = self._claim(self.score_stage)
@@ -220,6 +197,12 @@ class _Run:
                 else:
                     bar.update(pq.read_metadata(path).num_rows)
         wait_for(folder / path.name for path in shards)
+
+    def _take_scores(self) -> None:
+        """Of another output, for the report's figures alone: this strategy does not look at them."""
+        if self.config.reuse and self.rank == 0:
+            for stage in (self.reference_stage, self.score_stage):
+                stage.take_over(Path(self.config.reuse))
 
     def reference(self) -> None:
         """The models that score: a given checkpoint calibrated on the pool, or two fitted by cross-fitting."""
@@ -241,7 +224,16 @@ class _Run:
         if self.rank == 0 and not path.exists():
             table = self._candidates()
             options = {**asdict(self.config.selection), "images": self._usable_images()}
-            write_parquet(draft_selection(table, select(table, explain=True, **options)), path)
+            facts: dict[str, Any] = {}
+            if self.config.selection.strategy == AUTO:
+                runs = self.selection_stage.folder / ".pilot"
+                config = self.config.pilot, self.config.reference
+                options, facts = settle_strategy(
+                    table, options, self.patch_stage.folder, runs, *config, self.config.device
+                )
+            selected = select(table, explain=True, **options)
+            selected.facts.update(facts)
+            write_parquet(draft_selection(table, selected), path)
         wait_for([path])
 
     def curated(self) -> None:
@@ -322,12 +314,18 @@ class _Run:
                 "side of the reference model's tokens."
             )
 
-    def _source_rows(self, rows: range) -> Dataset:
+    def _source_rows(self, rows: list[int]) -> Dataset:
         """A shard of the sources in memory; to add a column in place datasets would copy every image to its cache."""
         part = self.sources.select(rows)
-        columns = {"image": part["image"], "source": part["source"], "group": self.groups[rows.start : rows.stop]}
+        columns = {"image": part["image"], "source": part["source"], "group": [self.groups[row] for row in rows]}
         names = Features({"source": Value("string"), "group": Value("string")})
         return Dataset.from_dict(columns, features=Features({"image": Image(decode=False), **names}))
+
+    def _list_held_out(self) -> None:
+        path = self.output / "held_out.parquet"
+        if self.held_out and self.rank == 0 and not path.exists():
+            rows = [row for row, group in enumerate(self.groups) if group in self.held_out]
+            write_parquet(self.inputs.select(["source", "group"]).take(rows), path)
 
     def _refuse_empty_pool(self, patches: Path, rejected: Path) -> None:
         if sum(pq.read_metadata(path).num_rows for path in existing_shards(patches)):
@@ -341,11 +339,11 @@ class _Run:
         )
 
     def _candidates(self) -> pa.Table:
-        if not self.scored:
+        if not self.config.selection.scored:
             columns = [name for name in KEPT_FEATURES if name != "image"]
             return read_columns(self.patch_stage.folder, columns)
         names = list(pq.read_schema(existing_shards(self.score_stage.folder)[0]).names)
-        unused = None if STRATEGIES[self.config.selection.strategy].embedding else "embedding"
+        unused = None if self.config.selection.embedding else "embedding"
         return read_columns(self.score_stage.folder, [name for name in names if name != unused])
 
     def _usable_images(self) -> int:
@@ -357,8 +355,9 @@ class _Run:
         broken = reasons.total() - reasons[NO_PATCH]
         return {
             "inputs": len(self.sources),
+            "held_out": len(self.sources) - len(self.seen),
             "rejected": broken,
-            "usable": len(self.sources) - broken,
+            "usable": len(self.seen) - broken,
             "without_patch": reasons[NO_PATCH],
         }
 

@@ -19,6 +19,7 @@ from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard,
 from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 
 from optidel_hf.errors import UserError
+from optidel_hf.publishing.measures import chosen_rows, held_out_text, pilot_text, set_measures
 from optidel_hf.publishing.records import SCORES, CurationRecord, funnel, read_curation, read_json, shards
 
 
@@ -86,6 +87,7 @@ def render_model_card(
         dataset=data,
         command=data.get("command"),
         summary=evaluation["summary"] if evaluation else None,
+        held_out=_held_out(folder / "held_out.json"),
         arm=arm,
         license=license,
     )
@@ -172,6 +174,8 @@ def render_dataset_card(
         images=sum(pq.read_metadata(path).num_rows for path in shards(folder)),
         megabytes=sum(path.stat().st_size for path in shards(folder)) / 1e6,
         funnel=funnel(record),
+        measures=set_measures(record),
+        pilot=pilot_text(record.facts),
         statistics=score_statistics(record),
         reliability=score_reliability(record),
         versions=record.config.get("versions", {}) | record.facts["versions"],
@@ -276,9 +280,9 @@ def score_statistics(record: CurationRecord) -> list[dict[str, Any]]:
     Returns:
         `list[dict]`: One a score: `name`, `unit`, `all` and `chosen`, each the 5 %, 50 % and 95 % quantiles.
     """
-    columns = record.columns
+    columns, rows = record.columns, chosen_rows(record)
     return [
-        {"name": name, "unit": unit, "all": _quantiles(columns[name]), "chosen": _quantiles(record.chosen(name))}
+        {"name": name, "unit": unit, "all": _quantiles(columns[name]), "chosen": _quantiles(columns[name][rows])}
         for name, unit in SCORES.items()
         if name in columns
     ]
@@ -313,6 +317,13 @@ def _source_revision(record: CurationRecord, given: dict[str, Any]) -> str | Non
     first = "" if record.selection is None else record.selection["source"][0].as_py()
     named = re.match(rf"{re.escape(str(given.get('dataset')))}@(\w+)/", first)
     return given.get("revision") or (named[1] if named else None)
+
+
+def _held_out(path: Path) -> str:
+    if not path.is_file():
+        return "not measured (`optidel information` on a curation that held images out)"
+    figures = read_json(path)
+    return f"{held_out_text(figures)}, bits per value of {figures['target']} pixels"
 
 
 def _read_results(results: str | Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from optidel_hf.images import encode_png, open_image
 from optidel_hf.publishing.figures import ticks
+from optidel_hf.publishing.measures import chosen_rows
 from optidel_hf.publishing.records import SCORES, CurationRecord, read_rows, shards
 
 
@@ -37,10 +38,10 @@ def score_histograms(record: CurationRecord) -> bytes:
     """Every score's distribution as PNG, two panels a row: all key patches filled, the chosen as a line."""
     names = [name for name in SCORES if np.isfinite(record.columns[name]).any()]
     sheet = Image.new("RGB", (2 * WIDTH, -(-len(names) // 2) * HEIGHT), PAPER)
-    draw = ImageDraw.Draw(sheet)
+    draw, rows = ImageDraw.Draw(sheet), chosen_rows(record)
     for number, name in enumerate(names):
-        corner = (number % 2 * WIDTH, number // 2 * HEIGHT)
-        _panel(draw, corner, f"{name}, {SCORES[name]}", record.columns[name], record.chosen(name))
+        corner, values = (number % 2 * WIDTH, number // 2 * HEIGHT), record.columns[name]
+        _panel(draw, corner, f"{name}, {SCORES[name]}", values, values[rows])
     return encode_png(sheet)
 
 

@@ -51,6 +51,7 @@ class CurationRecord:
         config (`dict`): Its `config.json`, versions included.
         stages (`dict[str, dict]`): Each stage folder's `config.json`, by the stage's name.
         sources (`int`): Source images that were listed.
+        held_out (`int`): Source images that no stage sees.
         rejected (`Counter`): Source images that could not be used, by reason.
         with_patches (`int`): Source images that gave at least one key patch.
         patches (`int`): Key patches.
@@ -61,12 +62,14 @@ class CurationRecord:
         facts (`dict`): The selection's metadata: strategy, score, seed, tiles_per_mosaic, tile_size, counts, versions.
         calibration (`list[dict]`): Each fold's `calibration.json`.
         agreement (`dict`): The reference's `reliability.json`: rank correlations between models.
+        judged (`dict[str, dict]`): Held-out V-information of pre-trained models, by the arm's name.
     """
 
     folder: Path
     config: dict[str, Any]
     stages: dict[str, dict[str, Any]]
     sources: int
+    held_out: int
     rejected: Counter[str]
     with_patches: int
     patches: int
@@ -76,15 +79,12 @@ class CurationRecord:
     facts: dict[str, Any]
     calibration: list[dict[str, Any]]
     agreement: dict[str, Any]
+    judged: dict[str, dict[str, Any]]
 
     @property
     def mosaics(self) -> int:
         """`int`: Mosaics that the selection fills."""
         return 0 if self.selection is None else pc.count_distinct(self.selection["mosaic"]).as_py()
-
-    def chosen(self, column: str) -> np.ndarray:
-        """A column of the chosen key patches as float64, in order of rank; empty before the selection."""
-        return np.zeros(0) if self.selection is None else _floats(self.selection[column])
 
     def row(self, index: int) -> Row:
         """Where the key patch number `index` of the score columns lies, as `(shard, row)`."""
@@ -120,6 +120,7 @@ def read_curation(curation_dir: str | Path) -> CurationRecord:
         config=read_json(folder / "config.json") if (folder / "config.json").is_file() else {},
         stages=stages,
         sources=inputs.num_rows,
+        held_out=_count_held_out(folder / "held_out.parquet"),
         rejected=_count_rejected(folder / "rejected"),
         with_patches=with_patches,
         patches=patches,
@@ -129,6 +130,7 @@ def read_curation(curation_dir: str | Path) -> CurationRecord:
         facts=facts,
         calibration=[read_json(path) for path in sorted(folder.glob("reference/fold-*/calibration.json"))],
         agreement=read_json(agreement) if (agreement := folder / "reference" / "reliability.json").is_file() else {},
+        judged=read_json(folder / "held_out.json") if (folder / "held_out.json").is_file() else {},
     )
 
 
@@ -147,6 +149,7 @@ def funnel(record: CurationRecord) -> list[dict[str, Any]]:
         reasons.append(f"and {len(record.rejected) - REASONS_LISTED} rarer reasons")
     steps: list[tuple[str, str, int, list[str]]] = [
         ("image", "source images read", record.sources, []),
+        *([("image", "held out", record.held_out, ["seen by no stage"])] if record.held_out else []),
         ("image", "rejected", record.rejected.total(), reasons),
         ("image", "with key patches", record.with_patches, []),
         ("patch", "key patches", record.patches, []),
@@ -156,6 +159,7 @@ def funnel(record: CurationRecord) -> list[dict[str, Any]]:
         tiles = record.facts["tiles_per_mosaic"]
         steps += [
             ("patch", "eligible", record.facts["counts"]["eligible"], []),
+            *_cut_step(record.facts.get("cut")),
             ("patch", "chosen", record.selection.num_rows, [f"from {touched:,} source images"]),
             ("patch", "mosaics", record.mosaics, [f"{tiles} tile{'s' * (tiles > 1)} each"]),
         ]
@@ -164,6 +168,17 @@ def funnel(record: CurationRecord) -> list[dict[str, Any]]:
         {"kind": kind, "label": label, "count": count, "share": count / whole[kind], "notes": notes}
         for kind, label, count, notes in steps
     ]
+
+
+def _cut_step(cut: dict[str, dict[str, Any]] | None) -> list[tuple[str, str, int, list[str]]]:
+    """What was cut as spoilt or outlying, reason by reason with its limit; nothing for strategies that cut nothing."""
+    if cut is None:
+        return []
+    notes = []
+    for reason, figures in cut.items():
+        above = "" if figures["limit"] is None else f" (above {figures['limit']:.3g})"
+        notes.append(f"{figures['count']:,} {reason.removeprefix('dropped: ')}{above}")
+    return [("patch", "cut as outliers", sum(figures["count"] for figures in cut.values()), notes)]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -244,6 +259,10 @@ def _row_groups(file: pq.ParquetFile) -> Iterator[tuple[int, int]]:
     for group in range(file.num_row_groups):
         yield start, group
         start += file.metadata.row_group(group).num_rows
+
+
+def _count_held_out(path: Path) -> int:
+    return pq.read_metadata(path).num_rows if path.is_file() else 0
 
 
 def _count_rejected(folder: Path) -> Counter[str]:

@@ -18,6 +18,7 @@ from scipy.stats import spearmanr
 
 from optidel_hf.errors import UserError
 from optidel_hf.publishing.figures import histogram, intervals, line_class, lines
+from optidel_hf.publishing.measures import chosen_rows, pilot_text, set_measures
 from optidel_hf.publishing.records import NUISANCES, SCORES, CurationRecord, funnel, read_curation, read_json
 from optidel_hf.publishing.sheets import mosaic_sheet, patch_sheets
 
@@ -48,6 +49,7 @@ def build_report(
         UserError: If one of the folders is missing or no run has written it.
     """
     record = read_curation(curation_dir)
+    evaluated = read_results(results) if results else None
     page = (
         _environment()
         .get_template("report.html.jinja")
@@ -55,6 +57,9 @@ def build_report(
             name=record.folder.resolve().name,
             summary=summarize(record),
             funnel=funnel(record),
+            measures=set_measures(record),
+            goal=goal_agreement(record, evaluated["rows"] if evaluated else []),
+            reasons=selection_reasons(record),
             scores=score_figures(record),
             nuisances=NUISANCES,
             follows=nuisance_correlations(record),
@@ -62,7 +67,7 @@ def build_report(
             mosaics=mosaic_sheet(record),
             folds=fold_means(record),
             training=training_curves(pretrain_dirs or {}),
-            results=read_results(results) if results else None,
+            results=evaluated,
             configurations={"curation": record.config, **record.stages},
             versions=record.config.get("versions", {}) | record.facts.get("versions", {}),
         )
@@ -82,10 +87,11 @@ def summarize(record: CurationRecord) -> str:
         return f"{cut}; nothing has been selected yet."
     facts = record.facts
     by = f" by {facts['score']}" if facts["score"] else ""
-    return (
+    done = (
         f"{cut}; the strategy “{facts['strategy']}” chose {record.selection.num_rows:,} of them{by}, which make "
         f"{record.mosaics:,} mosaics of {facts['tiles_per_mosaic']} at {facts['tile_size']} px a tile."
     )
+    return f"{done} {pilot_text(facts)}".strip()
 
 
 def score_figures(record: CurationRecord) -> list[dict[str, Any]]:
@@ -98,14 +104,37 @@ def score_figures(record: CurationRecord) -> list[dict[str, Any]]:
     Returns:
         `list[dict]`: One a score that has any finite value: `name`, `svg`, `mean` and `chosen_mean` (or `None`).
     """
-    figures = []
+    figures, rows = [], chosen_rows(record)
     for name in SCORES.keys() & record.columns.keys():
         everything = record.columns[name]
-        chosen = record.chosen(name)
+        chosen = everything[rows]
         if np.isfinite(everything).any():
             svg = histogram(everything, chosen, f"{name} ({SCORES[name]})")
             figures.append({"name": name, "svg": svg, "mean": _mean(everything), "chosen_mean": _mean(chosen)})
     return sorted(figures, key=lambda figure: list(SCORES).index(figure["name"]))
+
+
+def selection_reasons(record: CurationRecord) -> list[tuple[str, int]]:
+    """Why key patches were kept or dropped and how many, most first; empty where the selection does not say."""
+    return sorted(record.facts.get("reasons", {}).items(), key=lambda item: -item[1])
+
+
+def goal_agreement(record: CurationRecord, rows: list[dict[str, Any]]) -> list[str]:
+    """
+    How the arms' held-out V-information ranks them beside their mean IoU, one sentence a mode of evaluation.
+
+    Args:
+        record (`CurationRecord`): A curation on whose held-out images the arms' models were judged.
+        rows (`list[dict]`): The evaluation's rows, with `arm`, `mode` and `miou_mean`.
+    """
+    sentences = []
+    for mode in dict.fromkeys(row["mode"] for row in rows):
+        both = {row["arm"]: row["miou_mean"] for row in rows if row["mode"] == mode and row["arm"] in record.judged}
+        information = np.array([record.judged[arm]["v_information"] for arm in both])
+        rho = _rank_correlation(information, np.array(list(both.values())))
+        if rho is not None:
+            sentences.append(f"{_number(rho, 2)} over {len(both)} arms ({mode})")
+    return sentences
 
 
 def nuisance_correlations(record: CurationRecord) -> dict[str, list[float | None]]:

@@ -164,7 +164,7 @@ def test_reasons_by_hand() -> None:
     turns = Turns(np.arange(10), np.arange(10), np.array([0] * 5 + [1] * 5))
     objective = Objective(np.linspace(1, 0, 10), Directions(np.eye(10), np.arange(10)), 1.0, [np.arange(10)])
     why = turns.reasons(*deal(turns, objective, 3))
-    assert why[1] == "kept: adds most hardness and coverage in its turn"
+    assert why[1] == "kept: adds most hardness and diversity in its turn"
     assert why[2] == "dropped: its cluster had its share"
 
 

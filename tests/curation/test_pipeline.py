@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -19,8 +20,10 @@ from PIL import Image
 from optidel_hf.curation.curated import MosaicConfig
 from optidel_hf.curation.inputs import InputConfig
 from optidel_hf.curation.patches import PatchConfig
-from optidel_hf.curation.pipeline import CurationConfig, SelectionConfig, curate
+from optidel_hf.curation.pilot import Lead
+from optidel_hf.curation.pipeline import CurationConfig, curate
 from optidel_hf.curation.reference import ReferenceConfig
+from optidel_hf.curation.selection_config import SelectionConfig
 from optidel_hf.curation.shards import read_columns
 from optidel_hf.errors import UserError
 from optidel_hf.images import cut_square
@@ -164,6 +167,23 @@ def test_reuse_takes_over_the_finished_stages_before_the_change(
         shard = next((out / stage).rglob("*.parquet"))
         assert os.path.samefile(shard, finished / stage / shard.relative_to(out / stage))
     assert (out / "selection.parquet").read_bytes() != (finished / "selection.parquet").read_bytes()
+
+
+def test_auto_chooses_what_the_pilot_names_or_refuses(
+    config: CurationConfig, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    auto = replace(config, reuse=str(finished), selection=replace(config.selection, strategy="auto"))
+    monkeypatch.setattr("optidel_hf.curation.pilot.MaePilot.__call__", lambda *arguments: 0.5)
+    with pytest.raises(UserError, match=r"The pilot cannot tell .* includes zero"):
+        curate(replace(auto, output_dir=str(tmp_path / "equal")))
+    assert not (tmp_path / "equal" / "selection.parquet").exists()
+    lead = Lead("medium", "easiest", 0.1, 0.05, 0.15)
+    monkeypatch.setattr("optidel_hf.curation.pilot.find_lead", lambda bits: lead)
+    out = curate(replace(auto, output_dir=str(tmp_path / "out")))
+    facts = json.loads(pq.read_schema(out / "selection.parquet").metadata[b"optidel"])
+    assert (facts["strategy"], facts["score"]) == ("medium", "difficulty")
+    assert (facts["pilot"]["gain"], facts["pilot"]["counts"]) == (0.1, [4, 8, 16])
+    assert len(json.loads((out / ".selection" / "pilot.json").read_text())) == 5 * 3 * 2
 
 
 def test_an_image_that_came_or_went_is_refused(

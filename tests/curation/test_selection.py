@@ -90,7 +90,9 @@ def test_images_without_patches_count_in_the_budget() -> None:
 
 
 def test_what_is_missing_is_named() -> None:
-    with pytest.raises(UserError, match="'hard' is not known: choose one of optidel, hardest, easiest, random"):
+    with pytest.raises(
+        UserError, match="'hard' is not known: choose one of optidel, hardest, easiest, medium, random"
+    ):
         select(pool(8), 0.5, strategy="hard")
     with pytest.raises(UserError, match="keep is 'middle': choose 'far' or 'near'"):
         select(pool(8), 0.5, keep="middle")
@@ -152,6 +154,7 @@ def test_hardest_and_easiest_by_hand() -> None:
     table = pool(6, cond_entropy=[0.3, 0.9, -1.0, 0.5, 2.0, 0.4])
     assert chosen_sources(table, "hardest", 3) == ["4", "1", "3"]
     assert chosen_sources(table, "easiest", 3) == ["2", "0", "5"]
+    assert chosen_sources(table, "medium", 2, score="cond_entropy") == ["5", "3"]
 
 
 def test_little_information_is_hard() -> None:

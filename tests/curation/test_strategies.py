@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.spatial import cKDTree
 
 from optidel_hf.curation.selection.candidates import Candidates, standardize_within
 from optidel_hf.curation.selection.choice import OUTLIER, UNUSUAL, Options
 from optidel_hf.curation.selection.duplicates import _nearest_before, meddel, semdedup
 from optidel_hf.curation.selection.prototypes import prototypes
 from optidel_hf.curation.selection.strata import ccs
-from optidel_hf.curation.selection.subspaces import _vote, zcore
+from optidel_hf.curation.selection.subspaces import _redundancy, _vote, zcore
 from optidel_hf.curation.selection.uniform import random, random_images
 
 
@@ -129,8 +130,28 @@ def test_votes_by_hand() -> None:
     # s + t < 1/2, which has probability 5/6; the corners share the rest.
     points = np.array([[0.5, 0.5], [0, 0], [0, 1], [1, 0], [1, 1]])
     rng = np.random.default_rng(0)
-    votes = sum(_vote(points, rng) for _ in range(1000)) / 5000
+    votes = sum(_vote(cKDTree(points), rng) for _ in range(1000)) / 5000
     assert votes == pytest.approx([5 / 6, *[1 / 24] * 4], abs=0.025)
+
+
+def test_targets_crowd_about_the_median_of_the_pool() -> None:
+    # On either axis the median is 0.2: of a triangle from 0 over 0.2 to 1 the mean is 0.4, and the middle is 0.5.
+    grid = np.stack([np.repeat(np.linspace(0, 1, 21), 21), np.tile(np.linspace(0, 1, 21), 21)], axis=1)
+    points = np.concatenate([grid, np.full((2000, 2), 0.2)])
+    assert np.median(points) == 0.2
+    rng = np.random.default_rng(0)
+    votes = sum(_vote(cKDTree(points), rng) for _ in range(20))
+    assert (votes @ points) / votes.sum() == pytest.approx([0.4, 0.4], abs=0.01)
+
+
+def test_redundancy_by_hand() -> None:
+    # City-block distances from the first: 1, 2 and 2, so its 18 votes are taken in shares of 1 : 1/16 : 1/16.
+    points = np.array([[0.0, 0], [1, 0], [1, 1], [0, -2]])
+    assert _redundancy(cKDTree(points), np.array([18, 0, 0, 0])) == pytest.approx([0, 16, 1, 1])
+    copies = np.array([[0.0, 0], [0, 0], [3, 0]])
+    assert _redundancy(cKDTree(copies), np.array([5, 0, 0])) == pytest.approx([0, 5, 0])
+    assert _redundancy(cKDTree(np.ones((15, 2))), np.arange(15)).sum() == pytest.approx(np.arange(15).sum())
+    assert _redundancy(cKDTree(np.zeros((1, 2))), np.array([1])).tolist() == [0]
 
 
 def test_zcore_drops_the_redundant() -> None:

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -22,6 +23,20 @@ def test_funnel_counts_down_from_images_and_from_patches(curation: Path) -> None
     assert steps["with key patches"] == (8, 8 / 11)
     assert steps["eligible"] == (22, 22 / 24)
     assert steps["chosen"] == (16, 16 / 24)
+
+
+def test_funnel_names_what_was_held_out_and_cut(curation: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(curation, tmp_path / "out")
+    pq.write_table(pa.table({"source": ["a.png", "b.png"], "group": ["a.png", "a.png"]}), out / "held_out.parquet")
+    record = read_curation(out)
+    record.facts["cut"] = {
+        "dropped: spoilt by burned-in text": {"limit": 0.02, "count": 5},
+        "dropped: outlier cut, among the very hardest": {"limit": None, "count": 1},
+    }
+    steps = {step["label"]: (step["count"], step["notes"]) for step in funnel(record)}
+    assert steps["held out"] == (2, ["seen by no stage"])
+    notes = ["5 spoilt by burned-in text (above 0.02)", "1 outlier cut, among the very hardest"]
+    assert steps["cut as outliers"] == (6, notes)
 
 
 def test_columns_follow_the_shards(curation: Path) -> None:

@@ -18,7 +18,7 @@ from optidel_hf.publishing.report import build_report, fold_means, read_curve
 from optidel_hf.publishing.sheets import by_hardness, mosaic_sheet, patch_sheets
 
 
-SECTIONS = ["funnel", "scores", "sheets", "mosaics", "folds", "training", "results", "configuration"]
+SECTIONS = ["funnel", "measures", "scores", "sheets", "mosaics", "folds", "training", "results", "configuration"]
 VOID = {"meta", "img", "path", "circle"}
 
 
@@ -117,7 +117,7 @@ def test_reports_a_curation_that_stopped_after_cutting_patches(curation: Path, t
     (out / "selection.parquet").unlink()
     page = build_report(out, tmp_path / "report.html").read_text()
     assert "24 key patches were cut from 8 of 11 source images; nothing has been selected yet." in page
-    assert page.count('class="absent"') == 6
+    assert page.count('class="absent"') == 7
 
 
 def test_seed_without_interval(curation: Path, tmp_path: Path) -> None:

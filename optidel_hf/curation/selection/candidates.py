@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from optidel_hf.errors import UserError
+
+
+NUISANCES = ("border", "text", "saturation", "defocus")
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class Candidates:
         hardness (`np.ndarray` of shape `(n,)`): within-fold rank of the score, from 0 (easiest) to 1 (hardest).
         score (`np.ndarray` of shape `(n,)`): the score itself, larger is harder, in its fold's standard deviations.
         embedding (`np.ndarray` of shape `(n, width)`, float32, or `None`).
+        nuisances (`dict[str, np.ndarray]`): what spoils each patch, by column, where the table says so.
     """
 
     rows: np.ndarray
@@ -30,6 +34,7 @@ class Candidates:
     hardness: np.ndarray
     score: np.ndarray
     embedding: np.ndarray | None
+    nuisances: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -60,7 +65,9 @@ def read_candidates(
         fold = columns["fold"][rows]
         hardness, standard = rank_within(sign * values, fold), standardize_within(sign * values, fold)
     embedding = columns["embedding"][rows].astype(np.float32) if embeddings else None
-    return Candidates(rows, _codes(sources[rows]), _codes(columns["group"][rows]), hardness, standard, embedding)
+    nuisances = {name: columns[name][rows] for name in NUISANCES if name in set(columns)}
+    group = _codes(columns["group"][rows])
+    return Candidates(rows, _codes(sources[rows]), group, hardness, standard, embedding, nuisances)
 
 
 def rank_within(values: np.ndarray, fold: np.ndarray) -> np.ndarray:

@@ -7,13 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from optidel_hf.curation.selection.candidates import Candidates, hardest_first
-
 
 ENLARGED = "dropped: enlarged too much"
 OUTLIER = "dropped: outlier cut, among the very hardest"
+SPOILT = {
+    "border": "dropped: spoilt by a flat border",
+    "text": "dropped: spoilt by burned-in text",
+    "saturation": "dropped: spoilt by saturation",
+    "defocus": "dropped: spoilt by defocus",
+}
+"""Reason for each nuisance column."""
 UNUSUAL = "dropped: too far from its cluster's centre"
-BEFORE_RANKING = (ENLARGED, OUTLIER, UNUSUAL)
+BEFORE_RANKING = (ENLARGED, *SPOILT.values(), OUTLIER, UNUSUAL)
 """Reasons of patches that a strategy never got to rank."""
 
 
@@ -24,15 +29,18 @@ class Options:
 
     Args:
         seed (`int`): seed of draws and of k-means.
-        trim (`float`): share of the hardest that is cut as outliers (`optidel`, `ccs`).
+        trim (`float`, *optional*): share of the hardest that is cut; without one the cut is estimated from the pool
+            (`optidel`, `ccs`).
         keep (`str`): `"far"` from their cluster's centre or `"near"` it (`prototypes`, `semdedup`, `meddel`).
         max_distance (`float`): cosine distance to the cluster's centre beyond which a patch is cut (`meddel`).
+        diversity (`str`): what is maximised beside hardness, `"coverage"` or `"logdet"` (`optidel`).
     """
 
     seed: int
-    trim: float
+    trim: float | None
     keep: str
     max_distance: float
+    diversity: str = "coverage"
 
 
 @dataclass(frozen=True)
@@ -58,9 +66,3 @@ def reasons(n: int, chosen: np.ndarray, kept: str, dropped: str) -> np.ndarray:
     given = np.full(n, f"dropped: {dropped}", dtype=object)
     given[chosen] = f"kept: {kept}"
     return given
-
-
-def without_outliers(candidates: Candidates, count: int, trim: float) -> np.ndarray:
-    """Candidate indices, hardest first, less the hardest share `trim` as far as that leaves `count`."""
-    order = hardest_first(candidates)
-    return order[min(int(trim * len(order)), len(order) - count) :]

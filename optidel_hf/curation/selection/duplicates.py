@@ -2,9 +2,10 @@
 Semantic deduplication: of patches of one cluster that look alike, one is kept.
 
 SemDeDup (Abbas et al. 2023, arXiv 2303.09540): k-means; each cluster sorted by the distance to its centroid; a patch
-goes if its cosine to an earlier one exceeds 1 - epsilon, whether or not the earlier one stays. MedDEL (Yang et al.
-2024, arXiv 2401.17542, Algorithm 1) first deletes what lies farther than epsilon = 0.9 from its centroid, then does
-the same with a cosine threshold eta.
+goes if its cosine to an earlier one exceeds 1 - epsilon, whether or not the earlier one stays, as in the authors'
+code. MedDEL (Yang et al. 2024, arXiv 2401.17542, Algorithm 1) first deletes what lies farther than epsilon = 0.9 from
+its centroid, then does the same with a cosine threshold eta, which alone sets the budget (0.9 keeps half of their
+pool, 0.7 a twentieth).
 
 What the threshold decides for a patch is one number, its largest cosine to an earlier patch, and a lower threshold
 keeps fewer. So bisection on the threshold ends at the `count`-th smallest of these numbers, which is taken at once.

@@ -2,9 +2,10 @@
 Hard *and* diverse: OptiDEL's "key patches of high difficulty and diversity" as an objective under a fair deal.
 
 The paper states the aim (raise H_V(Y|0) by diversity, choose what is hard) and no rule for diversity; this one is
-ours. The very hardest are cut as outliers. Then no source image and no near-duplicate group gives a second patch
-before all have given one, and of those whose turn it is, the k-means clusters of the embeddings give equally, each the
-patch that raises F(S), hardness and coverage (`objective.py`), most.
+ours. Spoilt patches and outliers are cut (`outliers.py`). Then no source image and no near-duplicate group gives a
+second patch before all have given one, and of those whose turn it is, the k-means clusters of the embeddings give
+equally, each the patch that raises F(S) most: hardness and coverage (`objective.py`), or, as an ablation, hardness and
+the log-determinant (`logdet.py`).
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import heapq
 import numpy as np
 
 from optidel_hf.curation.selection.candidates import Candidates
-from optidel_hf.curation.selection.choice import OUTLIER, Choice, Options, without_outliers
+from optidel_hf.curation.selection.choice import Choice, Options
 from optidel_hf.curation.selection.clusters import cluster, members
+from optidel_hf.curation.selection.logdet import LogDet, equal_bits
 from optidel_hf.curation.selection.objective import MEMORY, Directions, Objective, equal_weight, make_blocks
+from optidel_hf.curation.selection.outliers import cut_outliers
 
 
 GROUPS = 1 << 31  # above any count: what source and group have given are two digits of one number
@@ -30,22 +33,25 @@ def optidel(candidates: Candidates, count: int, options: Options, memory: int = 
     `count` hard and diverse patches.
 
     Args:
-        options ([`Options`]): `trim` is the fraction of hardest patches that is cut as outliers (glare, blur,
-            burned-in text), as far as the budget leaves enough.
+        options ([`Options`]): seed, `diversity` and `trim`, for which see [`cut_outliers`].
         memory (`int`, *optional*, defaults to 2 GiB): bytes for similarities; without enough, coverage is by blocks.
     """
     assert candidates.embedding is not None
     label = cluster(candidates, count, options.seed).label
-    pool = without_outliers(candidates, count, options.trim)
+    pool, why, cut = cut_outliers(candidates, count, options.trim)
     worth, directions = candidates.hardness[pool], Directions(candidates.embedding, pool)
-    weight = equal_weight(worth, directions, count, options.seed)
-    objective = Objective(worth, directions, weight, make_blocks(directions, label[pool], memory))
+    if options.diversity == "logdet":
+        weight = equal_bits(worth, directions, count, options.seed)
+        objective: Objective | LogDet = LogDet(worth, directions, weight)
+        facts = {"diversity": "logdet", "bit_weight": weight}
+    else:
+        weight = equal_weight(worth, directions, count, options.seed)
+        objective = Objective(worth, directions, weight, make_blocks(directions, label[pool], memory))
+        facts = {"diversity": "coverage", "coverage_weight": weight, "blocks": len(objective.blocks)}
     turns = Turns(candidates.source[pool], candidates.group[pool], label[pool])
     chosen, last = deal(turns, objective, count)
-    why = np.full(len(candidates), OUTLIER, dtype=object)
     why[pool] = turns.reasons(chosen, last)
-    facts = {"trim": options.trim, "coverage_weight": weight, "blocks": len(objective.blocks)}
-    return Choice(pool[chosen], why, label, facts)
+    return Choice(pool[chosen], why, label, {**cut, **facts})
 
 
 class Turns:
@@ -88,14 +94,14 @@ class Turns:
         why[clusters > last[1]] = "dropped: its cluster had its share"
         why[given > last[0]] = "dropped: its near-duplicate group had its share"
         why[given // GROUPS > last[0] // GROUPS] = "dropped: its source image had its share"
-        why[chosen] = "kept: adds most hardness and coverage in its turn"
+        why[chosen] = "kept: adds most hardness and diversity in its turn"
         return why
 
     def _given(self, rows: np.ndarray) -> np.ndarray:
         return self.by_source[self.source[rows]] * GROUPS + self.by_group[self.group[rows]]
 
 
-def deal(turns: Turns, objective: Objective, count: int) -> tuple[np.ndarray, Turn]:
+def deal(turns: Turns, objective: Objective | LogDet, count: int) -> tuple[np.ndarray, Turn]:
     """
     Greedy, one patch at a time: the one whose source has given least so far, then whose group, then whose cluster; of
     those the one that raises F most, and of equals the first.

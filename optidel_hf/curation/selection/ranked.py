@@ -1,4 +1,4 @@
-"""Selection by score alone: the published OptiDEL rule, and its reverse."""
+"""Selection by score alone: the published OptiDEL rule, its reverse, and what lies between."""
 
 from __future__ import annotations
 
@@ -18,3 +18,10 @@ def easiest(candidates: Candidates, count: int, options: Options) -> Choice:
     """The easiest `count` patches (RDED, arXiv 2312.03526, keeps the lowest loss)."""
     chosen = np.argsort(candidates.hardness, kind="stable")[:count]
     return Choice(chosen, reasons(len(candidates), chosen, "among the easiest", "not easy enough"))
+
+
+def medium(candidates: Candidates, count: int, options: Options) -> Choice:
+    """The `count` patches about the median, easiest first: the middle arm of `--strategy auto`."""
+    start = (len(candidates) - count) // 2
+    chosen = np.argsort(candidates.hardness, kind="stable")[start : start + count]
+    return Choice(chosen, reasons(len(candidates), chosen, "of medium hardness", "not of medium hardness"))

@@ -1,0 +1,80 @@
+"""
+What is cut before hard patches are ranked: spoilt patches, then those that lie beyond the tail of the pool's scores.
+
+The very hardest samples are mostly noise: EL2N's highest scores are odd views and label noise (Paul et al. 2021, arXiv
+2107.07075), and CCS (Zheng et al. 2023, arXiv 2210.15809) cuts a share of them that it tunes with labels. Without
+labels the limit comes from the pool: the modified z-score of Iglewicz and Hoaglin ("How to Detect and Handle
+Outliers", 1993) with their 3.5, on the upper side and by the upper half's own spread, so that easy patches, however
+far they reach, do not move it:
+
+    limit = Q2 + 3.5 (Q3 - Q2) / 0.6745              (Q2 median, Q3 upper quartile; of a normal: 3.5 deviations)
+
+`difficulty` is a log error less what contrast and size explain, and so about normal where nothing is wrong. What
+spoils a patch has columns of its own (`border`, `text`, `saturation`, `defocus`, each from 0 to 1), each cut where it
+exceeds the same limit and at least what an eye would object to: where half of a pool is soft, soft is no reason.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from optidel_hf.curation.selection.candidates import Candidates, hardest_first
+from optidel_hf.curation.selection.choice import OUTLIER, SPOILT
+
+
+DEVIATIONS = 3.5
+QUARTILE = 0.6745  # of a standard normal
+LEAST = {"border": 0.25, "text": 0.02, "saturation": 0.1, "defocus": 0.6}
+
+
+class Cut(NamedTuple):
+    """
+    Args:
+        pool (`np.ndarray` of shape `(m,)`): candidate indices that are left, hardest first.
+        reasons (`np.ndarray` of shape `(n,)`, object): why each candidate was cut; empty for those left.
+        facts (`dict`): `trim`, and for each reason the `limit` that it stands for and how many it `cut`.
+    """
+
+    pool: np.ndarray
+    reasons: np.ndarray
+    facts: dict[str, Any]
+
+
+def cut_outliers(candidates: Candidates, count: int, trim: float | None) -> Cut:
+    """
+    Leave out spoilt and outlying patches, the hardest of them first, as far as that leaves `count`.
+
+    Args:
+        trim (`float`, *optional*): cut this share of the hardest instead, whatever they are; 0 cuts nothing.
+    """
+    order = hardest_first(candidates)
+    why = np.full(len(order), "", dtype=object)
+    limits: dict[str, float] = {}
+    if trim is None:
+        limits = _limits(candidates)
+        why[candidates.score > limits[OUTLIER]] = OUTLIER
+        for name, values in candidates.nuisances.items():
+            why[values > limits[SPOILT[name]]] = SPOILT[name]
+    else:
+        why[order[: int(trim * len(order))]] = OUTLIER
+    flagged = order[why[order] != ""]
+    why[flagged[len(order) - count :]] = ""
+    counts = {reason: int((why == reason).sum()) for reason in limits or [OUTLIER]}
+    cut = {reason: {"limit": limits.get(reason), "count": number} for reason, number in counts.items()}
+    return Cut(order[why[order] == ""], why, {"trim": trim, "cut": cut})
+
+
+def _limits(candidates: Candidates) -> dict[str, float]:
+    """What no patch may exceed, by the reason that is given if it does."""
+    limits = {SPOILT[name]: max(LEAST[name], upper_fence(values)) for name, values in candidates.nuisances.items()}
+    fence = upper_fence(candidates.score)
+    tied = fence == np.median(candidates.score)  # no spread above the median to judge a tail by
+    return {**limits, OUTLIER: float(candidates.score.max()) if tied else fence}
+
+
+def upper_fence(values: np.ndarray) -> float:
+    """Where the upper tail of most distributions has ended: Q2 + 3.5 (Q3 - Q2) / 0.6745."""
+    median, quartile = np.quantile(values, [0.5, 0.75])
+    return float(median + DEVIATIONS * (quartile - median) / QUARTILE)

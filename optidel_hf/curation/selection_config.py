@@ -1,0 +1,62 @@
+"""The selection stage's configuration: what is kept, of what, and by which rule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from optidel_hf.curation.mosaic import grid_side
+from optidel_hf.curation.scoring import SCORES
+from optidel_hf.curation.selection import DIVERSITY, KEEP, STRATEGIES, mosaics_in_budget
+from optidel_hf.errors import UserError
+
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class SelectionConfig:
+    """What is kept."""
+
+    budget: float = field(default=0.05, metadata={"help": "Fraction of usable source images, as mosaics."})
+    strategy: str = field(
+        default="optidel", metadata={"help": f"One of: {', '.join(STRATEGIES)}; or auto, by a pilot on the pool."}
+    )
+    score: str | None = field(default=None, metadata={"help": "Column to rank by (else the strategy's own)."})
+    tiles_per_mosaic: int = field(default=4, metadata={"help": "M: patches in a curated image; 1 for none tiled."})
+    trim: float | None = field(
+        default=None, metadata={"help": "Share of the hardest that optidel and ccs cut (else estimated)."}
+    )
+    max_upscale: float = field(default=2.0, metadata={"help": "Patches enlarged by more are left out, if few."})
+    keep: str = field(
+        default="far",
+        metadata={"help": "far from or near their cluster's centre: what prototypes, semdedup and meddel keep."},
+    )
+    max_distance: float = field(default=0.9, metadata={"help": "Cosine distance to that centre that meddel allows."})
+    diversity: str = field(
+        default="coverage", metadata={"help": "What optidel maximises beside hardness: coverage or logdet (ablation)."}
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of the selection."})
+
+    def __post_init__(self) -> None:
+        if self.strategy not in (*STRATEGIES, AUTO):
+            raise UserError(f"strategy is '{self.strategy}': choose one of {', '.join((*STRATEGIES, AUTO))}.")
+        if self.score is not None and self.score not in SCORES:
+            raise UserError(f"score is '{self.score}': choose one of {', '.join(SCORES)}.")
+        if self.trim is not None and not 0 <= self.trim < 1:
+            raise UserError(f"trim is {self.trim}: it is the fraction of patches that is cut, from 0 to below 1.")
+        if self.keep not in KEEP:
+            raise UserError(f"keep is '{self.keep}': choose one of {', '.join(KEEP)}.")
+        if self.diversity not in DIVERSITY:
+            raise UserError(f"diversity is '{self.diversity}': choose one of {', '.join(DIVERSITY)}.")
+        grid_side(self.tiles_per_mosaic)
+        mosaics_in_budget(self.budget, 10**9)
+
+    @property
+    def scored(self) -> bool:
+        """Whether the strategy needs any column that scoring adds."""
+        return self.strategy == AUTO or STRATEGIES[self.strategy].scored
+
+    @property
+    def embedding(self) -> bool:
+        """Whether it reads embeddings."""
+        return self.strategy == AUTO or STRATEGIES[self.strategy].embedding

@@ -1,0 +1,97 @@
+"""The outlier cut: limits worked by hand, reasons, and what the budget needs back."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from test_selection import pool
+
+from optidel_hf.curation.selection import select
+from optidel_hf.curation.selection.candidates import Candidates
+from optidel_hf.curation.selection.choice import OUTLIER, SPOILT
+from optidel_hf.curation.selection.outliers import LEAST, cut_outliers, upper_fence
+
+
+def candidates(score: np.ndarray, **nuisances: np.ndarray) -> Candidates:
+    n = len(score)
+    hardness = (np.argsort(np.argsort(score, kind="stable")) + 1) / n
+    return Candidates(np.arange(n), np.arange(n), np.arange(n), hardness, score, None, nuisances)
+
+
+def test_the_fence_by_hand() -> None:
+    # 0 to 98 and two more: the median is 50 and the upper quartile 75, so 50 + 3.5 * 25 / 0.6745 = 179.73.
+    score = np.array([*range(99), 179.0, 180.0])
+    assert upper_fence(score) == pytest.approx(50 + 3.5 * 25 / 0.6745)
+    cut = cut_outliers(candidates(score), 10, None)
+    assert np.flatnonzero(cut.reasons == OUTLIER).tolist() == [100]
+    assert cut.pool.tolist() == list(range(99, -1, -1))
+    assert cut.facts == {"trim": None, "cut": {OUTLIER: {"limit": pytest.approx(179.7257), "count": 1}}}
+    # However far the easy ones reach, the limit stays.
+    assert upper_fence(np.where(score < 50, 1000 * (score - 50), score)) == upper_fence(score)
+
+
+def test_of_a_normal_pool_almost_nothing_is_cut_and_of_a_contaminated_one_its_contamination() -> None:
+    rng = np.random.default_rng(0)
+    normal = rng.normal(size=5000)
+    assert upper_fence(normal) == pytest.approx(3.5, abs=0.2)
+    spoilt = np.concatenate([normal, rng.normal(8, 0.5, size=200)])  # 4 % from elsewhere
+    kept = cut_outliers(candidates(spoilt), 100, None).pool
+    assert (kept >= 5000).sum() == 0
+    assert len(kept) > 4990
+
+
+def test_ties_are_no_tail() -> None:
+    assert len(cut_outliers(candidates(np.ones(9)), 1, None).pool) == 9
+    assert len(cut_outliers(candidates(np.array([0.0] * 8 + [1])), 1, None).pool) == 9
+
+
+def test_each_nuisance_has_its_limit_and_its_reason() -> None:
+    score = np.linspace(0, 1, 20)
+    quiet = np.zeros(20)
+    columns = {name: quiet.copy() for name in LEAST}
+    for row, (name, least) in enumerate(LEAST.items()):
+        columns[name][[row, row + 10]] = least, least + 0.01  # what equals the limit stays
+    cut = cut_outliers(candidates(score, **columns), 5, None)
+    assert [cut.reasons[row] for row in (10, 11, 12, 13)] == [SPOILT[name] for name in LEAST]
+    assert (cut.reasons != "").sum() == 4
+    assert {reason: figures["count"] for reason, figures in cut.facts["cut"].items()} == {
+        **{SPOILT[name]: 1 for name in LEAST},
+        OUTLIER: 0,
+    }
+
+
+def test_what_most_of_a_pool_has_does_not_spoil_it() -> None:
+    # All frames are soft, 0.60 to 0.79: median 0.695, upper quartile 0.7425, and the limit 0.695 + 5.19 * 0.0475.
+    defocus = 0.6 + 0.01 * np.arange(20)
+    cut = cut_outliers(candidates(np.linspace(0, 1, 20), defocus=np.append(defocus[:-1], 0.97)), 5, None)
+    assert cut.facts["cut"][SPOILT["defocus"]] == {"limit": pytest.approx(0.695 + 3.5 * 0.0475 / 0.6745), "count": 1}
+
+
+def test_the_budget_takes_back_the_easiest_of_what_was_cut() -> None:
+    score, text = np.arange(20.0), np.zeros(20)
+    text[[2, 5, 19]] = 1
+    pool = candidates(score, text=text)
+    for count, back in ((17, set()), (18, {2}), (19, {2, 5}), (20, {2, 5, 19})):
+        assert set(cut_outliers(pool, count, None).pool.tolist()) == set(range(20)) - {2, 5, 19} | back
+
+
+def test_a_given_share_is_cut_whatever_it_is() -> None:
+    cut = cut_outliers(candidates(np.arange(10.0), text=np.ones(10)), 5, 0.2)
+    assert cut.pool.tolist() == [7, 6, 5, 4, 3, 2, 1, 0]
+    assert cut.facts == {"trim": 0.2, "cut": {OUTLIER: {"limit": None, "count": 2}}}
+    assert len(cut_outliers(candidates(np.arange(10.0), text=np.ones(10)), 5, 0.0).pool) == 10
+
+
+@pytest.mark.parametrize("strategy", ["optidel", "ccs"])
+def test_reasons_and_counts_reach_the_selection(strategy: str) -> None:
+    difficulty = np.linspace(-1, 1, 60)
+    difficulty[7] = 40.0
+    text = np.zeros(60, dtype=np.float32)
+    text[[3, 4]] = 0.5
+    table = pool(60, difficulty=difficulty).add_column("text", list(text))
+    selection = select(table, 0.2, strategy, explain=True)
+    assert [selection.reasons[row] for row in (3, 4, 7)] == [SPOILT["text"], SPOILT["text"], OUTLIER]
+    assert selection.facts["reasons"][SPOILT["text"]] == selection.facts["cut"][SPOILT["text"]]["count"] == 2
+    assert {row["crop"][0] for row in selection.facts["dropped"]} == {3, 4, 7}
+    assert not {3, 4, 7} & set(selection.rows.tolist())
+    assert "cut" not in select(table, 0.2, "hardest").facts

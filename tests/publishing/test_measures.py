@@ -1,0 +1,131 @@
+"""The three numbers by hand, and what is said where one was not measured."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from optidel_hf.publishing.measures import (
+    NOT_EMBEDDED,
+    NOT_HELD_OUT,
+    NOT_JUDGED,
+    NOT_SCORED,
+    chosen_rows,
+    pilot_text,
+    set_measures,
+)
+from optidel_hf.publishing.records import CurationRecord, read_curation, shards
+from optidel_hf.publishing.report import build_report
+
+
+@pytest.fixture
+def out(curation: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(curation, tmp_path / "out")
+
+
+def embed(out: Path, embedding: np.ndarray) -> None:
+    """Give the score shards an embedding column, float16 as the scorer writes it."""
+    start = 0
+    for path in shards(out / "scores"):
+        table = pq.read_table(path)
+        rows = [row.tolist() for row in embedding[start : start + len(table)].astype(np.float16)]
+        pq.write_table(table.append_column("embedding", pa.array(rows, pa.list_(pa.float16()))), path)
+        start += len(table)
+
+
+def texts(record: CurationRecord) -> dict[str, tuple[str, str]]:
+    return {row["name"].split(" of ")[0]: (row["chosen"], row["pool"]) for row in set_measures(record)}
+
+
+def test_the_chosen_rows_are_found_by_key(curation: Path) -> None:
+    record = read_curation(curation)
+    rows = chosen_rows(record)
+    assert record.columns["difficulty"][rows].tolist() == sorted(record.columns["difficulty"], reverse=True)[2:18]
+
+
+def test_entropies_are_means_over_the_set_and_the_pool(curation: Path) -> None:
+    record = read_curation(curation)
+    measured, rows = texts(record), chosen_rows(record)
+    for name, column in (("(i) H_V(Y|0)", "null_entropy"), ("(ii) H_V(Y|X)", "cond_entropy")):
+        values = record.columns[column]
+        assert measured[name] == (f"{values[rows].mean():.3f}", f"{values.mean():.3f}")
+    assert measured["source images touched"] == ("8", "8")
+    assert measured["near-duplicate groups touched"] == ("8", "8")
+
+
+def test_the_distance_to_the_nearest_chosen_by_hand(out: Path) -> None:
+    # Two opposite directions and one across, about a mean of zero: 8 patches each of (1, 0), (-1, 0) and, by halves,
+    # (0, 1) and (0, -1). If only those of the first two are chosen, every third patch is a cosine of 0 away.
+    embedding = np.repeat(np.array([[1.0, 0], [-1, 0], [0, 1], [0, -1]]), [8, 8, 4, 4], axis=0)
+    embed(out, 0.5 + embedding / 16)  # alike but for a sixteenth, which float16 holds exactly
+    record = read_curation(out)
+    record.selection = keep_rows(record, range(16))
+    assert texts(record)["distance to the nearest chosen"][0] == "0.333"
+    record.selection = keep_rows(record, [0, 8, 16, 20])
+    assert float(texts(record)["distance to the nearest chosen"][0]) == 0
+    record.selection = keep_rows(record, [0])  # 8 are 0 away, 8 are 2, 8 are 1
+    assert float(texts(record)["distance to the nearest chosen"][0]) == 1
+
+
+def keep_rows(record: CurationRecord, rows: range | list[int]) -> pa.Table:
+    table = pa.concat_tables(
+        [pq.read_table(path, columns=["source", "crop"]) for path in shards(record.folder / "scores")]
+    )
+    return table.take(list(rows))
+
+
+def test_what_was_not_measured_is_said(out: Path) -> None:
+    measured = texts(read_curation(out))
+    assert measured["distance to the nearest chosen"] == (NOT_EMBEDDED, "")
+    assert measured["(iii) held-out V-information"] == (NOT_HELD_OUT, "")
+    pq.write_table(pa.table({"source": ["a.png"], "group": ["a.png"]}), out / "held_out.parquet")
+    assert texts(read_curation(out))["(iii) held-out V-information"] == (NOT_JUDGED, "")
+    shutil.rmtree(out / "scores")
+    measured = texts(read_curation(out))
+    assert measured["(i) H_V(Y|0)"] == measured["(ii) H_V(Y|X)"] == (NOT_SCORED, "")
+
+
+def test_judged_models_are_shown_with_their_interval(out: Path, tmp_path: Path) -> None:
+    figures = {"v_information": 0.4126, "low": 0.39, "high": 0.44, "frames": 150, "groups": 141, "target": "raw"}
+    (out / "held_out.json").write_text(json.dumps({"hard": figures, "one": {**figures, "low": None, "high": None}}))
+    page = build_report(out, tmp_path / "report.html").read_text()
+    assert "(iii) held-out V-information of hard" in page
+    assert "0.413 (95 % 0.390 to 0.440; 150 frames, 141 groups)" in page
+    assert "0.413 (no interval; 150 frames, 141 groups)" in page
+
+
+def test_the_goal_is_compared_with_the_task(out: Path, results: Callable, tmp_path: Path) -> None:
+    table = results(tmp_path / "results.json", {"a": 0.5, "b": 0.6, "c": 0.7, "unjudged": 0.1})
+    assert (
+        "it needs an evaluation and at least three" in build_report(out, tmp_path / "r.html", None, table).read_text()
+    )
+    one = {"low": None, "high": None, "frames": 9, "groups": 1, "target": "raw"}
+    judged = {arm: {**one, "v_information": bits} for arm, bits in (("a", 0.1), ("b", 0.3), ("c", 0.2), ("d", 0.9))}
+    (out / "held_out.json").write_text(json.dumps(judged))
+    page = build_report(out, tmp_path / "report.html", None, table).read_text()
+    assert "with mean IoU: 0.50 over 3 arms (finetune); 0.50 over 3 arms (probe)." in page
+
+
+def test_a_selection_without_scores_of_its_own_is_measured_by_those_beside_it(out: Path) -> None:
+    # As `--strategy random --reuse` leaves it: the list has no score column, the scores lie in their folder.
+    before, table = texts(read_curation(out)), pq.read_table(out / "selection.parquet")
+    bare = table.select(["source", "crop", "bbox", "rank", "mosaic", "slot", "cluster"])
+    pq.write_table(bare.replace_schema_metadata(table.schema.metadata), out / "selection.parquet")
+    assert texts(read_curation(out)) == before
+    assert "Mean" in build_report(out, out / "report.html").read_text()
+
+
+def test_a_pilot_is_told_with_its_lead() -> None:
+    found = {"arm": "medium", "over": "easiest", "gain": 0.1, "low": 0.05, "high": 0.15, "repeats": 5}
+    assert pilot_text({"pilot": {**found, "counts": [400, 800, 1600]}}) == (
+        "A pilot of 5 repeats named medium: at 1,600 patches it leads easiest by 0.100 bits per value "
+        "(95 % 0.050 to 0.150), extrapolated from a quarter and a half."
+    )
+    assert pilot_text({}) == ""
