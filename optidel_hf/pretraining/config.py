@@ -7,7 +7,19 @@ from typing import Any
 
 
 # What a run is made of but its result does not depend on: these may change when it is resumed.
-FREE_FIELDS = ("output_dir", "checkpoint_every", "keep_checkpoints", "resume", "log_every", "device")
+FREE_FIELDS = (
+    "output_dir",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "resume",
+    "log_every",
+    "evaluate_every",
+    "reconstruct_every",
+    "report_to",
+    "device",
+)
+
+TRACKERS = ("none", "trackio", "tensorboard", "wandb")
 
 SIZE_FIELDS = (
     "image_size",
@@ -73,6 +85,13 @@ class PretrainConfig:
     mixed_precision: str = field(
         default="auto", metadata={"help": "bf16, no (float32), or auto: bf16 on a GPU that has it, else float32."}
     )
+    gradient_checkpointing: bool = field(
+        default=False,
+        metadata={"help": "Keep no activation inside a layer and compute it again for the gradient, to save memory."},
+    )
+    compile: bool = field(
+        default=False, metadata={"help": "Compile the model with torch.compile: slow to start, then faster."}
+    )
     min_crop_scale: float = field(
         default=0.2, metadata={"help": "Smallest random crop in shares of the image's area (MAE: 0.2); 1: none."}
     )
@@ -87,6 +106,20 @@ class PretrainConfig:
     )
     log_every: int = field(
         default=10, metadata={"help": "Steps between looks at the loss; metrics.jsonl has every step all the same."}
+    )
+    evaluate_every: int = field(
+        default=0, metadata={"help": "Steps between evaluations of the encoder by the probes that are given; 0: none."}
+    )
+    reconstruct_every: int = field(
+        default=0,
+        metadata={"help": "Steps between pictures of input, masked input and reconstruction (mae); 0: none."},
+    )
+    report_to: str = field(
+        default="none",
+        metadata={
+            "help": "Where losses and pictures go beside output_dir: trackio (local, no account), tensorboard, wandb "
+            "or none."
+        },
     )
     seed: int = field(default=0, metadata={"help": "Seed of weights, order, crops and masks."})
     device: str = field(default="auto", metadata={"help": "auto (cuda, mps, xpu, then cpu) or one of these."})
@@ -121,6 +154,7 @@ class PretrainConfig:
             "objective": ("mae",),
             "mixed_precision": ("no", "bf16", "auto"),
             "resume": ("auto", "never"),
+            "report_to": TRACKERS,
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -131,7 +165,7 @@ class PretrainConfig:
         for name in (*positive, "checkpoint_every", "keep_checkpoints", "log_every", *SIZE_FIELDS):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}.")
-        for name in ("seed", "weight_decay"):
+        for name in ("seed", "weight_decay", "evaluate_every", "reconstruct_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, but is {getattr(self, name)}.")
         if not 0 < self.mask_ratio < 1:

@@ -2,6 +2,8 @@
 Pre-training in steps: AdamW under a linear warm-up and a cosine, as in He et al. 2022 (appendix A.1), with Accelerate.
 
     OUT/metrics.jsonl         step, loss, lr, grad_norm, images_per_second: one line a step
+    OUT/evaluations.jsonl     step and the scores of the probes, where some were given
+    OUT/reconstructions/      step-000100.png, ...: input, visible patches and reconstruction, where asked for
     OUT/checkpoints/          step-000100, ...: everything from which a killed run goes on
     OUT/                      the trained model, loaded by `ViTMAEForPreTraining.from_pretrained(OUT)`
     OUT/backbone/             its encoder, loaded by `ViTModel.from_pretrained(OUT/backbone)`
@@ -27,16 +29,23 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from PIL import Image
 from torch import nn
+from torch.func import functional_call
 from transformers import PreTrainedModel, ViTMAEForPreTraining, get_cosine_schedule_with_warmup
 
 from optidel_hf.devices import resolve_device, resolve_dtype
-from optidel_hf.errors import UserError
+from optidel_hf.errors import Preempted, UserError
 from optidel_hf.pretraining.batches import Draws, ResidentImages, draw_batch, image_processor
-from optidel_hf.pretraining.checkpoints import resume_checkpoint, save_checkpoint
+from optidel_hf.pretraining.checkpoints import require_writable, resume_checkpoint, save_checkpoint
 from optidel_hf.pretraining.config import PretrainConfig
 from optidel_hf.pretraining.metrics import StepLog, read_metrics
+from optidel_hf.pretraining.monitoring import Evaluation, EvaluationLog, save_picture, undisturbed
 from optidel_hf.pretraining.objectives.mae import MaskedAutoencoding, backbone, build_mae
+from optidel_hf.pretraining.rates import count_flops, matmul_rate
+from optidel_hf.pretraining.reconstructions import draw_grid, reconstruct
+from optidel_hf.pretraining.termination import Termination
+from optidel_hf.pretraining.trackers import require_tracker, tracking
 
 
 __all__ = ["PretrainConfig", "Pretrainer"]
@@ -45,6 +54,7 @@ logger = logging.getLogger(__name__)
 
 BETAS = (0.9, 0.95)  # He et al. 2022, table 8
 FINAL_STEPS = 20
+PICTURES = 8  # images in the grid of reconstructions
 
 
 class Pretrainer:
@@ -58,6 +68,9 @@ class Pretrainer:
             RGB images, uint8; see [`~optidel_hf.pretraining.batches.load_resident`].
         description (`str`, *optional*, defaults to `"pretrain"`):
             What the progress bar is headed with.
+        evaluation (`Callable[[ViTModel], dict[str, float]]`, *optional*):
+            Scores a copy of the encoder, before the first step and every `config.evaluate_every` steps, on the main
+            process while the others wait. It does not change the training.
 
     Raises:
         `UserError`: if the images have another shape, the batch cannot be shared out, or the device is missing.
@@ -71,22 +84,31 @@ class Pretrainer:
     ```
     """
 
-    def __init__(self, config: PretrainConfig, images: torch.Tensor, description: str = "pretrain") -> None:
+    def __init__(
+        self,
+        config: PretrainConfig,
+        images: torch.Tensor,
+        description: str = "pretrain",
+        evaluation: Evaluation | None = None,
+    ) -> None:
         _check_images(images)
+        require_tracker(config.report_to)
         self.config, self.description, self.out = config, description, Path(config.output_dir)
+        self.evaluation = evaluation
         self.accelerator = _accelerator(config)
         self.parts = self.accelerator.num_processes * config.gradient_accumulation_steps
         _check_batch(config.batch_size, self.accelerator.num_processes, config.gradient_accumulation_steps)
         self.told = {**config.determining(), "images": _fingerprint(images)}
         self.images = ResidentImages(images, self.accelerator.device)
         model = _build_model(config, self.accelerator.device)
+        objective = MaskedAutoencoding(model)
+        if config.compile:
+            objective.compile()
         optimizer = torch.optim.AdamW(
             parameter_groups(model, config.weight_decay), lr=config.peak_learning_rate, betas=BETAS
         )
         schedule = get_cosine_schedule_with_warmup(optimizer, config.warmup, config.steps)
-        self.objective, self.optimizer, self.schedule = self.accelerator.prepare(
-            MaskedAutoencoding(model), optimizer, schedule
-        )
+        self.objective, self.optimizer, self.schedule = self.accelerator.prepare(objective, optimizer, schedule)
         logger.info("learning rate: base %g, peak %g", config.base_learning_rate, config.peak_learning_rate)
 
     @property
@@ -99,27 +121,28 @@ class Pretrainer:
         Train, or go on training, up to `config.steps`.
 
         Raises:
-            `UserError`: if a checkpoint in `output_dir` was made by a run that was told something else, or if the loss
-                is no longer finite.
+            `UserError`: if a checkpoint in `output_dir` was made by a run that was told something else, if it cannot
+                be written to, or if the loss or a gradient is no longer finite.
+            `Preempted`: after SIGTERM, once a checkpoint is written.
         """
         config, start = self.config, self._begin()
-        log = StepLog(
-            self.out / "metrics.jsonl",
-            self.accelerator,
-            batch_size=config.batch_size,
-            start=start,
-            steps=config.steps,
-            description=self.description,
-        )
-        with log:
+        tracker = tracking(self.accelerator, config.report_to, self.out, asdict(config), resumed=start > 0)
+        with tracker, Termination(self.accelerator) as termination, self._log(start) as log:
+            evaluations = EvaluationLog(self.out / "evaluations.jsonl", self.accelerator, start)
+            self.objective.train()
+            self._look(start, log, evaluations)
             for step in range(start + 1, config.steps + 1):
                 lr = self.schedule.get_last_lr()[0]
                 log.add(step, lr, *self._step(self._draw(step - 1)))
-                saving = step % config.checkpoint_every == 0 or step == config.steps
-                if saving or step % config.log_every == 0:
+                leaving = termination.reached(together=step % config.log_every == 0)
+                if step % config.log_every == 0:
                     log.flush()
-                if saving:
-                    save_checkpoint(self.accelerator, self._checkpoints, step, self.told, config.keep_checkpoints)
+                if not leaving:  # else what is due now is done when the run goes on
+                    self._look(step, log, evaluations)
+                if leaving or step % config.checkpoint_every == 0 or step == config.steps:
+                    self._save_checkpoint(step, log)
+                if leaving:
+                    raise Preempted(f"stopped by SIGTERM after step {step}: the same command goes on from there")
 
     def save(self) -> None:
         """Write the model, its backbone and `pretrain_config.json` into `output_dir`; only the main process does."""
@@ -142,8 +165,62 @@ class Pretrainer:
         if self.config.resume == "never" and self.accelerator.is_main_process:
             shutil.rmtree(self._checkpoints, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        self._checkpoints.mkdir(parents=True, exist_ok=True)
+        require_writable(self._checkpoints)
         return resume_checkpoint(self.accelerator, self._checkpoints, self.told)
+
+    def _save_checkpoint(self, step: int, log: StepLog) -> None:
+        log.flush()  # which refuses a model that is no longer finite
+        save_checkpoint(self.accelerator, self._checkpoints, step, self.told, self.config.keep_checkpoints)
+
+    def _log(self, start: int) -> StepLog:
+        return StepLog(
+            self.out / "metrics.jsonl",
+            self.accelerator,
+            batch_size=self.config.batch_size,
+            start=start,
+            steps=self.config.steps,
+            description=self.description,
+            images_of=lambda step: self._draw(step - 1).index.tolist(),
+            peak=self.peak_images_per_second,
+        )
+
+    def _look(self, step: int, log: StepLog, evaluations: EvaluationLog) -> None:
+        """Draw and evaluate the model after `step` steps where that is due; every process calls this."""
+        pictures = _is_due(step, self.config.reconstruct_every)
+        evaluating = self.evaluation is not None and _is_due(step, self.config.evaluate_every)
+        if not (pictures or evaluating):
+            return
+        log.flush()
+        with undisturbed(self.accelerator.device):
+            if pictures and self.accelerator.is_main_process:
+                save_picture(self.reconstructions(), self.out / "reconstructions", step, self.accelerator)
+            if evaluating and self.accelerator.is_main_process and evaluations.lacks(step):
+                evaluations.add(step, self.evaluation(backbone(self.model)))
+        self.accelerator.wait_for_everyone()
+        log.skip_time()
+
+    def reconstructions(self) -> Image.Image:
+        """Input, visible patches and reconstruction of the run's first images, as one picture."""
+        draws = self._draw(0)
+        first = draws.part(0, max(1, len(draws.index) // PICTURES), self.accelerator.device)
+        views = self.images.views(first, self.model.config.image_size)
+        return draw_grid(reconstruct(self.model, views, first.noise), self.images.mean, self.images.std)
+
+    def flops_per_image(self) -> int:
+        """Floating-point operations of the matrix products in one image's forward and backward pass."""
+        objective = self.accelerator.unwrap_model(self.objective)
+        size, tokens = self.model.config.image_size, self.model.vit.embeddings.patch_embeddings.num_patches
+        inputs = torch.empty(1, 3, size, size, device="meta"), torch.empty(1, tokens, device="meta")
+        weights = {
+            name: torch.empty_like(weight, device="meta").requires_grad_(weight.requires_grad)
+            for name, weight in objective.named_parameters()
+        }
+        return count_flops(lambda: functional_call(objective, weights, inputs))
+
+    def peak_images_per_second(self) -> float:
+        """Images a second if every process did nothing but its matrix products, at the rate measured for them."""
+        dtype = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else torch.float32
+        return self.accelerator.num_processes * matmul_rate(self.accelerator.device, dtype) / self.flops_per_image()
 
     def _draw(self, step: int) -> Draws:
         return draw_batch(
@@ -211,6 +288,8 @@ def _accelerator(config: PretrainConfig) -> Accelerator:
         cpu=device.type == "cpu",
         mixed_precision=precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
+        log_with=None if config.report_to == "none" else config.report_to,
+        project_dir=config.output_dir,
         # Steps here are the global batch's; by default Accelerate would advance the schedule once for every process.
         step_scheduler_with_optimizer=False,
     )
@@ -218,7 +297,7 @@ def _accelerator(config: PretrainConfig) -> Accelerator:
 
 def _build_model(config: PretrainConfig, device: torch.device) -> ViTMAEForPreTraining:
     # On CPUs in bfloat16 eager attention is faster by far; in float32 there is no difference.
-    return build_mae(
+    model = build_mae(
         config.model,
         mask_ratio=config.mask_ratio,
         norm_pix_loss=config.norm_pix_loss,
@@ -226,6 +305,9 @@ def _build_model(config: PretrainConfig, device: torch.device) -> ViTMAEForPreTr
         seed=config.seed,
         **config.sizes(),
     )
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model
 
 
 def _save_model(model: PreTrainedModel, processor: Any, folder: Path) -> None:
@@ -236,6 +318,10 @@ def _save_model(model: PreTrainedModel, processor: Any, folder: Path) -> None:
     for path in sorted(unfinished.iterdir()):
         os.replace(path, folder / path.name)
     unfinished.rmdir()
+
+
+def _is_due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
 
 
 def _check_images(images: torch.Tensor) -> None:
