@@ -31,6 +31,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from PIL import Image
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.func import functional_call
 from transformers import PreTrainedModel, ViTMAEForPreTraining, get_cosine_schedule_with_warmup
 
@@ -246,6 +247,8 @@ class Pretrainer:
                 accelerator.backward(loss)
             losses.append(loss.detach())
         grad_norm = accelerator.clip_grad_norm_(self.objective.parameters(), self.config.max_grad_norm)
+        if isinstance(grad_norm, DTensor):  # sharded models have it in parts
+            grad_norm = grad_norm.full_tensor()
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
