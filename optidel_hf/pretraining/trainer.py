@@ -3,12 +3,13 @@ Pre-training in steps: AdamW under a linear warm-up and a cosine, as in He et al
 
     OUT/metrics.jsonl         step, loss, lr, grad_norm, images_per_second: one line a step
     OUT/checkpoints/          step-000100, ...: everything from which a killed run goes on
-    OUT/                      the trained model, loaded by `ViTMAEForPreTraining.from_pretrained(OUT)`
-    OUT/backbone/             its encoder, loaded by `ViTModel.from_pretrained(OUT/backbone)`
+    OUT/backbone/             the trained encoder, loaded by `ViTModel.from_pretrained(OUT/backbone)`
+    OUT/                      mae: the whole model, loaded by `ViTMAEForPreTraining.from_pretrained(OUT)`;
+                              simclr: projection_head.safetensors
     OUT/pretrain_config.json  every field of the configuration, and the facts of the run
 
 One step takes `batch_size` images over all processes. What is random about it depends on (seed, step) alone
-([`~optidel_hf.pretraining.batches.draw_batch`]), so a resumed run repeats the uninterrupted one bit for bit on a CPU,
+([`~optidel_hf.pretraining.draws.draw`]), so a resumed run repeats the uninterrupted one bit for bit on a CPU,
 and the number of processes and of accumulated parts changes the result through rounding only.
 """
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import logging
 import os
@@ -28,15 +30,15 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
-from transformers import PreTrainedModel, ViTMAEForPreTraining, get_cosine_schedule_with_warmup
+from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 
 from optidel_hf.devices import resolve_device, resolve_dtype
 from optidel_hf.errors import UserError
-from optidel_hf.pretraining.batches import Draws, ResidentImages, draw_batch, image_processor
+from optidel_hf.pretraining.batches import Batches, ResidentImages, Views, image_processor
 from optidel_hf.pretraining.checkpoints import resume_checkpoint, save_checkpoint
 from optidel_hf.pretraining.config import PretrainConfig
 from optidel_hf.pretraining.metrics import StepLog, read_metrics
-from optidel_hf.pretraining.objectives.mae import MaskedAutoencoding, backbone, build_mae
+from optidel_hf.pretraining.objectives import OBJECTIVES
 
 
 __all__ = ["PretrainConfig", "Pretrainer"]
@@ -75,22 +77,30 @@ class Pretrainer:
         _check_images(images)
         self.config, self.description, self.out = config, description, Path(config.output_dir)
         self.accelerator = _accelerator(config)
-        self.parts = self.accelerator.num_processes * config.gradient_accumulation_steps
         _check_batch(config.batch_size, self.accelerator.num_processes, config.gradient_accumulation_steps)
         self.told = {**config.determining(), "images": _fingerprint(images)}
-        self.images = ResidentImages(images, self.accelerator.device)
-        model = _build_model(config, self.accelerator.device)
+        # On CPUs in bfloat16 eager attention is faster by far; in float32 there is no difference.
+        attention = "eager" if self.accelerator.device.type == "cpu" else "sdpa"
+        objective = OBJECTIVES[config.objective].from_config(config, attention)
+        self.batches = Batches(
+            ResidentImages(images, self.accelerator.device),
+            config.augmentation(),
+            objective.model.config,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            accumulation=config.gradient_accumulation_steps,
+            rank=self.accelerator.process_index,
+            processes=self.accelerator.num_processes,
+        )
         optimizer = torch.optim.AdamW(
-            parameter_groups(model, config.weight_decay), lr=config.peak_learning_rate, betas=BETAS
+            parameter_groups(objective, config.weight_decay), lr=config.peak_learning_rate, betas=BETAS
         )
         schedule = get_cosine_schedule_with_warmup(optimizer, config.warmup, config.steps)
-        self.objective, self.optimizer, self.schedule = self.accelerator.prepare(
-            MaskedAutoencoding(model), optimizer, schedule
-        )
+        self.objective, self.optimizer, self.schedule = self.accelerator.prepare(objective, optimizer, schedule)
         logger.info("learning rate: base %g, peak %g", config.base_learning_rate, config.peak_learning_rate)
 
     @property
-    def model(self) -> ViTMAEForPreTraining:
+    def model(self) -> PreTrainedModel:
         """The model that is trained, without what Accelerate wraps around it."""
         return self.accelerator.unwrap_model(self.objective).model
 
@@ -103,6 +113,7 @@ class Pretrainer:
                 is no longer finite.
         """
         config, start = self.config, self._begin()
+        batches = self.batches.after(start)
         log = StepLog(
             self.out / "metrics.jsonl",
             self.accelerator,
@@ -114,7 +125,7 @@ class Pretrainer:
         with log:
             for step in range(start + 1, config.steps + 1):
                 lr = self.schedule.get_last_lr()[0]
-                log.add(step, lr, *self._step(self._draw(step - 1)))
+                log.add(step, lr, *self._step(batches))
                 saving = step % config.checkpoint_every == 0 or step == config.steps
                 if saving or step % config.log_every == 0:
                     log.flush()
@@ -126,8 +137,7 @@ class Pretrainer:
         if not self.accelerator.is_main_process:
             return
         processor = image_processor(self.model.config.image_size)
-        _save_model(backbone(self.model), processor, self.out / "backbone")
-        _save_model(self.model, processor, self.out)
+        self.accelerator.unwrap_model(self.objective).save(self.out, processor)
         record = {**asdict(self.config), **self._facts()}  # the device that was used replaces the one asked for
         unfinished = self.out / ".pretrain_config.json"
         unfinished.write_text(json.dumps(record, indent=2) + "\n")
@@ -145,27 +155,12 @@ class Pretrainer:
         self._checkpoints.mkdir(parents=True, exist_ok=True)
         return resume_checkpoint(self.accelerator, self._checkpoints, self.told)
 
-    def _draw(self, step: int) -> Draws:
-        return draw_batch(
-            self.config.seed,
-            step,
-            batch_size=self.config.batch_size,
-            n_images=len(self.images),
-            n_tokens=self.model.vit.embeddings.patch_embeddings.num_patches,
-            min_crop_scale=self.config.min_crop_scale,
-            flip=self.config.flip,
-        )
-
-    def _step(self, draws: Draws) -> tuple[torch.Tensor, torch.Tensor]:
+    def _step(self, batches: Views) -> tuple[torch.Tensor, torch.Tensor]:
         """One optimisation step: this process's mean loss, and the gradient's norm before it was clipped."""
         accelerator, losses = self.accelerator, []
-        for number in range(self.config.gradient_accumulation_steps):
-            part = draws.part(
-                number * accelerator.num_processes + accelerator.process_index, self.parts, accelerator.device
-            )
-            views = self.images.views(part, self.model.config.image_size)
+        for views, noise in itertools.islice(batches, self.config.gradient_accumulation_steps):
             with accelerator.accumulate(self.objective):
-                loss = self.objective(views, part.noise)
+                loss = self.objective(*views, noise=noise)
                 accelerator.backward(loss)
             losses.append(loss.detach())
         grad_norm = accelerator.clip_grad_norm_(self.objective.parameters(), self.config.max_grad_norm)
@@ -179,7 +174,8 @@ class Pretrainer:
         final = [line["loss"] for line in metrics[-FINAL_STEPS:]]
         device = self.accelerator.device
         return {
-            "n_images": len(self.images),
+            "n_images": len(self.batches.images),
+            "augmentation": asdict(self.config.augmentation()),
             "peak_learning_rate": self.config.peak_learning_rate,
             "parameters": self.model.num_parameters(),
             "seconds": round(sum(self.config.batch_size / line["images_per_second"] for line in metrics), 1),
@@ -214,28 +210,6 @@ def _accelerator(config: PretrainConfig) -> Accelerator:
         # Steps here are the global batch's; by default Accelerate would advance the schedule once for every process.
         step_scheduler_with_optimizer=False,
     )
-
-
-def _build_model(config: PretrainConfig, device: torch.device) -> ViTMAEForPreTraining:
-    # On CPUs in bfloat16 eager attention is faster by far; in float32 there is no difference.
-    return build_mae(
-        config.model,
-        mask_ratio=config.mask_ratio,
-        norm_pix_loss=config.norm_pix_loss,
-        attn_implementation="eager" if device.type == "cpu" else "sdpa",
-        seed=config.seed,
-        **config.sizes(),
-    )
-
-
-def _save_model(model: PreTrainedModel, processor: Any, folder: Path) -> None:
-    """Save beside the folder's files and move them in, so that no file is ever half-written."""
-    unfinished = folder / ".unfinished"
-    model.save_pretrained(unfinished)
-    processor.save_pretrained(unfinished)
-    for path in sorted(unfinished.iterdir()):
-        os.replace(path, folder / path.name)
-    unfinished.rmdir()
 
 
 def _check_images(images: torch.Tensor) -> None:

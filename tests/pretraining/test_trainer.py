@@ -44,8 +44,15 @@ def _losses(lines: list[dict[str, Any]]) -> list[float]:
 
 
 def _weights_differ(one: Path, other: Path) -> float:
-    first, second = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
-    return max((first[name] - second[name]).abs().max().item() for name in first)
+    """The largest difference over all that was saved: the model or the head, and the backbone."""
+    first, second = ([load_file(file) for file in sorted(_saved(folder))] for folder in (one, other))
+    assert [weights.keys() for weights in first] == [weights.keys() for weights in second]
+    pairs = [(mine[name], its[name]) for mine, its in zip(first, second) for name in mine]
+    return max((mine - its).abs().max().item() for mine, its in pairs)
+
+
+def _saved(folder: Path) -> list[Path]:
+    return [*folder.glob("*.safetensors"), folder / "backbone" / "model.safetensors"]
 
 
 def test_it_learns_and_the_rate_warms_up_and_follows_a_cosine(images, tmp_path) -> None:
@@ -88,9 +95,12 @@ def test_killed_and_resumed_equals_straight_through_to_the_last_bit(images, tmp_
     assert sorted(p.name for p in (killed / "checkpoints").glob("step-*")) == ["step-000040", "step-000050"]
 
 
-def test_two_processes_train_as_one(images, tmp_path) -> None:
+@pytest.mark.parametrize(
+    "changes", [{"gradient_accumulation_steps": 2}, {"objective": "simclr", "base_learning_rate": 1e-3}]
+)
+def test_two_processes_train_as_one(images, tmp_path, changes: dict[str, Any]) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    changes = {"steps": 8, "gradient_accumulation_steps": 2}
+    changes = {"steps": 8, **changes}
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -104,6 +114,7 @@ def test_two_processes_train_as_one(images, tmp_path) -> None:
     expected, found = _run(images, one, **changes), read_metrics(two / "metrics.jsonl")
     assert [line["lr"] for line in found] == [line["lr"] for line in expected]
     np.testing.assert_allclose(_losses(found), _losses(expected), rtol=1e-5)
+    np.testing.assert_allclose([f["grad_norm"] for f in found], [e["grad_norm"] for e in expected], rtol=1e-3)
     assert _weights_differ(one, two) < 1e-4
 
 
