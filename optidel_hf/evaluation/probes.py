@@ -33,7 +33,7 @@ from optidel_hf.sources import find_image_column, image_columns, open_dataset
 
 NEIGHBOURS, TEMPERATURE = 20, 0.07
 BATCH = 64
-SEGMENTATION = {"seed": 0, "steps": 200, "batch_size": 32, "learning_rate": 1e-3}
+SEED, STEPS, SEGMENTATION_BATCH, LEARNING_RATE = 0, 200, 32, 1e-3  # of the segmentation probe: evaluate's defaults
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,10 @@ def probe_classes(encoder: ViTModel, train_set: LabelledSet, test_set: LabelledS
 
 def probe_segmentation(encoder: ViTModel, train_set: DownstreamSet, test_set: DownstreamSet) -> dict[str, float]:
     """Mean IoU of a small head on an encoder's frozen tokens."""
-    torch.manual_seed(SEGMENTATION["seed"])
+    torch.manual_seed(SEED)
     model = Segmenter(Backbone(encoder.eval()), train_set.images.shape[-1]).to(encoder.device)
-    train(model, train_set, "probe", **SEGMENTATION)
+    schedule = {"steps": STEPS, "batch_size": SEGMENTATION_BATCH}
+    train(model, train_set, "probe", seed=SEED, learning_rate=LEARNING_RATE, **schedule)
     return {"probe_miou": score(model, test_set, BATCH)["mean_iou"]}
 
 
@@ -138,7 +139,7 @@ def load_labelled(dataset: str, split: str, image_size: int, label_column: str =
         dataset (`str`): what [`~optidel_hf.sources.open_dataset`] opens.
         split (`str`): name of the split.
         image_size (`int`): side S of the centred squares that are cut out.
-        label_column (`str`, *optional*, defaults to `"label"`): where it is missing, the folder of the file is the class.
+        label_column (`str`, *optional*, defaults to `"label"`): without it, the file's folder is the class.
 
     Raises:
         `UserError`: if the split is missing, or an image cannot be read.

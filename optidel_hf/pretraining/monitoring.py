@@ -20,14 +20,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from PIL import Image
 from transformers import ViTModel
 
+from optidel_hf.pretraining.config import PretrainConfig
 from optidel_hf.pretraining.metrics import keep_lines, read_metrics
+from optidel_hf.pretraining.objectives import Objective
+from optidel_hf.pretraining.reconstructions import draw_grid, reconstruct
 from optidel_hf.pretraining.trackers import track_picture
 
 
 logger = logging.getLogger(__name__)
+
+PICTURES = 8  # images in the grid of reconstructions
 
 Evaluation = Callable[[ViTModel], dict[str, float]]
 
@@ -45,35 +49,66 @@ def undisturbed(device: torch.device) -> Iterator[None]:
         np.random.set_state(legacy)  # noqa: NPY002
 
 
-class EvaluationLog:
+class Monitor:
     """
-    Evaluations of a run, in `OUT/evaluations.jsonl` and at the tracker.
+    Draws and evaluates the model every so often.
 
     Args:
-        path (`Path`): the file; lines after step `start` are cut off, and all of them where a run begins.
+        config ([`PretrainConfig`]): says how often.
         accelerator (`Accelerator`): has the trackers.
-        start (`int`): steps that were taken before.
+        evaluation (`Callable`, *optional*): scores a copy of the encoder; the main process calls it.
+        first (`Callable`): the run's first views `(B, 3, T, T)` and their mask noise `(B, L)`, for the pictures.
+        start (`int`): steps that were taken before; evaluations of later ones are cut off.
     """
 
-    def __init__(self, path: Path, accelerator: Accelerator, start: int) -> None:
-        self.path, self.accelerator = path, accelerator
-        if accelerator.is_main_process and path.exists():
-            keep_lines(path, start if start > 0 else -1)
+    def __init__(
+        self,
+        config: PretrainConfig,
+        accelerator: Accelerator,
+        evaluation: Evaluation | None,
+        first: Callable[[], tuple[torch.Tensor, torch.Tensor]],
+        start: int,
+    ) -> None:
+        self.config, self.accelerator, self.evaluation, self.first = config, accelerator, evaluation, first
+        self.out = Path(config.output_dir)
+        self.scores = self.out / "evaluations.jsonl"
+        if accelerator.is_main_process and self.scores.exists():
+            keep_lines(self.scores, start if start > 0 else -1)  # a run that begins evaluates step 0 itself
 
-    def lacks(self, step: int) -> bool:
-        """Whether the model has not been evaluated after `step` steps, as where a run was killed meanwhile."""
-        return all(line["step"] != step for line in read_metrics(self.path))
+    def is_due(self, step: int) -> bool:
+        """Whether there is something to look at after `step` steps."""
+        return self._draws(step) or self._evaluates(step)
 
-    def add(self, step: int, scores: dict[str, float]) -> None:
-        """Write down the scores of the model after `step` steps."""
-        with self.path.open("a") as file:
+    def look(self, objective: Objective, step: int) -> None:
+        """Draw and evaluate the objective's model, whole, as it is after `step` steps; the main process calls this."""
+        with undisturbed(self.accelerator.device):
+            if self._draws(step):
+                self._draw(objective, step)
+            if self._evaluates(step):
+                self._evaluate(objective, step)
+
+    def _draws(self, step: int) -> bool:
+        every = self.config.reconstruct_every
+        return every > 0 and step % every == 0
+
+    def _evaluates(self, step: int) -> bool:
+        every = self.config.evaluate_every
+        return self.evaluation is not None and every > 0 and step % every == 0
+
+    def _draw(self, objective: Objective, step: int) -> None:
+        views, noise = self.first()
+        picture = draw_grid(reconstruct(objective.model, views[:PICTURES], noise[:PICTURES]))
+        folder = self.out / "reconstructions"
+        folder.mkdir(exist_ok=True)
+        picture.save(folder / f"step-{step:06d}.png")
+        track_picture(self.accelerator, folder.name, picture, step)
+
+    def _evaluate(self, objective: Objective, step: int) -> None:
+        assert self.evaluation is not None
+        if any(line["step"] == step for line in read_metrics(self.scores)):
+            return  # evaluated before the run was stopped at this very step
+        scores = self.evaluation(objective.backbone())
+        with self.scores.open("a") as file:
             file.write(json.dumps({"step": step, **scores}) + "\n")
         self.accelerator.log(scores, step=step)
         logger.info("step %d: %s", step, ", ".join(f"{name} {score:.4f}" for name, score in scores.items()))
-
-
-def save_picture(picture: Image.Image, folder: Path, step: int, accelerator: Accelerator) -> None:
-    """Write the picture of a step into `OUT/reconstructions`, and give it to the tracker."""
-    folder.mkdir(exist_ok=True)
-    picture.save(folder / f"step-{step:06d}.png")
-    track_picture(accelerator, folder.name, picture, step)

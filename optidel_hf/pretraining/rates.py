@@ -11,7 +11,10 @@ import time
 from collections.abc import Callable
 
 import torch
+from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
+
+from optidel_hf.pretraining.objectives import Objective
 
 
 SIDES = {"cpu": 1024, "cuda": 8192}  # of the square matrices: large enough for the device, quick to multiply
@@ -33,16 +36,23 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * side**3 / seconds
 
 
-def count_flops(run: Callable[[], torch.Tensor]) -> int:
+def flops_per_image(objective: Objective) -> int:
     """
-    Floating-point operations of the matrix products in a forward and backward pass.
+    Floating-point operations of the matrix products in one image's forward and backward pass.
 
-    Args:
-        run (`Callable`): computes a loss; on tensors of the device `meta` nothing is computed but the count.
+    They are counted on tensors without memory: nothing is computed, and the weights and their gradients stay as they
+    are.
     """
+    model = objective.model.config
+    view = torch.empty(1, 3, model.image_size, model.image_size, device="meta")
+    noise = torch.empty(1, (model.image_size // model.patch_size) ** 2, device="meta")
+    weights = {
+        name: torch.empty_like(weight, device="meta").requires_grad_(weight.requires_grad)
+        for name, weight in objective.named_parameters()
+    }
     counter = FlopCounterMode(display=False)
-    with counter:
-        run().backward()
+    with counter, torch.compiler.set_stance("force_eager"):
+        functional_call(objective, weights, (view,) * objective.augmentation.views, {"noise": noise}).backward()
     return counter.get_total_flops()
 
 

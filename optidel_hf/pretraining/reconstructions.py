@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers import ViTMAEForPreTraining
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN as MEAN
+from transformers.image_utils import IMAGENET_DEFAULT_STD as STD
 
 
 GAP = 2  # white pixels between pictures
@@ -44,16 +46,16 @@ def reconstruct(model: ViTMAEForPreTraining, views: torch.Tensor, noise: torch.T
     return torch.stack([views, model.unpatchify(visible), model.unpatchify(visible + predicted * hidden)])
 
 
-def draw_grid(columns: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> Image.Image:
+def draw_grid(columns: torch.Tensor) -> Image.Image:
     """
     Args:
-        columns (`torch.Tensor` of shape `(C, B, 3, T, T)`): normalised pictures, column by column.
-        mean (`torch.Tensor` of shape `(3, 1, 1)`), std (`torch.Tensor` of shape `(3, 1, 1)`): in 0 to 255.
+        columns (`torch.Tensor` of shape `(C, B, 3, T, T)`): pictures, column by column, normalised as for a model.
 
     Returns:
         `PIL.Image.Image`: `B` rows of `C` pictures.
     """
-    pixels = (columns * std + mean).round().clamp(0, 255).to(torch.uint8).cpu()
+    mean, std = (torch.tensor(values, device=columns.device).view(3, 1, 1) for values in (MEAN, STD))
+    pixels = (255 * (columns * std + mean)).round().clamp(0, 255).to(torch.uint8).cpu()
     framed = torch.nn.functional.pad(pixels, (0, GAP, 0, GAP), value=255)
     count, rows, _, height, width = framed.shape
     grid = framed.permute(1, 3, 0, 4, 2).reshape(rows * height, count * width, 3)

@@ -67,7 +67,7 @@ def track_picture(accelerator: Accelerator, title: str, picture: Image.Image, st
     """Give a picture to the tracker, if any; the main process does."""
     for tracker in accelerator.trackers:
         if tracker.name == "trackio":  # Accelerate's wrapper of it has no `log_images`
-            import trackio
+            import trackio  # type: ignore[import-not-found]
 
             tracker.log({title: trackio.Image(picture)}, step=step)
         elif tracker.name == "tensorboard":

@@ -4,13 +4,15 @@ Pre-training in steps: AdamW under a linear warm-up and a cosine, as in He et al
     OUT/metrics.jsonl         step, loss, lr, grad_norm, images_per_second: one line a step
     OUT/evaluations.jsonl     step and the scores of the probes, where some were given
     OUT/reconstructions/      step-000100.png, ...: input, visible patches and reconstruction, where asked for
+    OUT/nonfinite.json        where a loss was not finite: its step and images
     OUT/checkpoints/          step-000100, ...: everything from which a killed run goes on
-    OUT/                      the trained model, loaded by `ViTMAEForPreTraining.from_pretrained(OUT)`
-    OUT/backbone/             its encoder, loaded by `ViTModel.from_pretrained(OUT/backbone)`
+    OUT/backbone/             the trained encoder, loaded by `ViTModel.from_pretrained(OUT/backbone)`
+    OUT/                      mae: the whole model, loaded by `ViTMAEForPreTraining.from_pretrained(OUT)`;
+                              simclr: projection_head.safetensors
     OUT/pretrain_config.json  every field of the configuration, and the facts of the run
 
 One step takes `batch_size` images over all processes. What is random about it depends on (seed, step) alone
-([`~optidel_hf.pretraining.batches.draw_batch`]), so a resumed run repeats the uninterrupted one bit for bit on a CPU,
+([`~optidel_hf.pretraining.draws.draw`]), so a resumed run repeats the uninterrupted one bit for bit on a CPU,
 and the number of processes and of accumulated parts changes the result through rounding only.
 """
 
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import logging
 import os
@@ -29,22 +32,22 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from PIL import Image
+from accelerate.utils import DistributedType
 from torch import nn
 from torch.distributed.tensor import DTensor
-from torch.func import functional_call
-from transformers import PreTrainedModel, ViTMAEForPreTraining, get_cosine_schedule_with_warmup
+from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from optidel_hf.devices import resolve_device, resolve_dtype
 from optidel_hf.errors import Preempted, UserError
-from optidel_hf.pretraining.batches import Draws, ResidentImages, draw_batch, image_processor
+from optidel_hf.pretraining.batches import Batches, ResidentImages, Views, image_processor
 from optidel_hf.pretraining.checkpoints import require_writable, resume_checkpoint, save_checkpoint
 from optidel_hf.pretraining.config import PretrainConfig
+from optidel_hf.pretraining.draws import sample_order
 from optidel_hf.pretraining.metrics import StepLog, read_metrics
-from optidel_hf.pretraining.monitoring import Evaluation, EvaluationLog, save_picture, undisturbed
-from optidel_hf.pretraining.objectives.mae import MaskedAutoencoding, backbone, build_mae
-from optidel_hf.pretraining.rates import count_flops, matmul_rate
-from optidel_hf.pretraining.reconstructions import draw_grid, reconstruct
+from optidel_hf.pretraining.monitoring import Evaluation, Monitor
+from optidel_hf.pretraining.objectives import OBJECTIVES, Objective
+from optidel_hf.pretraining.rates import flops_per_image, matmul_rate
 from optidel_hf.pretraining.termination import Termination
 from optidel_hf.pretraining.trackers import require_tracker, tracking
 
@@ -55,7 +58,7 @@ logger = logging.getLogger(__name__)
 
 BETAS = (0.9, 0.95)  # He et al. 2022, table 8
 FINAL_STEPS = 20
-PICTURES = 8  # images in the grid of reconstructions
+BLOCK = GradientCheckpointingLayer  # what every transformer block of transformers is
 
 
 class Pretrainer:
@@ -97,23 +100,34 @@ class Pretrainer:
         self.config, self.description, self.out = config, description, Path(config.output_dir)
         self.evaluation = evaluation
         self.accelerator = _accelerator(config)
-        self.parts = self.accelerator.num_processes * config.gradient_accumulation_steps
         _check_batch(config.batch_size, self.accelerator.num_processes, config.gradient_accumulation_steps)
         self.told = {**config.determining(), "images": _fingerprint(images)}
-        self.images = ResidentImages(images, self.accelerator.device)
-        model = _build_model(config, self.accelerator.device)
-        objective = MaskedAutoencoding(model)
-        if config.compile:
-            objective.compile()
+        objective = self._build()
+        self._flops = flops_per_image(objective) if self.sharded else None  # in a long run only, else
+        self.batches = Batches(
+            ResidentImages(images, self.accelerator.device),
+            config.augmentation(),
+            objective.model.config,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            accumulation=config.gradient_accumulation_steps,
+            rank=self.accelerator.process_index,
+            processes=self.accelerator.num_processes,
+        )
         optimizer = torch.optim.AdamW(
-            parameter_groups(model, config.weight_decay), lr=config.peak_learning_rate, betas=BETAS
+            parameter_groups(objective, config.weight_decay), lr=config.peak_learning_rate, betas=BETAS
         )
         schedule = get_cosine_schedule_with_warmup(optimizer, config.warmup, config.steps)
         self.objective, self.optimizer, self.schedule = self.accelerator.prepare(objective, optimizer, schedule)
         logger.info("learning rate: base %g, peak %g", config.base_learning_rate, config.peak_learning_rate)
 
     @property
-    def model(self) -> ViTMAEForPreTraining:
+    def sharded(self) -> bool:
+        """Whether no process has all of the weights (FSDP)."""
+        return self.accelerator.distributed_type == DistributedType.FSDP
+
+    @property
+    def model(self) -> PreTrainedModel:
         """The model that is trained, without what Accelerate wraps around it."""
         return self.accelerator.unwrap_model(self.objective).model
 
@@ -127,31 +141,30 @@ class Pretrainer:
             `Preempted`: after SIGTERM, once a checkpoint is written.
         """
         config, start = self.config, self._begin()
+        batches = self.batches.after(start)
         tracker = tracking(self.accelerator, config.report_to, self.out, asdict(config), resumed=start > 0)
         with tracker, Termination(self.accelerator) as termination, self._log(start) as log:
-            evaluations = EvaluationLog(self.out / "evaluations.jsonl", self.accelerator, start)
-            self.objective.train()
-            self._look(start, log, evaluations)
+            monitor = Monitor(config, self.accelerator, self.evaluation, self._first_views, start)
+            self._look(monitor, start, log)
             for step in range(start + 1, config.steps + 1):
                 lr = self.schedule.get_last_lr()[0]
-                log.add(step, lr, *self._step(self._draw(step - 1)))
+                log.add(step, lr, *self._step(batches))
                 leaving = termination.reached(together=step % config.log_every == 0)
                 if step % config.log_every == 0:
                     log.flush()
                 if not leaving:  # else what is due now is done when the run goes on
-                    self._look(step, log, evaluations)
+                    self._look(monitor, step, log)
                 if leaving or step % config.checkpoint_every == 0 or step == config.steps:
                     self._save_checkpoint(step, log)
                 if leaving:
                     raise Preempted(f"stopped by SIGTERM after step {step}: the same command goes on from there")
 
     def save(self) -> None:
-        """Write the model, its backbone and `pretrain_config.json` into `output_dir`; only the main process does."""
+        """Write the model, its backbone and `pretrain_config.json` into `output_dir`; every process calls this."""
+        objective = self._whole()
         if not self.accelerator.is_main_process:
             return
-        processor = image_processor(self.model.config.image_size)
-        _save_model(backbone(self.model), processor, self.out / "backbone")
-        _save_model(self.model, processor, self.out)
+        objective.save(self.out, image_processor(self.model.config.image_size))
         record = {**asdict(self.config), **self._facts()}  # the device that was used replaces the one asked for
         unfinished = self.out / ".pretrain_config.json"
         unfinished.write_text(json.dumps(record, indent=2) + "\n")
@@ -167,11 +180,33 @@ class Pretrainer:
             shutil.rmtree(self._checkpoints, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         require_writable(self._checkpoints)
-        return resume_checkpoint(self.accelerator, self._checkpoints, self.told)
+        start = resume_checkpoint(self.accelerator, self._checkpoints, self.told)
+        self.objective.train()
+        return start
 
-    def _save_checkpoint(self, step: int, log: StepLog) -> None:
-        log.flush()  # which refuses a model that is no longer finite
-        save_checkpoint(self.accelerator, self._checkpoints, step, self.told, self.config.keep_checkpoints)
+    def _build(self) -> Objective:
+        """The objective as the configuration has it, before anything is wrapped around it."""
+        # On CPUs in bfloat16 eager attention is faster by far; in float32 there is no difference.
+        attention = "eager" if self.accelerator.device.type == "cpu" else "sdpa"
+        objective = OBJECTIVES[self.config.objective].from_config(self.config, attention)
+        if self.config.gradient_checkpointing:
+            objective.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if self.config.compile:
+            objective.compile()
+        # Which layers FSDP shards one by one: the blocks, whatever a model calls them.
+        blocks = {type(module).__name__ for module in objective.modules() if isinstance(module, BLOCK)}
+        setattr(objective, "_no_split_modules", sorted(blocks))  # noqa: B010 - no module, which is what types say
+        return objective
+
+    def _whole(self) -> Objective:
+        """The objective with all its weights: itself, or on the main process a copy; every process calls this."""
+        if not self.sharded:
+            return self.accelerator.unwrap_model(self.objective)
+        weights = self.accelerator.get_state_dict(self.objective)
+        whole = self._build()
+        if self.accelerator.is_main_process:
+            whole.load_state_dict(weights)
+        return whole
 
     def _log(self, start: int) -> StepLog:
         return StepLog(
@@ -181,73 +216,48 @@ class Pretrainer:
             start=start,
             steps=self.config.steps,
             description=self.description,
-            images_of=lambda step: self._draw(step - 1).index.tolist(),
+            images_of=self._images_of,
             peak=self.peak_images_per_second,
         )
 
-    def _look(self, step: int, log: StepLog, evaluations: EvaluationLog) -> None:
-        """Draw and evaluate the model after `step` steps where that is due; every process calls this."""
-        pictures = _is_due(step, self.config.reconstruct_every)
-        evaluating = self.evaluation is not None and _is_due(step, self.config.evaluate_every)
-        if not (pictures or evaluating):
-            return
-        log.flush()
-        with undisturbed(self.accelerator.device):
-            if pictures and self.accelerator.is_main_process:
-                save_picture(self.reconstructions(), self.out / "reconstructions", step, self.accelerator)
-            if evaluating and self.accelerator.is_main_process and evaluations.lacks(step):
-                evaluations.add(step, self.evaluation(backbone(self.model)))
-        self.accelerator.wait_for_everyone()
-        log.skip_time()
+    def _images_of(self, step: int) -> list[int]:
+        """Rows of the pool that step number `step`, counted from 1, trains on."""
+        batch = self.config.batch_size
+        return sample_order(self.config.seed, (step - 1) * batch, batch, len(self.batches.images)).tolist()
 
-    def reconstructions(self) -> Image.Image:
-        """Input, visible patches and reconstruction of the run's first images, as one picture."""
-        draws = self._draw(0)
-        first = draws.part(0, max(1, len(draws.index) // PICTURES), self.accelerator.device)
-        views = self.images.views(first, self.model.config.image_size)
-        return draw_grid(reconstruct(self.model, views, first.noise), self.images.mean, self.images.std)
+    def _first_views(self) -> tuple[torch.Tensor, torch.Tensor]:
+        views, noise = next(self.batches.after(0))
+        return views[0], noise
 
-    def flops_per_image(self) -> int:
-        """Floating-point operations of the matrix products in one image's forward and backward pass."""
-        objective = self.accelerator.unwrap_model(self.objective)
-        size, tokens = self.model.config.image_size, self.model.vit.embeddings.patch_embeddings.num_patches
-        inputs = torch.empty(1, 3, size, size, device="meta"), torch.empty(1, tokens, device="meta")
-        weights = {
-            name: torch.empty_like(weight, device="meta").requires_grad_(weight.requires_grad)
-            for name, weight in objective.named_parameters()
-        }
-        return count_flops(lambda: functional_call(objective, weights, inputs))
+    def _look(self, monitor: Monitor, step: int, log: StepLog) -> None:
+        if monitor.is_due(step):
+            log.flush()
+            objective = self._whole()
+            if self.accelerator.is_main_process:
+                monitor.look(objective, step)
+            self.accelerator.wait_for_everyone()
+            log.skip_time()
+
+    def _save_checkpoint(self, step: int, log: StepLog) -> None:
+        log.flush()  # which refuses a model that is no longer finite
+        save_checkpoint(self.accelerator, self._checkpoints, step, self.told, self.config.keep_checkpoints)
 
     def peak_images_per_second(self) -> float:
         """Images a second if every process did nothing but its matrix products, at the rate measured for them."""
         dtype = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else torch.float32
-        return self.accelerator.num_processes * matmul_rate(self.accelerator.device, dtype) / self.flops_per_image()
+        flops = self._flops or flops_per_image(self.accelerator.unwrap_model(self.objective))
+        return self.accelerator.num_processes * matmul_rate(self.accelerator.device, dtype) / flops
 
-    def _draw(self, step: int) -> Draws:
-        return draw_batch(
-            self.config.seed,
-            step,
-            batch_size=self.config.batch_size,
-            n_images=len(self.images),
-            n_tokens=self.model.vit.embeddings.patch_embeddings.num_patches,
-            min_crop_scale=self.config.min_crop_scale,
-            flip=self.config.flip,
-        )
-
-    def _step(self, draws: Draws) -> tuple[torch.Tensor, torch.Tensor]:
+    def _step(self, batches: Views) -> tuple[torch.Tensor, torch.Tensor]:
         """One optimisation step: this process's mean loss, and the gradient's norm before it was clipped."""
         accelerator, losses = self.accelerator, []
-        for number in range(self.config.gradient_accumulation_steps):
-            part = draws.part(
-                number * accelerator.num_processes + accelerator.process_index, self.parts, accelerator.device
-            )
-            views = self.images.views(part, self.model.config.image_size)
+        for views, noise in itertools.islice(batches, self.config.gradient_accumulation_steps):
             with accelerator.accumulate(self.objective):
-                loss = self.objective(views, part.noise)
+                loss = self.objective(*views, noise=noise)
                 accelerator.backward(loss)
             losses.append(loss.detach())
         grad_norm = accelerator.clip_grad_norm_(self.objective.parameters(), self.config.max_grad_norm)
-        if isinstance(grad_norm, DTensor):  # sharded models have it in parts
+        if isinstance(grad_norm, DTensor):  # of a sharded model
             grad_norm = grad_norm.full_tensor()
         self.optimizer.step()
         self.schedule.step()
@@ -259,7 +269,8 @@ class Pretrainer:
         final = [line["loss"] for line in metrics[-FINAL_STEPS:]]
         device = self.accelerator.device
         return {
-            "n_images": len(self.images),
+            "n_images": len(self.batches.images),
+            "augmentation": asdict(self.config.augmentation()),
             "peak_learning_rate": self.config.peak_learning_rate,
             "parameters": self.model.num_parameters(),
             "seconds": round(sum(self.config.batch_size / line["images_per_second"] for line in metrics), 1),
@@ -291,40 +302,11 @@ def _accelerator(config: PretrainConfig) -> Accelerator:
         cpu=device.type == "cpu",
         mixed_precision=precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
-        log_with=None if config.report_to == "none" else config.report_to,
-        project_dir=config.output_dir,
         # Steps here are the global batch's; by default Accelerate would advance the schedule once for every process.
         step_scheduler_with_optimizer=False,
+        log_with=None if config.report_to == "none" else config.report_to,
+        project_dir=config.output_dir,
     )
-
-
-def _build_model(config: PretrainConfig, device: torch.device) -> ViTMAEForPreTraining:
-    # On CPUs in bfloat16 eager attention is faster by far; in float32 there is no difference.
-    model = build_mae(
-        config.model,
-        mask_ratio=config.mask_ratio,
-        norm_pix_loss=config.norm_pix_loss,
-        attn_implementation="eager" if device.type == "cpu" else "sdpa",
-        seed=config.seed,
-        **config.sizes(),
-    )
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return model
-
-
-def _save_model(model: PreTrainedModel, processor: Any, folder: Path) -> None:
-    """Save beside the folder's files and move them in, so that no file is ever half-written."""
-    unfinished = folder / ".unfinished"
-    model.save_pretrained(unfinished)
-    processor.save_pretrained(unfinished)
-    for path in sorted(unfinished.iterdir()):
-        os.replace(path, folder / path.name)
-    unfinished.rmdir()
-
-
-def _is_due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
 
 
 def _check_images(images: torch.Tensor) -> None:

@@ -101,12 +101,9 @@ def _disk_without_room(bytes_left: int) -> None:
 
 def _save_without_room(run: tuple[Accelerator, torch.nn.Linear, Path], bytes_left: int, told: Any) -> None:
     _disk_without_room(bytes_left)
-    try:
+    with pytest.raises(UserError) as refused:
         _save_at(run, 2)
-    except UserError as error:
-        told.send(str(error))
-    else:
-        told.send("the checkpoint was written after all")
+    told.send(str(refused.value))
 
 
 @pytest.mark.parametrize(("file", "bytes_left"), [("model.safetensors", 10), ("optimizer.bin", 400)])
@@ -119,6 +116,7 @@ def test_a_full_disk_ends_the_run_and_spares_the_checkpoint_before(run, file: st
     process = FORK.Process(target=_save_without_room, args=(run, bytes_left, child))
     process.start()
     process.join(60)
+    assert process.exitcode == 0
     sentence = parent.recv()
     assert "The checkpoint of step 2 cannot be written" in sentence
     assert "step-000001 is untouched. Make room in" in sentence

@@ -9,11 +9,10 @@ from transformers import ViTConfig, ViTMAEModel, ViTModel
 from optidel_hf.errors import UserError
 from optidel_hf.pretraining.objectives.mae import (
     MaskedAutoencoding,
-    backbone,
     build_mae,
     position_tables,
-    sincos_positions,
 )
+from optidel_hf.pretraining.objectives.vit import sincos_positions
 
 from .tiny import TINY_SIZES, tiny_images
 
@@ -91,7 +90,7 @@ def test_the_backbone_is_the_encoder_that_sees_everything(batch: tuple[torch.Ten
     in_order = torch.arange(TOKENS).expand(5, -1) / TOKENS
     with torch.no_grad():
         expected = model.vit(pixels, noise=in_order).last_hidden_state
-        torch.testing.assert_close(backbone(model)(pixels).last_hidden_state, expected)
+        torch.testing.assert_close(MaskedAutoencoding(model).backbone()(pixels).last_hidden_state, expected)
 
 
 def test_a_checkpoint_comes_back_in_float32_with_fixed_positions(tmp_path) -> None:
@@ -109,7 +108,7 @@ def test_other_checkpoints_are_refused_by_name(tmp_path) -> None:
     with pytest.raises(UserError, match=r"vit is a 'vit', not a 'vit_mae'"):
         build_mae(str(tmp_path / "vit"))
     ViTMAEModel(build_mae(**TINY_SIZES).config).save_pretrained(tmp_path / "encoder")
-    with pytest.raises(UserError, match=r"encoder lacks \d+ weights of a ViT-MAE, such as decoder"):
+    with pytest.raises(UserError, match=r"encoder lacks \d+ weights of a ViT-MAE with its decoder, such as decoder"):
         build_mae(str(tmp_path / "encoder"))
     with pytest.raises(UserError, match="nowhere is no folder or Hub id"):
         build_mae(str(tmp_path / "nowhere"))
