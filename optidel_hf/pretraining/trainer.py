@@ -148,7 +148,7 @@ class Pretrainer:
             self._look(monitor, start, log)
             for step in range(start + 1, config.steps + 1):
                 lr = self.schedule.get_last_lr()[0]
-                log.add(step, lr, *self._step(batches))
+                log.add(step, lr, *self.step(batches))
                 leaving = termination.reached(together=step % config.log_every == 0)
                 if step % config.log_every == 0:
                     log.flush()
@@ -161,7 +161,7 @@ class Pretrainer:
 
     def save(self) -> None:
         """Write the model, its backbone and `pretrain_config.json` into `output_dir`; every process calls this."""
-        objective = self._whole()
+        objective = self.whole()
         if not self.accelerator.is_main_process:
             return
         objective.save(self.out, image_processor(self.model.config.image_size))
@@ -198,7 +198,7 @@ class Pretrainer:
         setattr(objective, "_no_split_modules", sorted(blocks))  # noqa: B010 - no module, which is what types say
         return objective
 
-    def _whole(self) -> Objective:
+    def whole(self) -> Objective:
         """The objective with all its weights: itself, or on the main process a copy; every process calls this."""
         if not self.sharded:
             return self.accelerator.unwrap_model(self.objective)
@@ -232,7 +232,7 @@ class Pretrainer:
     def _look(self, monitor: Monitor, step: int, log: StepLog) -> None:
         if monitor.is_due(step):
             log.flush()
-            objective = self._whole()
+            objective = self.whole()
             if self.accelerator.is_main_process:
                 monitor.look(objective, step)
             self.accelerator.wait_for_everyone()
@@ -248,7 +248,7 @@ class Pretrainer:
         flops = self._flops or flops_per_image(self.accelerator.unwrap_model(self.objective))
         return self.accelerator.num_processes * matmul_rate(self.accelerator.device, dtype) / flops
 
-    def _step(self, batches: Views) -> tuple[torch.Tensor, torch.Tensor]:
+    def step(self, batches: Views) -> tuple[torch.Tensor, torch.Tensor]:
         """One optimisation step: this process's mean loss, and the gradient's norm before it was clipped."""
         accelerator, losses = self.accelerator, []
         for views, noise in itertools.islice(batches, self.config.gradient_accumulation_steps):

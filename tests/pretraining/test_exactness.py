@@ -118,7 +118,7 @@ def _sharded_rank(*arguments: Any, **changes: Any) -> None:
 
     def checked(pretrainer: Pretrainer) -> None:
         assert all(isinstance(weight, DTensor) for weight in pretrainer.objective.parameters())
-        assert len(pretrainer._whole()._no_split_modules) == 1
+        assert len(pretrainer.whole()._no_split_modules) == 1
         save(pretrainer)
 
     Pretrainer.save = checked  # type: ignore[method-assign]

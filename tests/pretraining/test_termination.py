@@ -85,7 +85,7 @@ def test_what_was_done_on_sigterm_before_is_done_again_afterwards(images, tmp_pa
 
 def test_the_signal_of_a_step_is_answered_at_its_end(images, tmp_path, monkeypatch) -> None:
     trainer, seen = Pretrainer(tiny_config(tmp_path, steps=6), images), []
-    step = trainer._step
+    step = trainer.step
 
     def interrupted(*arguments: Any) -> Any:
         seen.append(None)
@@ -93,6 +93,6 @@ def test_the_signal_of_a_step_is_answered_at_its_end(images, tmp_path, monkeypat
             signal.raise_signal(signal.SIGTERM)
         return step(*arguments)
 
-    monkeypatch.setattr(trainer, "_step", interrupted)
+    monkeypatch.setattr(trainer, "step", interrupted)
     with pytest.raises(Preempted, match="stopped by SIGTERM after step 3"):
         trainer.train()
