@@ -121,20 +121,25 @@ def curate(arguments: Sequence[str], until: str = "curated") -> None:
 
 def pretrain(arguments: Sequence[str]) -> None:
     """Pre-train a ViT on curated images; under `accelerate launch` on every process."""
-    from optidel_hf.pretraining.batches import load_resident
     from optidel_hf.pretraining.config import PretrainConfig
+    from optidel_hf.pretraining.stored import open_images
     from optidel_hf.pretraining.trainer import Pretrainer
     from optidel_hf.processes import process_rank, share_cores
     from optidel_hf.publishing.cards import write_model_card
-    from optidel_hf.sources import find_image_column, open_dataset
 
     share_cores()
     images, config = _parse((ImagesConfig, PretrainConfig), arguments, "pretrain", pretrain.__doc__)
     dataset = str(sample_curated()) if images.dataset == EMBEDDED else images.dataset
-    opened = open_dataset(dataset, images.split, images.revision)
-    opened = opened.select(range(min(images.limit or len(opened), len(opened))))
-    resident = load_resident(opened, find_image_column(opened, images.image_column), config.image_size)
-    trainer = Pretrainer(config, resident)
+    stored = open_images(
+        dataset,
+        size=config.image_size,
+        split=images.split,
+        revision=images.revision,
+        image_column=images.image_column,
+        limit=images.limit,
+        stream=config.residency == "stream",
+    )
+    trainer = Pretrainer(config, stored)
     trainer.train()
     trainer.save()
     if process_rank()[0] == 0:

@@ -15,7 +15,6 @@ and the number of processes and of accumulated parts changes the result through 
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import itertools
 import json
@@ -34,11 +33,13 @@ from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 
 from optidel_hf.devices import resolve_device, resolve_dtype
 from optidel_hf.errors import UserError
-from optidel_hf.pretraining.batches import Batches, ResidentImages, Views, image_processor
+from optidel_hf.pretraining.batches import Batches, Views, image_processor
 from optidel_hf.pretraining.checkpoints import resume_checkpoint, save_checkpoint
 from optidel_hf.pretraining.config import PretrainConfig
 from optidel_hf.pretraining.metrics import StepLog, read_metrics
 from optidel_hf.pretraining.objectives import OBJECTIVES
+from optidel_hf.pretraining.residency import place
+from optidel_hf.pretraining.stored import StoredImages, StreamedImages
 
 
 __all__ = ["PretrainConfig", "Pretrainer"]
@@ -56,8 +57,8 @@ class Pretrainer:
     Args:
         config ([`PretrainConfig`]):
             What to train, for how long, and where it goes.
-        images (`torch.Tensor` of shape `(N, 3, S, S)`):
-            RGB images, uint8; see [`~optidel_hf.pretraining.batches.load_resident`].
+        images (`torch.Tensor` of shape `(N, 3, S, S)`, [`StoredImages`] or [`StreamedImages`]):
+            RGB images, uint8, or where they are stored; see [`~optidel_hf.pretraining.stored.open_images`].
         description (`str`, *optional*, defaults to `"pretrain"`):
             What the progress bar is headed with.
 
@@ -73,17 +74,22 @@ class Pretrainer:
     ```
     """
 
-    def __init__(self, config: PretrainConfig, images: torch.Tensor, description: str = "pretrain") -> None:
-        _check_images(images)
+    def __init__(
+        self,
+        config: PretrainConfig,
+        images: torch.Tensor | StoredImages | StreamedImages,
+        description: str = "pretrain",
+    ) -> None:
         self.config, self.description, self.out = config, description, Path(config.output_dir)
         self.accelerator = _accelerator(config)
         _check_batch(config.batch_size, self.accelerator.num_processes, config.gradient_accumulation_steps)
-        self.told = {**config.determining(), "images": _fingerprint(images)}
+        pool = place(images, config.residency, self.accelerator.device, config.seed, config.workers)
+        self.told = {**config.determining(), "images": pool.fingerprint}
         # On CPUs in bfloat16 eager attention is faster by far; in float32 there is no difference.
         attention = "eager" if self.accelerator.device.type == "cpu" else "sdpa"
         objective = OBJECTIVES[config.objective].from_config(config, attention)
         self.batches = Batches(
-            ResidentImages(images, self.accelerator.device),
+            pool,
             config.augmentation(),
             objective.model.config,
             seed=config.seed,
@@ -174,7 +180,7 @@ class Pretrainer:
         final = [line["loss"] for line in metrics[-FINAL_STEPS:]]
         device = self.accelerator.device
         return {
-            "n_images": len(self.batches.images),
+            "n_images": self.batches.pool.n_images,
             "augmentation": asdict(self.config.augmentation()),
             "peak_learning_rate": self.config.peak_learning_rate,
             "parameters": self.model.num_parameters(),
@@ -212,21 +218,9 @@ def _accelerator(config: PretrainConfig) -> Accelerator:
     )
 
 
-def _check_images(images: torch.Tensor) -> None:
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
-        raise UserError(f"Images must be a uint8 tensor (N, 3, S, S), not {images.dtype} {tuple(images.shape)}.")
-    if len(images) == 0:
-        raise UserError("There are no images to train on.")
-
-
 def _check_batch(batch_size: int, processes: int, accumulation: int) -> None:
     if batch_size % (processes * accumulation):
         raise UserError(
             f"--batch_size {batch_size} is the global batch: it must be a multiple of {processes} processes x "
             f"--gradient_accumulation_steps {accumulation} = {processes * accumulation}."
         )
-
-
-def _fingerprint(images: torch.Tensor) -> str:
-    """A hash of the pool's pixels: a run goes on only on the images that it began with."""
-    return hashlib.sha256(images.cpu().contiguous().numpy().data).hexdigest()[:16]
