@@ -2,16 +2,21 @@ from __future__ import annotations
 
 import itertools
 import logging
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
 from optidel_hf.errors import UserError
 from optidel_hf.pretraining import residency
+from optidel_hf.pretraining.metrics import read_metrics
 from optidel_hf.pretraining.residency import Pool, ResidentPool, StoredPool, choose_residency, place
 from optidel_hf.pretraining.stored import StoredImages, open_images
+from optidel_hf.pretraining.trainer import Pretrainer
 
 from .test_stored import BROKEN, archive, pictures, png, table
+from .tiny import tiny_config
 
 
 CPU = torch.device("cpu")
@@ -38,6 +43,38 @@ def test_a_table_gives_the_same_batches_wherever_it_lies() -> None:
     assert [batch.shape for batch in first] == [(5, 3, 16, 16)] * 3
     for other in others:
         assert all(torch.equal(mine, its) for mine, its in zip(first, other))
+
+
+def test_training_is_the_same_wherever_the_images_lie(tmp_path) -> None:
+    losses = []
+    for where in ("device", "stream"):
+        Pretrainer(tiny_config(tmp_path / where, steps=4, residency=where), _stored(32)).train()
+        losses.append([line["loss"] for line in read_metrics(tmp_path / where / "metrics.jsonl")])
+    assert losses[0] == losses[1]
+    # A run may move: its checkpoints go on wherever the same images lie.
+    moved = Pretrainer(tiny_config(tmp_path / "device", steps=4, residency="stream"), _stored(32))
+    moved.train()
+    with pytest.raises(UserError, match=r"images \(was"):
+        Pretrainer(
+            tiny_config(tmp_path / "device", steps=4), StoredImages(table([png(pictures(1)[0])]), "image", 32)
+        ).train()
+
+
+def test_archives_train_and_a_resumed_run_goes_on_where_it_was(tmp_path) -> None:
+    archive(tmp_path / "a.tar", pictures(11))
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+
+    def run(out: Path) -> None:
+        Pretrainer(
+            tiny_config(out, steps=4, checkpoint_every=2), open_images(str(tmp_path / "*.tar"), size=32)
+        ).train()
+
+    run(straight)
+    shutil.copytree(straight, resumed)
+    shutil.rmtree(resumed / "checkpoints" / "step-000004")  # as if killed after the third step
+    run(resumed)
+    lines = [[line["loss"] for line in read_metrics(out / "metrics.jsonl")] for out in (straight, resumed)]
+    assert lines[0] == lines[1]
 
 
 def test_an_archive_is_decoded_ahead_and_skips_what_it_cannot_read(tmp_path, caplog) -> None:
