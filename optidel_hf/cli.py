@@ -15,10 +15,15 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from optidel_hf.errors import Preempted, UserError
 
+
+if TYPE_CHECKING:
+    from optidel_hf.evaluation.probes import ProbeConfig
+    from optidel_hf.pretraining.config import PretrainConfig
+    from optidel_hf.pretraining.trainer import Pretrainer
 
 logger = logging.getLogger("optidel_hf")
 
@@ -127,20 +132,34 @@ def curate(arguments: Sequence[str], until: str = "curated") -> None:
 
 def pretrain(arguments: Sequence[str]) -> None:
     """Pre-train a ViT on curated images; under `accelerate launch` on every process."""
-    from optidel_hf.pretraining.batches import load_resident
+    from optidel_hf.evaluation.probes import ProbeConfig
+    from optidel_hf.pretraining.checkpoints import require_writable
     from optidel_hf.pretraining.config import PretrainConfig
+    from optidel_hf.pretraining.stored import open_images
     from optidel_hf.pretraining.trainer import Pretrainer
     from optidel_hf.processes import process_rank, share_cores
     from optidel_hf.publishing.cards import write_model_card
-    from optidel_hf.sources import find_image_column, open_dataset
 
     share_cores()
-    images, config = _parse((ImagesConfig, PretrainConfig), arguments, "pretrain", pretrain.__doc__)
-    dataset = str(sample_curated()) if images.dataset == EMBEDDED else images.dataset
-    opened = open_dataset(dataset, images.split, images.revision)
-    opened = opened.select(range(min(images.limit or len(opened), len(opened))))
-    resident = load_resident(opened, find_image_column(opened, images.image_column), config.image_size)
-    trainer = Pretrainer(config, resident)
+    images, config, probes = _parse(
+        (ImagesConfig, PretrainConfig, ProbeConfig), arguments, "pretrain", pretrain.__doc__
+    )
+    if not images.dry_run:
+        require_writable(Path(config.output_dir))
+    dataset = images.dataset if images.dataset != EMBEDDED else str(sample_curated(make=not images.dry_run))
+    stored = open_images(
+        dataset,
+        size=config.image_size,
+        split=images.split,
+        revision=images.revision,
+        image_column=images.image_column,
+        limit=images.limit,
+        stream=config.residency == "stream",
+    )
+    trainer = Pretrainer(config, stored, evaluation=_evaluation(config, probes))
+    if images.dry_run:
+        say(_rehearsed(trainer))
+        return
     trainer.train()
     trainer.save()
     if process_rank()[0] == 0:
@@ -328,16 +347,42 @@ def sample_pool() -> Path:
     return SAMPLE_DIR / "pool" / "images"
 
 
-def sample_curated() -> Path:
+def sample_curated(make: bool = True) -> Path:
     """The embedded sample's curated subset, made first if it is not there, before any process group's clock starts."""
     from optidel_hf.curation.shards import wait_for
     from optidel_hf.processes import process_rank, single_process
 
+    if not make and not (SAMPLE_CURATION_DIR / "selection.parquet").exists():
+        raise UserError(
+            "--dry_run writes nothing, and the embedded subset is not made yet: run `optidel curate` first."
+        )
     if process_rank()[0] == 0 and not (SAMPLE_CURATION_DIR / "selection.parquet").exists():
         with single_process():
             curate([])
     wait_for([SAMPLE_CURATION_DIR / "selection.parquet"])
     return SAMPLE_CURATION_DIR / "curated"
+
+
+def _evaluation(config: PretrainConfig, probes: ProbeConfig) -> Callable[[Any], dict[str, float]] | None:
+    """What judges the encoder while it trains: the trainer knows no labels, so it gets a function."""
+    from optidel_hf.devices import resolve_device
+    from optidel_hf.evaluation.probes import make_probe
+    from optidel_hf.processes import process_rank
+
+    if bool(config.evaluate_every) != bool(probes.probe_dataset):
+        raise UserError("--evaluate_every and --probe_dataset belong together: give both or none.")
+    if not probes.probe_dataset:
+        return None
+    if process_rank()[0] > 0:
+        return lambda encoder: {}  # the first process judges, the others wait
+    return make_probe(probes, config.image_size, resolve_device(config.device))
+
+
+def _rehearsed(trainer: Pretrainer) -> str:
+    from optidel_hf.pretraining.dry_run import describe, rehearse
+
+    rehearsal = rehearse(trainer)  # by every process
+    return describe(trainer, rehearsal) if trainer.accelerator.is_main_process else ""
 
 
 def embedded_evaluation() -> list[str]:

@@ -21,6 +21,8 @@ FREE_FIELDS = (
     "report_to",
     "gradient_checkpointing",
     "device",
+    "residency",
+    "workers",
 )
 
 TRACKERS = ("none", "trackio", "tensorboard", "wandb")
@@ -104,6 +106,16 @@ class PretrainConfig:
         default=None,
         metadata={"help": "Smallest random crop in shares of the image's area, 1: none (mae: 0.2, simclr: 0.08)."},
     )
+    residency: str = field(
+        default="auto",
+        metadata={
+            "help": "Where the images lie: device, ram (8-bit pixels), stream (decoded as needed), or auto, by size."
+        },
+    )
+    workers: int | None = field(
+        default=None,
+        metadata={"help": "Threads of a process that decode images; by default its share of the cores."},
+    )
     flip: bool = field(default=True, metadata={"help": "Mirror half of the views."})
     color_jitter: float | None = field(
         default=None, metadata={"help": "Strength of the colour jitter, 0: none (mae: 0, simclr: 1)."}
@@ -181,6 +193,7 @@ class PretrainConfig:
     def _check_choices(self) -> None:
         choices = {
             "objective": tuple(OBJECTIVES),
+            "residency": ("auto", "device", "ram", "stream"),
             "mixed_precision": ("no", "bf16", "auto"),
             "resume": ("auto", "never"),
             "report_to": TRACKERS,

@@ -107,16 +107,16 @@ def draw(seed: int, step: int, start: int, count: int, *, augmentation: Augmenta
     return Draws(**{name: torch.from_numpy(_narrow(array)) for name, array in arrays.items()})
 
 
-def sample_order(seed: int, start: int, count: int, n_images: int) -> np.ndarray:
+def sample_order(seed: int, places: range, n_images: int) -> np.ndarray:
     """
-    Rows of the pool at positions `start` to `start + count` of an endless stream that runs through one permutation of
-    the pool after another, so that a batch may span epochs and none is dropped.
+    Rows of the pool at `places` of an endless row of images that runs through one permutation of the pool after
+    another, so that a batch may span epochs and none is dropped.
     """
-    epoch, place = np.divmod(np.arange(start, start + count), n_images)
-    order = np.empty(count, dtype=np.int64)
+    epoch, position = np.divmod(np.asarray(places), n_images)
+    order = np.empty(len(places), dtype=np.int64)
     for number in np.unique(epoch):
         chosen = epoch == number
-        order[chosen] = _permutation(seed, int(number), n_images)[place[chosen]]
+        order[chosen] = _permutation(seed, int(number), n_images)[position[chosen]]
     return order
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from optidel_hf.pretraining.rates import synchronize
+from optidel_hf.pretraining.residency import ResidentPool
 from optidel_hf.pretraining.trainer import Pretrainer
 
 
@@ -61,13 +62,13 @@ def rehearse(pretrainer: Pretrainer) -> Rehearsal:
     activations = _saved_bytes(lambda: pretrainer.step(batches))
     seconds = _timed(lambda: pretrainer.step(batches), pretrainer.accelerator.device) / TIMED_STEPS
     speed = pretrainer.config.batch_size / seconds
-    images = pretrainer.batches.images.images
+    pool, sharing = pretrainer.batches.pool, pretrainer.accelerator.num_processes if pretrainer.sharded else 1
     return Rehearsal(
         parameters=parameters,
         encoder_parameters=encoder,
-        state_bytes=(4 * parameters + 12 * trained) // (pretrainer.accelerator.num_processes if pretrainer.sharded else 1),
+        state_bytes=(4 * parameters + 12 * trained) // sharing,
         activation_bytes=activations,
-        image_bytes=images.numel() * images.element_size(),
+        image_bytes=pool.images.numel() if isinstance(pool, ResidentPool) else 0,
         checkpoint_bytes=4 * parameters + 8 * trained,
         seconds_a_step=seconds,
         images_per_second=speed,
@@ -79,12 +80,13 @@ def describe(pretrainer: Pretrainer, rehearsal: Rehearsal) -> str:
     """The rehearsal as lines for the user."""
     config, accelerator = pretrainer.config, pretrainer.accelerator
     state, kept, images = rehearsal.state_bytes, rehearsal.activation_bytes, rehearsal.image_bytes
-    count, processes = len(pretrainer.batches.images), accelerator.num_processes
+    count, processes = pretrainer.batches.pool.n_images, accelerator.num_processes
+    epochs = f"{count:,}, seen {config.steps * config.batch_size / count:,.1f} times each"
     parts = config.gradient_accumulation_steps
     lines = {
         "parameters": f"{_number(rehearsal.parameters)}, of which {_number(rehearsal.encoder_parameters)} are kept as "
         "the backbone",
-        "images": f"{count:,}, seen {config.steps * config.batch_size / count:,.1f} times each",
+        "images": "a stream" if pretrainer.streamed else epochs,
         "batch": f"{config.batch_size} = {processes} process(es) x {parts} part(s) x "
         f"{config.batch_size // (processes * parts)} images",
         "steps": f"{config.steps:,}, {config.warmup:,} of them warm-up to a learning rate of "

@@ -7,6 +7,7 @@ A fraction of that measured peak, not of the vendor's figure, says how much a fa
 from __future__ import annotations
 
 import functools
+import inspect
 import time
 from collections.abc import Callable
 
@@ -38,22 +39,24 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 def flops_per_image(objective: Objective) -> int:
     """
-    Floating-point operations of the matrix products in one image's forward and backward pass.
+    Floating-point operations of the model's matrix products in one image's forward and backward pass.
 
-    They are counted on tensors without memory: nothing is computed, and the weights and their gradients stay as they
-    are.
+    They are counted on tensors without memory: nothing is computed, no weight and no gradient changes. What an
+    objective does besides (a projection head, the comparison within a batch) is left out: it is under a hundredth.
     """
-    model = objective.model.config
-    view = torch.empty(1, 3, model.image_size, model.image_size, device="meta")
-    noise = torch.empty(1, (model.image_size // model.patch_size) ** 2, device="meta")
+    model, size = objective.model, objective.model.config.image_size
+    inputs = {"pixel_values": torch.empty(1, 3, size, size, device="meta")}
+    if "noise" in inspect.signature(type(model).forward).parameters:
+        inputs["noise"] = torch.empty(1, (size // model.config.patch_size) ** 2, device="meta")
     weights = {
         name: torch.empty_like(weight, device="meta").requires_grad_(weight.requires_grad)
-        for name, weight in objective.named_parameters()
+        for name, weight in model.named_parameters()
     }
     counter = FlopCounterMode(display=False)
     with counter, torch.compiler.set_stance("force_eager"):
-        functional_call(objective, weights, (view,) * objective.augmentation.views, {"noise": noise}).backward()
-    return counter.get_total_flops()
+        output = functional_call(model, weights, (), inputs)
+        (output.logits if "logits" in output else output.last_hidden_state).sum().backward()
+    return objective.augmentation.views * counter.get_total_flops()
 
 
 def _seconds(run: Callable[[], object], device: torch.device) -> float:

@@ -18,7 +18,6 @@ and the number of processes and of accumulated parts changes the result through 
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import itertools
 import json
@@ -40,7 +39,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from optidel_hf.devices import resolve_device, resolve_dtype
 from optidel_hf.errors import Preempted, UserError
-from optidel_hf.pretraining.batches import Batches, ResidentImages, Views, image_processor
+from optidel_hf.pretraining.batches import Batches, Views, image_processor
 from optidel_hf.pretraining.checkpoints import require_writable, resume_checkpoint, save_checkpoint
 from optidel_hf.pretraining.config import PretrainConfig
 from optidel_hf.pretraining.draws import sample_order
@@ -48,6 +47,8 @@ from optidel_hf.pretraining.metrics import StepLog, read_metrics
 from optidel_hf.pretraining.monitoring import Evaluation, Monitor
 from optidel_hf.pretraining.objectives import OBJECTIVES, Objective
 from optidel_hf.pretraining.rates import flops_per_image, matmul_rate
+from optidel_hf.pretraining.residency import place
+from optidel_hf.pretraining.stored import StoredImages, StreamedImages
 from optidel_hf.pretraining.termination import Termination
 from optidel_hf.pretraining.trackers import require_tracker, tracking
 
@@ -68,8 +69,8 @@ class Pretrainer:
     Args:
         config ([`PretrainConfig`]):
             What to train, for how long, and where it goes.
-        images (`torch.Tensor` of shape `(N, 3, S, S)`):
-            RGB images, uint8; see [`~optidel_hf.pretraining.batches.load_resident`].
+        images (`torch.Tensor` of shape `(N, 3, S, S)`, [`StoredImages`] or [`StreamedImages`]):
+            RGB images, uint8, or where they are stored; see [`~optidel_hf.pretraining.stored.open_images`].
         description (`str`, *optional*, defaults to `"pretrain"`):
             What the progress bar is headed with.
         evaluation (`Callable[[ViTModel], dict[str, float]]`, *optional*):
@@ -91,21 +92,23 @@ class Pretrainer:
     def __init__(
         self,
         config: PretrainConfig,
-        images: torch.Tensor,
+        images: torch.Tensor | StoredImages | StreamedImages,
         description: str = "pretrain",
         evaluation: Evaluation | None = None,
     ) -> None:
-        _check_images(images)
         require_tracker(config.report_to)
         self.config, self.description, self.out = config, description, Path(config.output_dir)
         self.evaluation = evaluation
+        self.streamed = isinstance(images, StreamedImages)
+        self.names = images.names if isinstance(images, StoredImages) else None
         self.accelerator = _accelerator(config)
         _check_batch(config.batch_size, self.accelerator.num_processes, config.gradient_accumulation_steps)
-        self.told = {**config.determining(), "images": _fingerprint(images)}
+        pool = place(images, config.residency, self.accelerator.device, config.seed, config.workers)
+        self.told = {**config.determining(), "images": pool.fingerprint}
         objective = self._build()
         self._flops = flops_per_image(objective) if self.sharded else None  # in a long run only, else
         self.batches = Batches(
-            ResidentImages(images, self.accelerator.device),
+            pool,
             config.augmentation(),
             objective.model.config,
             seed=config.seed,
@@ -220,10 +223,14 @@ class Pretrainer:
             peak=self.peak_images_per_second,
         )
 
-    def _images_of(self, step: int) -> list[int]:
-        """Rows of the pool that step number `step`, counted from 1, trains on."""
-        batch = self.config.batch_size
-        return sample_order(self.config.seed, (step - 1) * batch, batch, len(self.batches.images)).tolist()
+    def _images_of(self, step: int) -> list[int | str]:
+        """The images of step number `step`, counted from 1: sources or rows of a table, or places in a stream."""
+        start = (step - 1) * self.config.batch_size
+        places = range(start, start + self.config.batch_size)
+        if self.streamed:
+            return list(places)
+        rows = sample_order(self.config.seed, places, self.batches.pool.n_images).tolist()
+        return [self.names[row] for row in rows] if self.names else rows
 
     def _first_views(self) -> tuple[torch.Tensor, torch.Tensor]:
         views, noise = next(self.batches.after(0))
@@ -269,7 +276,7 @@ class Pretrainer:
         final = [line["loss"] for line in metrics[-FINAL_STEPS:]]
         device = self.accelerator.device
         return {
-            "n_images": len(self.batches.images),
+            "n_images": self.batches.pool.n_images,
             "augmentation": asdict(self.config.augmentation()),
             "peak_learning_rate": self.config.peak_learning_rate,
             "parameters": self.model.num_parameters(),
@@ -309,21 +316,9 @@ def _accelerator(config: PretrainConfig) -> Accelerator:
     )
 
 
-def _check_images(images: torch.Tensor) -> None:
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
-        raise UserError(f"Images must be a uint8 tensor (N, 3, S, S), not {images.dtype} {tuple(images.shape)}.")
-    if len(images) == 0:
-        raise UserError("There are no images to train on.")
-
-
 def _check_batch(batch_size: int, processes: int, accumulation: int) -> None:
     if batch_size % (processes * accumulation):
         raise UserError(
             f"--batch_size {batch_size} is the global batch: it must be a multiple of {processes} processes x "
             f"--gradient_accumulation_steps {accumulation} = {processes * accumulation}."
         )
-
-
-def _fingerprint(images: torch.Tensor) -> str:
-    """A hash of the pool's pixels: a run goes on only on the images that it began with."""
-    return hashlib.sha256(images.cpu().contiguous().numpy().data).hexdigest()[:16]

@@ -1,19 +1,15 @@
 from __future__ import annotations
 
-import io
 import itertools
 from typing import Any
 
-import numpy as np
-import pytest
 import torch
-from datasets import Dataset, Features, Image
 from PIL import Image as PILImage
 from transformers import ViTConfig
 
-from optidel_hf.errors import UserError
-from optidel_hf.pretraining.batches import Batches, ResidentImages, image_processor, load_resident
+from optidel_hf.pretraining.batches import Batches, image_processor
 from optidel_hf.pretraining.draws import Augmentation, sample_order
+from optidel_hf.pretraining.residency import ResidentPool
 
 from .test_augmentation import smooth
 
@@ -25,7 +21,7 @@ MODEL = ViTConfig(image_size=32, patch_size=8)
 def _parts(
     images: torch.Tensor, after: int, count: int, **changes: Any
 ) -> list[tuple[list[torch.Tensor], torch.Tensor]]:
-    pool = ResidentImages(images, CPU)
+    pool = ResidentPool(images, CPU, seed=1)
     options = {"augmentation": Augmentation(), "seed": 1, "batch_size": 8, **changes}
     return list(itertools.islice(Batches(pool, model=MODEL, **options).after(after), count))
 
@@ -51,31 +47,6 @@ def test_a_resumed_run_goes_on_within_an_epoch() -> None:
 def test_views_are_what_the_saved_processor_makes() -> None:
     images = smooth(3, 32 + 1)[..., :32, :32]
     (((views,), _),) = _parts(images, 0, 1, augmentation=Augmentation(min_scale=1.0, flip=False), batch_size=3)
-    pictures = [PILImage.fromarray(images[row].permute(1, 2, 0).numpy()) for row in sample_order(1, 0, 3, 3)]
+    pictures = [PILImage.fromarray(images[row].permute(1, 2, 0).numpy()) for row in sample_order(1, range(3), 3)]
     expected = image_processor(32)(pictures, return_tensors="pt").pixel_values
     torch.testing.assert_close(views, expected, atol=1e-5, rtol=0)
-
-
-def _png(array: np.ndarray) -> dict[str, object]:
-    buffer = io.BytesIO()
-    PILImage.fromarray(array).save(buffer, format="PNG")
-    return {"bytes": buffer.getvalue(), "path": None}
-
-
-def _dataset(values: list[dict[str, object]]) -> Dataset:
-    return Dataset.from_dict({"image": values}, features=Features({"image": Image(decode=False)}))
-
-
-def test_loading_cuts_centred_squares_and_names_what_it_leaves_out(caplog) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (30, 50, 3), dtype=np.uint8)
-    broken = {"bytes": b"no image", "path": None}
-    loaded = load_resident(_dataset([broken, _png(pixels), _png(pixels[:, ::-1].copy())]), "image", 16)
-    assert loaded.shape == (2, 3, 16, 16)
-    square = PILImage.fromarray(pixels).resize((16, 16), PILImage.Resampling.BICUBIC, box=(10, 0, 40, 30))
-    np.testing.assert_array_equal(loaded[0].permute(1, 2, 0).numpy(), np.array(square))
-    assert caplog.messages == ["row 0 of column 'image' is left out: not an image that Pillow can read"]
-
-
-def test_a_dataset_without_a_readable_image_is_refused() -> None:
-    with pytest.raises(UserError, match="None of the 1 images in column 'image'"):
-        load_resident(_dataset([{"bytes": b"", "path": None}]), "image", 16)

@@ -70,7 +70,7 @@ def _one_of_two(rank: int, folder: Path) -> None:
 
 
 def test_two_processes_have_the_loss_and_gradients_of_one(tmp_path) -> None:
-    ranks = [FORK.Process(target=_one_of_two, args=(rank, tmp_path)) for rank in (0, 1)]
+    ranks = [FORK.Process(target=_one_of_two, args=(rank, tmp_path), daemon=True) for rank in (0, 1)]
     for process in ranks:
         process.start()
     for process in ranks:
