@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import torch
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils.launch import prepare_multi_gpu_env
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -22,6 +24,7 @@ from optidel_hf.pretraining import trainer
 from optidel_hf.pretraining.metrics import read_metrics
 from optidel_hf.pretraining.trainer import Pretrainer
 
+from .test_launch_configs import launch_arguments
 from .tiny import free_port, run_child, tiny_config
 
 
@@ -102,15 +105,15 @@ def _sharded_rank(*arguments: Any, **changes: Any) -> None:
 
     Accelerate shards on accelerators only; told that it is to shard, it does so with gloo all the same.
     """
+    launched = prepare_multi_gpu_env(launch_arguments("gpu8_fsdp.yaml"))
+    os.environ.update({name: value for name, value in launched.items() if name.startswith("FSDP_")})
     whole = trainer._accelerator
 
     def sharding(config: Any) -> Any:
         accelerator = whole(config)
         PartialState._shared_state["distributed_type"] = DistributedType.FSDP
         accelerator.state._shared_state["distributed_type"] = DistributedType.FSDP
-        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
-            fsdp_version=2, auto_wrap_policy="transformer_based_wrap", state_dict_type="SHARDED_STATE_DICT"
-        )
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()  # from the environment
         return accelerator
 
     trainer._accelerator = sharding
