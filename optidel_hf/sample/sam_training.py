@@ -82,7 +82,7 @@ def build_sam(config: SamTrainingConfig) -> SamModel:
     """A fresh `SamModel` that can learn.
 
     transformers initialises a bare `SamModel` for loading, not for training: an image encoder scaled by 1e-10 and
-    Fourier features of the wrong scale. Here the encoder gets 0.02, the Fourier features are N(0, 1), the
+    Fourier features of the wrong scale. Here the encoder gets 0.02, the Fourier features are N(0, 1) and frozen, the
     tokens N(0, 1), and the decoder's layers have torch's own initialisation.
     """
     torch.manual_seed(config.seed)
@@ -106,18 +106,17 @@ def build_sam(config: SamTrainingConfig) -> SamModel:
             module.reset_parameters()  # an embedding's own initialisation is N(0, 1)
     nn.init.normal_(model.vision_encoder.pos_embed, std=0.02)
     for features in (model.shared_image_embedding, model.prompt_encoder.shared_embedding):
-        nn.init.normal_(features.positional_embedding)
+        nn.init.normal_(features.positional_embedding).requires_grad_(False)
     model.tie_weights()
     attend_to_the_prompt(model)
     return model
 
 
 def initial_model(config: SamTrainingConfig) -> SamModel:
-    """The model that training begins with, its Fourier features frozen: `start_from`, or a fresh one."""
-    if config.start_from:
-        model = SamModel.from_pretrained(config.start_from, dtype="float32")
-    else:
-        model = build_sam(config)
+    """The model that training begins with: the exported one at `start_from`, or a fresh one."""
+    if not config.start_from:
+        return build_sam(config)
+    model = SamModel.from_pretrained(config.start_from, dtype="float32")
     for features in (model.shared_image_embedding, model.prompt_encoder.shared_embedding):
         features.positional_embedding.requires_grad_(False)
     return model

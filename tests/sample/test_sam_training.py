@@ -140,6 +140,19 @@ def test_a_stopped_run_goes_on_at_its_step_and_ends_with_the_same_weights(tiny: 
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
 
 
+def test_training_starts_from_an_exported_model_and_leaves_its_fourier_features(
+    tiny: SamTrainingConfig, tmp_path: Path
+) -> None:
+    export_sam(build_sam(replace(tiny, seed=9)), tmp_path / "model", {})
+    trainer = SamTrainer(replace(tiny, start_from=str(tmp_path / "model")))
+    first = SamModel.from_pretrained(tmp_path / "model", dtype=torch.float32).state_dict()
+    assert all(torch.equal(weight, first[name]) for name, weight in trainer.model.state_dict().items())
+    trainer._train_step(make_batch(scene_pool(trainer.folder, 0, 4, 64), range(2), 4, 0, 0))
+    changed = {name for name, weight in trainer.model.state_dict().items() if not torch.equal(weight, first[name])}
+    assert changed
+    assert not any("positional_embedding" in name for name in changed)
+
+
 def test_an_exported_model_comes_back_with_its_masks_scaled(tiny: SamTrainingConfig, tmp_path: Path) -> None:
     model = build_sam(tiny).eval()
     export_sam(scale_logits(model, 3.0), tmp_path / "model", {"points_per_side": 4})
