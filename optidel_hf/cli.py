@@ -9,6 +9,7 @@ The `optidel` command. The recipes call the same functions.
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -16,11 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from optidel_hf.errors import UserError
+from optidel_hf.errors import Preempted, UserError
 
 
 logger = logging.getLogger("optidel_hf")
 
+PREEMPTED = 75  # exit code after SIGTERM, `EX_TEMPFAIL` of sysexits.h: start the same command again
 EMBEDDED = "embedded"
 SAMPLE_DIR = Path("runs/sample")
 SAMPLE_CURATION_DIR = Path("runs/curate")
@@ -54,6 +56,10 @@ class ImagesConfig:
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub dataset."})
     image_column: str | None = field(default=None, metadata={"help": "Needed where there are several."})
     limit: int | None = field(default=None, metadata={"help": "Take the first N images only."})
+    dry_run: bool = field(
+        default=False,
+        metadata={"help": "Take a few steps, say what the run would need and how long it would take; write nothing."},
+    )
 
 
 @dataclass(frozen=True)
@@ -266,7 +272,8 @@ USAGE = """usage: optidel COMMAND [flags]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """
-    Run one command. A user's mistake is one sentence on stderr and exit code 2.
+    Run one command. A user's mistake is one sentence on stderr and exit code 2; a run that SIGTERM ended in good order
+    exits with [`PREEMPTED`].
 
     Args:
         arguments (`Sequence[str]`, *optional*): the command and its flags, by default those of the process.
@@ -286,6 +293,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         say(f"optidel {command}: {' '.join(str(error).split())}", sys.stderr)
         return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        say(f"optidel {command}: {error}; make room there, and the same command goes on from here", sys.stderr)
+        return 2
+    except Preempted as stopped:
+        say(f"optidel {command}: {stopped}", sys.stderr)
+        return PREEMPTED
     except KeyboardInterrupt:
         say("stopped; the same command goes on from here", sys.stderr)
         return 130

@@ -16,10 +16,16 @@ FREE_FIELDS = (
     "keep_checkpoints",
     "resume",
     "log_every",
+    "evaluate_every",
+    "reconstruct_every",
+    "report_to",
+    "gradient_checkpointing",
     "device",
     "residency",
     "workers",
 )
+
+TRACKERS = ("none", "trackio", "tensorboard", "wandb")
 
 SIZE_FIELDS = (
     "image_size",
@@ -89,6 +95,13 @@ class PretrainConfig:
     mixed_precision: str = field(
         default="auto", metadata={"help": "bf16, no (float32), or auto: bf16 on a GPU that has it, else float32."}
     )
+    gradient_checkpointing: bool = field(
+        default=False,
+        metadata={"help": "Keep no activation inside a layer and compute it again for the gradient, to save memory."},
+    )
+    compile: bool = field(
+        default=False, metadata={"help": "Compile the model with torch.compile: slow to start, then faster."}
+    )
     min_crop_scale: float | None = field(
         default=None,
         metadata={"help": "Smallest random crop in shares of the image's area, 1: none (mae: 0.2, simclr: 0.08)."},
@@ -123,6 +136,20 @@ class PretrainConfig:
     )
     log_every: int = field(
         default=10, metadata={"help": "Steps between looks at the loss; metrics.jsonl has every step all the same."}
+    )
+    evaluate_every: int = field(
+        default=0, metadata={"help": "Steps between evaluations of the encoder by the probes that are given; 0: none."}
+    )
+    reconstruct_every: int = field(
+        default=0,
+        metadata={"help": "Steps between pictures of input, masked input and reconstruction (mae); 0: none."},
+    )
+    report_to: str = field(
+        default="none",
+        metadata={
+            "help": "Where losses and pictures go beside output_dir: trackio (local, no account), tensorboard, wandb "
+            "or none."
+        },
     )
     seed: int = field(default=0, metadata={"help": "Seed of weights, order, crops and masks."})
     device: str = field(default="auto", metadata={"help": "auto (cuda, mps, xpu, then cpu) or one of these."})
@@ -169,6 +196,7 @@ class PretrainConfig:
             "residency": ("auto", "device", "ram", "stream"),
             "mixed_precision": ("no", "bf16", "auto"),
             "resume": ("auto", "never"),
+            "report_to": TRACKERS,
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -180,7 +208,7 @@ class PretrainConfig:
         for name in (*positive, *often, *SIZE_FIELDS):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}.")
-        for name in ("seed", "weight_decay"):
+        for name in ("seed", "weight_decay", "evaluate_every", "reconstruct_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, but is {getattr(self, name)}.")
         if not 0 < self.mask_ratio < 1:
@@ -195,6 +223,8 @@ class PretrainConfig:
                 f"{self.objective} compares each image with its whole batch, which accumulation would tear apart: "
                 f"gradient_accumulation_steps must be 1, not {self.gradient_accumulation_steps}; take more processes."
             )
+        if self.reconstruct_every and self.objective != "mae":
+            raise ValueError(f"reconstruct_every is for mae: {self.objective} reconstructs nothing.")
         if not 0 <= self.warmup <= self.steps:
             raise ValueError(f"warmup_steps must lie between 0 and steps ({self.steps}), not at {self.warmup_steps}.")
 

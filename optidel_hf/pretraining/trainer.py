@@ -2,6 +2,9 @@
 Pre-training in steps: AdamW under a linear warm-up and a cosine, as in He et al. 2022 (appendix A.1), with Accelerate.
 
     OUT/metrics.jsonl         step, loss, lr, grad_norm, images_per_second: one line a step
+    OUT/evaluations.jsonl     step and the scores of the probes, where some were given
+    OUT/reconstructions/      step-000100.png, ...: input, visible patches and reconstruction, where asked for
+    OUT/nonfinite.json        where a loss was not finite: its step and images
     OUT/checkpoints/          step-000100, ...: everything from which a killed run goes on
     OUT/backbone/             the trained encoder, loaded by `ViTModel.from_pretrained(OUT/backbone)`
     OUT/                      mae: the whole model, loaded by `ViTMAEForPreTraining.from_pretrained(OUT)`;
@@ -28,18 +31,25 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from optidel_hf.devices import resolve_device, resolve_dtype
-from optidel_hf.errors import UserError
+from optidel_hf.errors import Preempted, UserError
 from optidel_hf.pretraining.batches import Batches, Views, image_processor
-from optidel_hf.pretraining.checkpoints import resume_checkpoint, save_checkpoint
+from optidel_hf.pretraining.checkpoints import require_writable, resume_checkpoint, save_checkpoint
 from optidel_hf.pretraining.config import PretrainConfig
 from optidel_hf.pretraining.metrics import StepLog, read_metrics
-from optidel_hf.pretraining.objectives import OBJECTIVES
+from optidel_hf.pretraining.monitoring import Evaluation, Monitor
+from optidel_hf.pretraining.objectives import OBJECTIVES, Objective
+from optidel_hf.pretraining.rates import flops_per_image, matmul_rate
 from optidel_hf.pretraining.residency import place
 from optidel_hf.pretraining.stored import StoredImages, StreamedImages
+from optidel_hf.pretraining.termination import Termination
+from optidel_hf.pretraining.trackers import require_tracker, tracking
 
 
 __all__ = ["PretrainConfig", "Pretrainer"]
@@ -48,6 +58,7 @@ logger = logging.getLogger(__name__)
 
 BETAS = (0.9, 0.95)  # He et al. 2022, table 8
 FINAL_STEPS = 20
+BLOCK = GradientCheckpointingLayer  # what every transformer block of transformers is
 
 
 class Pretrainer:
@@ -61,6 +72,9 @@ class Pretrainer:
             RGB images, uint8, or where they are stored; see [`~optidel_hf.pretraining.stored.open_images`].
         description (`str`, *optional*, defaults to `"pretrain"`):
             What the progress bar is headed with.
+        evaluation (`Callable[[ViTModel], dict[str, float]]`, *optional*):
+            Scores a copy of the encoder, before the first step and every `config.evaluate_every` steps, on the main
+            process while the others wait. It does not change the training.
 
     Raises:
         `UserError`: if the images have another shape, the batch cannot be shared out, or the device is missing.
@@ -79,15 +93,17 @@ class Pretrainer:
         config: PretrainConfig,
         images: torch.Tensor | StoredImages | StreamedImages,
         description: str = "pretrain",
+        evaluation: Evaluation | None = None,
     ) -> None:
+        require_tracker(config.report_to)
         self.config, self.description, self.out = config, description, Path(config.output_dir)
+        self.evaluation = evaluation
         self.accelerator = _accelerator(config)
         _check_batch(config.batch_size, self.accelerator.num_processes, config.gradient_accumulation_steps)
         pool = place(images, config.residency, self.accelerator.device, config.seed, config.workers)
         self.told = {**config.determining(), "images": pool.fingerprint}
-        # On CPUs in bfloat16 eager attention is faster by far; in float32 there is no difference.
-        attention = "eager" if self.accelerator.device.type == "cpu" else "sdpa"
-        objective = OBJECTIVES[config.objective].from_config(config, attention)
+        objective = self._build()
+        self._flops = flops_per_image(objective) if self.sharded else None  # in a long run only, else
         self.batches = Batches(
             pool,
             config.augmentation(),
@@ -106,6 +122,11 @@ class Pretrainer:
         logger.info("learning rate: base %g, peak %g", config.base_learning_rate, config.peak_learning_rate)
 
     @property
+    def sharded(self) -> bool:
+        """Whether no process has all of the weights (FSDP)."""
+        return self.accelerator.distributed_type == DistributedType.FSDP
+
+    @property
     def model(self) -> PreTrainedModel:
         """The model that is trained, without what Accelerate wraps around it."""
         return self.accelerator.unwrap_model(self.objective).model
@@ -115,35 +136,35 @@ class Pretrainer:
         Train, or go on training, up to `config.steps`.
 
         Raises:
-            `UserError`: if a checkpoint in `output_dir` was made by a run that was told something else, or if the loss
-                is no longer finite.
+            `UserError`: if a checkpoint in `output_dir` was made by a run that was told something else, if it cannot
+                be written to, or if the loss or a gradient is no longer finite.
+            `Preempted`: after SIGTERM, once a checkpoint is written.
         """
         config, start = self.config, self._begin()
         batches = self.batches.after(start)
-        log = StepLog(
-            self.out / "metrics.jsonl",
-            self.accelerator,
-            batch_size=config.batch_size,
-            start=start,
-            steps=config.steps,
-            description=self.description,
-        )
-        with log:
+        tracker = tracking(self.accelerator, config.report_to, self.out, asdict(config), resumed=start > 0)
+        with tracker, Termination(self.accelerator) as termination, self._log(start) as log:
+            monitor = Monitor(config, self.accelerator, self.evaluation, self._first_views, start)
+            self._look(monitor, start, log)
             for step in range(start + 1, config.steps + 1):
                 lr = self.schedule.get_last_lr()[0]
                 log.add(step, lr, *self._step(batches))
-                saving = step % config.checkpoint_every == 0 or step == config.steps
-                if saving or step % config.log_every == 0:
+                leaving = termination.reached(together=step % config.log_every == 0)
+                if step % config.log_every == 0:
                     log.flush()
-                if saving:
-                    save_checkpoint(self.accelerator, self._checkpoints, step, self.told, config.keep_checkpoints)
+                if not leaving:  # else what is due now is done when the run goes on
+                    self._look(monitor, step, log)
+                if leaving or step % config.checkpoint_every == 0 or step == config.steps:
+                    self._save_checkpoint(step, log)
+                if leaving:
+                    raise Preempted(f"stopped by SIGTERM after step {step}: the same command goes on from there")
 
     def save(self) -> None:
-        """Write the model, its backbone and `pretrain_config.json` into `output_dir`; only the main process does."""
+        """Write the model, its backbone and `pretrain_config.json` into `output_dir`; every process calls this."""
+        objective = self._whole()
         if not self.accelerator.is_main_process:
             return
-        processor = image_processor(self.model.config.image_size)
-        self.accelerator.unwrap_model(self.objective).save(self.out, processor)
+        objective.save(self.out, image_processor(self.model.config.image_size))
         record = {**asdict(self.config), **self._facts()}  # the device that was used replaces the one asked for
         unfinished = self.out / ".pretrain_config.json"
         unfinished.write_text(json.dumps(record, indent=2) + "\n")
@@ -158,8 +179,74 @@ class Pretrainer:
         if self.config.resume == "never" and self.accelerator.is_main_process:
             shutil.rmtree(self._checkpoints, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        self._checkpoints.mkdir(parents=True, exist_ok=True)
-        return resume_checkpoint(self.accelerator, self._checkpoints, self.told)
+        require_writable(self._checkpoints)
+        start = resume_checkpoint(self.accelerator, self._checkpoints, self.told)
+        self.objective.train()
+        return start
+
+    def _build(self) -> Objective:
+        """The objective as the configuration has it, before anything is wrapped around it."""
+        # On CPUs in bfloat16 eager attention is faster by far; in float32 there is no difference.
+        attention = "eager" if self.accelerator.device.type == "cpu" else "sdpa"
+        objective = OBJECTIVES[self.config.objective].from_config(self.config, attention)
+        if self.config.gradient_checkpointing:
+            objective.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if self.config.compile:
+            objective.compile()
+        # Which layers FSDP shards one by one: the blocks, whatever a model calls them.
+        blocks = {type(module).__name__ for module in objective.modules() if isinstance(module, BLOCK)}
+        setattr(objective, "_no_split_modules", sorted(blocks))  # noqa: B010 - no module, which is what types say
+        return objective
+
+    def _whole(self) -> Objective:
+        """The objective with all its weights: itself, or on the main process a copy; every process calls this."""
+        if not self.sharded:
+            return self.accelerator.unwrap_model(self.objective)
+        weights = self.accelerator.get_state_dict(self.objective)
+        whole = self._build()
+        if self.accelerator.is_main_process:
+            whole.load_state_dict(weights)
+        return whole
+
+    def _log(self, start: int) -> StepLog:
+        return StepLog(
+            self.out / "metrics.jsonl",
+            self.accelerator,
+            batch_size=self.config.batch_size,
+            start=start,
+            steps=self.config.steps,
+            description=self.description,
+            images_of=self._images_of,
+            peak=self.peak_images_per_second,
+        )
+
+    def _images_of(self, step: int) -> list[int]:
+        """Rows of the pool that step number `step`, counted from 1, trains on."""
+        batch = self.config.batch_size
+        return self.batches.pool.rows(range((step - 1) * batch, step * batch))
+
+    def _first_views(self) -> tuple[torch.Tensor, torch.Tensor]:
+        views, noise = next(self.batches.after(0))
+        return views[0], noise
+
+    def _look(self, monitor: Monitor, step: int, log: StepLog) -> None:
+        if monitor.is_due(step):
+            log.flush()
+            objective = self._whole()
+            if self.accelerator.is_main_process:
+                monitor.look(objective, step)
+            self.accelerator.wait_for_everyone()
+            log.skip_time()
+
+    def _save_checkpoint(self, step: int, log: StepLog) -> None:
+        log.flush()  # which refuses a model that is no longer finite
+        save_checkpoint(self.accelerator, self._checkpoints, step, self.told, self.config.keep_checkpoints)
+
+    def peak_images_per_second(self) -> float:
+        """Images a second if every process did nothing but its matrix products, at the rate measured for them."""
+        dtype = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else torch.float32
+        flops = self._flops or flops_per_image(self.accelerator.unwrap_model(self.objective))
+        return self.accelerator.num_processes * matmul_rate(self.accelerator.device, dtype) / flops
 
     def _step(self, batches: Views) -> tuple[torch.Tensor, torch.Tensor]:
         """One optimisation step: this process's mean loss, and the gradient's norm before it was clipped."""
@@ -170,6 +257,8 @@ class Pretrainer:
                 accelerator.backward(loss)
             losses.append(loss.detach())
         grad_norm = accelerator.clip_grad_norm_(self.objective.parameters(), self.config.max_grad_norm)
+        if isinstance(grad_norm, DTensor):  # of a sharded model
+            grad_norm = grad_norm.full_tensor()
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
@@ -215,6 +304,8 @@ def _accelerator(config: PretrainConfig) -> Accelerator:
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         # Steps here are the global batch's; by default Accelerate would advance the schedule once for every process.
         step_scheduler_with_optimizer=False,
+        log_with=None if config.report_to == "none" else config.report_to,
+        project_dir=config.output_dir,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from typing import Any
 
 import torch
@@ -38,6 +39,13 @@ def tiny_images(count: int = 40, side: int = 40) -> torch.Tensor:
     ramp = angle.cos() * axis[None, None, :] + angle.sin() * axis[None, :, None]  # (count, side, side)
     colour = 60 * torch.randn(count, 3, 1, 1, generator=generator)
     return (127 + colour * ramp[:, None]).clamp(0, 255).to(torch.uint8)
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def run_child(
