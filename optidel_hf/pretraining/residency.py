@@ -44,6 +44,9 @@ class Pool(Protocol):
     def n_images(self) -> int:
         """How many different images it has given, or can give."""
 
+    def rows(self, place: range) -> list[int]:
+        """Which images lie there: rows of the table, or their places in the stream."""
+
     def batches(self, places: Iterable[range]) -> Iterator[torch.Tensor]:
         """The images at each range of places, `(B, 3, S, S)` uint8 on the device."""
 
@@ -131,10 +134,13 @@ class ResidentPool:
     def n_images(self) -> int:
         return len(self.images)
 
+    def rows(self, place: range) -> list[int]:
+        return sample_order(self.seed, place, self.n_images).tolist()
+
     def batches(self, places: Iterable[range]) -> Iterator[torch.Tensor]:
         for place in places:
-            rows = torch.from_numpy(sample_order(self.seed, place, self.n_images))
-            yield _to_device(self.images[rows.to(self.images.device)], self.device)
+            rows = torch.tensor(self.rows(place), device=self.images.device)
+            yield _to_device(self.images[rows], self.device)
 
 
 class StoredPool:
@@ -156,10 +162,13 @@ class StoredPool:
     def n_images(self) -> int:
         return len(self.stored)
 
+    def rows(self, place: range) -> list[int]:
+        return sample_order(self.seed, place, self.n_images).tolist()
+
     def batches(self, places: Iterable[range]) -> Iterator[torch.Tensor]:
         with ThreadPoolExecutor(self.workers) as pool:
-            orders = (sample_order(self.seed, place, self.n_images).tolist() for place in places)
-            yield from _ahead((torch.stack(list(pool.map(self.stored.read, rows))) for rows in orders), self.device)
+            decoded = (list(pool.map(self.stored.read, self.rows(place))) for place in places)
+            yield from _ahead((torch.stack(images) for images in decoded), self.device)
 
 
 class SequentialPool:
@@ -180,6 +189,9 @@ class SequentialPool:
     @property
     def n_images(self) -> int:
         return self.streamed.n_read
+
+    def rows(self, place: range) -> list[int]:
+        return list(place)
 
     def batches(self, places: Iterable[range]) -> Iterator[torch.Tensor]:
         read = functools.partial(decode, size=self.streamed.size)

@@ -42,7 +42,6 @@ from optidel_hf.errors import Preempted, UserError
 from optidel_hf.pretraining.batches import Batches, Views, image_processor
 from optidel_hf.pretraining.checkpoints import require_writable, resume_checkpoint, save_checkpoint
 from optidel_hf.pretraining.config import PretrainConfig
-from optidel_hf.pretraining.draws import sample_order
 from optidel_hf.pretraining.metrics import StepLog, read_metrics
 from optidel_hf.pretraining.monitoring import Evaluation, Monitor
 from optidel_hf.pretraining.objectives import OBJECTIVES, Objective
@@ -223,13 +222,10 @@ class Pretrainer:
             peak=self.peak_images_per_second,
         )
 
-    def _images_of(self, step: int) -> list[int | str]:
+    def _images_of(self, step: int) -> list[int] | list[str]:
         """The images of step number `step`, counted from 1: sources or rows of a table, or places in a stream."""
-        start = (step - 1) * self.config.batch_size
-        places = range(start, start + self.config.batch_size)
-        if self.streamed:
-            return list(places)
-        rows = sample_order(self.config.seed, places, self.batches.pool.n_images).tolist()
+        batch = self.config.batch_size
+        rows = self.batches.pool.rows(range((step - 1) * batch, step * batch))
         return [self.names[row] for row in rows] if self.names else rows
 
     def _first_views(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -16,7 +16,8 @@ from optidel_hf.errors import UserError
 from optidel_hf.pretraining.batches import image_processor
 from optidel_hf.pretraining.metrics import read_metrics
 from optidel_hf.pretraining.objectives.mae import build_mae
-from optidel_hf.pretraining.objectives.simclr import SimCLR, build_vit, nt_xent
+from optidel_hf.pretraining.objectives.simclr import SimCLR, nt_xent
+from optidel_hf.pretraining.objectives.vit import build_vit
 from optidel_hf.pretraining.trainer import Pretrainer
 
 from .tiny import TINY_SIZES, tiny_config

@@ -24,12 +24,12 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
-from transformers import ViTConfig, ViTModel
+from transformers import ViTModel
 from transformers.image_processing_base import ImageProcessingMixin
 
 from optidel_hf.pretraining.draws import Augmentation
 from optidel_hf.pretraining.objectives.objective import Objective
-from optidel_hf.pretraining.objectives.vit import VIT_FIELDS, initialise, load, seeded
+from optidel_hf.pretraining.objectives.vit import build_vit, seeded
 
 
 if TYPE_CHECKING:
@@ -119,23 +119,3 @@ class _Gather(torch.autograd.Function):
         total = gradients[0].contiguous()
         dist.all_reduce(total)
         return total.chunk(dist.get_world_size())[dist.get_rank()]
-
-
-def build_vit(checkpoint: str | None, seed: int, attn_implementation: str, **sizes: int) -> ViTModel:
-    """
-    Make an encoder from sizes, or load one: a ViT, or the encoder of a ViT-MAE. It has no pooling layer.
-
-    Raises:
-        `UserError`: if the checkpoint cannot be found, is another architecture, or lacks weights.
-    """
-    options: dict[str, Any] = {"add_pooling_layer": False, "attn_implementation": attn_implementation}
-    if checkpoint is not None:
-        model = load(ViTModel, checkpoint, ["vit", "vit_mae"], "a ViT", **options)
-    else:
-        config = ViTConfig(**{name: sizes[name] for name in VIT_FIELDS if name in sizes})
-        config._attn_implementation = attn_implementation
-        with seeded(seed):
-            model = ViTModel(config, add_pooling_layer=False)
-            initialise(model, model.embeddings, model.embeddings.position_embeddings)
-    model.embeddings.position_embeddings.requires_grad_(False)  # constants, as MAE's
-    return model

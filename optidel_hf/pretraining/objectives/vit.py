@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel, ViTConfig, ViTModel
 from transformers.utils import logging as transformers_logging
 
 from optidel_hf.errors import UserError
@@ -86,6 +86,35 @@ def seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
+
+
+def build_vit(checkpoint: str | None, seed: int, attn_implementation: str, **sizes: int) -> ViTModel:
+    """
+    Make an encoder from sizes, or load one: a ViT, or the encoder of a ViT-MAE. It has no pooling layer.
+
+    Args:
+        checkpoint (`str`, *optional*): Hub id or folder; `None` for a new encoder.
+        seed (`int`): seed of a new encoder's weights.
+        attn_implementation (`str`): `"eager"` or `"sdpa"`.
+        sizes (`int`): fields of `ViTConfig` of a new encoder; others, such as a decoder's, are passed over.
+
+    Returns:
+        `ViTModel` in float32, its position table frozen as MAE's is.
+
+    Raises:
+        `UserError`: if the checkpoint cannot be found, is another architecture, or lacks weights.
+    """
+    options: dict[str, Any] = {"add_pooling_layer": False, "attn_implementation": attn_implementation}
+    if checkpoint is not None:
+        model = load(ViTModel, checkpoint, ["vit", "vit_mae"], "a ViT", **options)
+    else:
+        config = ViTConfig(**{name: sizes[name] for name in VIT_FIELDS if name in sizes})
+        config._attn_implementation = attn_implementation
+        with seeded(seed):
+            model = ViTModel(config, add_pooling_layer=False)
+            initialise(model, model.embeddings, model.embeddings.position_embeddings)
+    model.embeddings.position_embeddings.requires_grad_(False)
+    return model
 
 
 def load(
