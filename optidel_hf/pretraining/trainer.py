@@ -25,13 +25,14 @@ import logging
 import os
 import shutil
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
@@ -307,6 +308,8 @@ def _accelerator(config: PretrainConfig) -> Accelerator:
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         # Steps here are the global batch's; by default Accelerate would advance the schedule once for every process.
         step_scheduler_with_optimizer=False,
+        # A probe or a large checkpoint may take the first process longer than the ten minutes that NCCL waits for it.
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=1))],
         log_with=None if config.report_to == "none" else config.report_to,
         project_dir=config.output_dir,
     )

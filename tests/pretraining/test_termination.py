@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -19,7 +20,7 @@ from optidel_hf.errors import Preempted
 from optidel_hf.pretraining.metrics import read_metrics
 from optidel_hf.pretraining.trainer import Pretrainer
 
-from .tiny import TINY_SIZES, free_port, run_child, tiny_config
+from .tiny import TINY_SIZES, free_port, run_child, run_launched, tiny_config, torchrun
 
 
 FORK = multiprocessing.get_context("fork")
@@ -75,6 +76,33 @@ def test_all_processes_leave_together_though_one_alone_was_told_to(images, tmp_p
     reached = len(read_metrics(tmp_path / "metrics.jsonl"))
     assert reached % 3 == 0
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [f"step-{reached:06d}"]
+
+
+def _launcher(out: Path, images: torch.Tensor, changes: dict[str, Any]) -> None:
+    torchrun(2, run_launched, out, images, changes)
+
+
+def test_a_launcher_that_is_told_to_end_leaves_a_checkpoint(images, tmp_path) -> None:
+    changes = {"steps": 4000, "checkpoint_every": 4000, "log_every": 2}
+    launcher = FORK.Process(target=_launcher, args=(tmp_path, images, changes))
+    launcher.start()
+    _wait_for(2, tmp_path, launcher)
+    os.kill(launcher.pid, signal.SIGTERM)
+    launcher.join(60)
+    assert launcher.exitcode == 1  # torchrun's own
+    reached = len(read_metrics(tmp_path / "metrics.jsonl"))
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [f"step-{reached:06d}"]
+
+
+def test_a_disk_that_fills_up_under_the_log_is_one_sentence(image_folder, tmp_path, monkeypatch, capsys) -> None:
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "metrics.jsonl")
+
+    monkeypatch.setattr("optidel_hf.pretraining.metrics.StepLog._write", full)
+    sizes = [f"--{name}={value}" for name, value in TINY_SIZES.items()]
+    command = ["pretrain", "--dataset", str(image_folder), "--output_dir", str(tmp_path), *sizes, "--device=cpu"]
+    assert cli.main([*command, "--steps=2", "--batch_size=4"]) == 2
+    assert "No space left on device: 'metrics.jsonl'; make room there" in capsys.readouterr().err
 
 
 def test_what_was_done_on_sigterm_before_is_done_again_afterwards(images, tmp_path) -> None:

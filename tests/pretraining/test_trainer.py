@@ -19,7 +19,7 @@ from optidel_hf.errors import UserError
 from optidel_hf.pretraining.metrics import read_metrics
 from optidel_hf.pretraining.trainer import Pretrainer, parameter_groups
 
-from .tiny import free_port, run_child, tiny_config
+from .tiny import run_child, run_launched, tiny_config, torchrun
 
 
 # Forked children need not import everything again; they compute on one thread, which a fork cannot deadlock.
@@ -100,13 +100,7 @@ def test_killed_and_resumed_equals_straight_through_to_the_last_bit(images, tmp_
 def test_two_processes_train_as_one(images, tmp_path, changes: dict[str, Any]) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     changes = {"steps": 8, **changes}
-    port = free_port()
-    ranks = [FORK.Process(target=run_child, args=(two, images, rank, 2, port), kwargs=changes) for rank in (0, 1)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(60)
-    assert [process.exitcode for process in ranks] == [0, 0]
+    torchrun(2, run_launched, two, images, changes)
     assert json.loads((two / "pretrain_config.json").read_text())["processes"] == 2
     expected, found = _run(images, one, **changes), read_metrics(two / "metrics.jsonl")
     assert [line["lr"] for line in found] == [line["lr"] for line in expected]
