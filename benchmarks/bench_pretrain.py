@@ -34,6 +34,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.data_loader import DataLoaderShard
 from datasets import Dataset, Features, Image, load_dataset
 from PIL import Image as PILImage
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -184,14 +185,9 @@ def measure_usual(options: argparse.Namespace, config: PretrainConfig) -> dict[s
         disable_tqdm=True,
     )
 
-    class TimedTrainer(Trainer):
-        def get_train_dataloader(self) -> Any:
-            loader = super().get_train_dataloader()
-            plain = type(loader).__iter__
-            loader.__class__ = type("Timed", (type(loader),), {"__iter__": lambda self: waiting.iterate(plain(self))})
-            return loader
-
-    trainer = TimedTrainer(
+    plain = DataLoaderShard.__iter__  # what Trainer's loader is once Accelerate has prepared it
+    DataLoaderShard.__iter__ = lambda loader: waiting.iterate(plain(loader))
+    trainer = Trainer(
         model=model,
         args=arguments,
         train_dataset=dataset.with_transform(PillowTransform(config.image_size)),

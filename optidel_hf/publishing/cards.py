@@ -60,7 +60,7 @@ def render_model_card(
         license=license,
         library_name="transformers",
         pipeline_tag=TASK,
-        tags=["optidel", "vit_mae", "self-supervised-learning"],
+        tags=["optidel", "vit_mae" if run["objective"] == "mae" else "vit", "self-supervised-learning"],
         base_model=_hub_model(run.get("model")),
         datasets=[hub_id] if hub_id else None,
     )
