@@ -107,8 +107,9 @@ class StepLog:
             self._refuse(bad)
 
     def skip_time(self) -> None:
-        """Leave what was done since the last look out of the rates: an evaluation, a picture, a checkpoint."""
+        """Leave what was done since the last look out of the rates: an evaluation, a picture."""
         self.looked = time.perf_counter()
+        self.bar.unpause()
 
     def _write(self, lines: list[dict[str, Any]]) -> None:
         with self.path.open("a") as file:

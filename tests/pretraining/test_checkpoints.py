@@ -115,7 +115,7 @@ def test_a_full_disk_ends_the_run_and_spares_the_checkpoint_before(run, file: st
     parent, child = FORK.Pipe()
     process = FORK.Process(target=_save_without_room, args=(run, bytes_left, child))
     process.start()
-    process.join(60)
+    process.join(120)
     assert process.exitcode == 0
     sentence = parent.recv()
     assert "The checkpoint of step 2 cannot be written" in sentence

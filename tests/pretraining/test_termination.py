@@ -47,7 +47,7 @@ def test_the_command_leaves_with_a_checkpoint_and_a_code_of_its_own_and_goes_on(
     process.start()
     _wait_for(5, out, process)
     os.kill(process.pid, signal.SIGTERM)
-    process.join(60)
+    process.join(120)
     assert process.exitcode == cli.PREEMPTED == 75
     reached = len(read_metrics(out / "metrics.jsonl"))
     assert 5 <= reached < 40
@@ -71,7 +71,7 @@ def test_all_processes_leave_together_though_one_alone_was_told_to(images, tmp_p
     _wait_for(3, tmp_path, ranks[0])
     os.kill(ranks[1].pid, signal.SIGTERM)
     for process in ranks:
-        process.join(60)
+        process.join(120)
     assert [process.exitcode for process in ranks] == [cli.PREEMPTED] * 2
     reached = len(read_metrics(tmp_path / "metrics.jsonl"))
     assert reached % 3 == 0
@@ -88,7 +88,7 @@ def test_a_launcher_that_is_told_to_end_leaves_a_checkpoint(images, tmp_path) ->
     launcher.start()
     _wait_for(2, tmp_path, launcher)
     os.kill(launcher.pid, signal.SIGTERM)
-    launcher.join(60)
+    launcher.join(120)
     assert launcher.exitcode == 1  # torchrun's own
     reached = len(read_metrics(tmp_path / "metrics.jsonl"))
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [f"step-{reached:06d}"]
