@@ -311,7 +311,8 @@ def _head(options: argparse.Namespace, device: torch.device, flops: int, peak: d
     return [
         f"# Pre-training against the usual path, {datetime.date.today()}",
         "",
-        f"`{' '.join(['python benchmarks/bench_pretrain.py', *sys.argv[1:]])}`: {name}; {versions}; load at the end {load}.",
+        f"`{' '.join(['python benchmarks/bench_pretrain.py', *sys.argv[1:]])}`: {name}; {versions};",
+        f"load at the end {load}.",
         f"Measured matrix products: {rates}. MAE, model `{options.model}`, batch {options.batch_size};",
         f"forward and backward of an image take {flops / 1e9:.2f} GFLOP.",
         "",
