@@ -9,19 +9,26 @@ The `optidel` command. The recipes call the same functions.
 
 from __future__ import annotations
 
+import errno
 import logging
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from optidel_hf.errors import UserError
+from optidel_hf.errors import Preempted, UserError
 
+
+if TYPE_CHECKING:
+    from optidel_hf.evaluation.probes import ProbeConfig
+    from optidel_hf.pretraining.config import PretrainConfig
+    from optidel_hf.pretraining.trainer import Pretrainer
 
 logger = logging.getLogger("optidel_hf")
 
+PREEMPTED = 75  # exit code after SIGTERM, `EX_TEMPFAIL` of sysexits.h: start the same command again
 EMBEDDED = "embedded"
 SAMPLE_DIR = Path("runs/sample")
 SAMPLE_CURATION_DIR = Path("runs/curate")
@@ -55,6 +62,10 @@ class ImagesConfig:
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub dataset."})
     image_column: str | None = field(default=None, metadata={"help": "Needed where there are several."})
     limit: int | None = field(default=None, metadata={"help": "Take the first N images only."})
+    dry_run: bool = field(
+        default=False,
+        metadata={"help": "Take a few steps, say what the run would need and how long it would take; write nothing."},
+    )
 
 
 @dataclass(frozen=True)
@@ -149,23 +160,35 @@ def curate(arguments: Sequence[str], until: str = "curated") -> None:
 def pretrain(arguments: Sequence[str]) -> None:
     """Pre-train a ViT on curated images; under `accelerate launch` on every process."""
     from optidel_hf.checkpoints import checkpoint_fingerprint, refuse_pickle
-    from optidel_hf.pretraining.batches import load_resident
+    from optidel_hf.evaluation.probes import ProbeConfig
+    from optidel_hf.pretraining.checkpoints import require_writable
     from optidel_hf.pretraining.config import PretrainConfig
+    from optidel_hf.pretraining.stored import open_images
     from optidel_hf.pretraining.trainer import Pretrainer
     from optidel_hf.processes import process_rank, share_cores
     from optidel_hf.publishing.hub import PublishConfig
-    from optidel_hf.sources import find_image_column, open_dataset
 
     share_cores()
-    configs = (ImagesConfig, PretrainConfig, PublishConfig)
-    images, config, publish = _parse(configs, arguments, "pretrain", pretrain.__doc__)
+    configs = (ImagesConfig, PretrainConfig, ProbeConfig, PublishConfig)
+    images, config, probes, publish = _parse(configs, arguments, "pretrain", pretrain.__doc__)
     if config.model:
         refuse_pickle(config.model, said=f"--model {config.model}")
-    dataset = str(sample_curated()) if images.dataset == EMBEDDED else images.dataset
-    opened = open_dataset(dataset, images.split, images.revision)
-    opened = opened.select(range(min(images.limit or len(opened), len(opened))))
-    resident = load_resident(opened, find_image_column(opened, images.image_column), config.image_size)
-    trainer = Pretrainer(config, resident)
+    if not images.dry_run:
+        require_writable(Path(config.output_dir))
+    dataset = images.dataset if images.dataset != EMBEDDED else str(sample_curated(make=not images.dry_run))
+    stored = open_images(
+        dataset,
+        size=config.image_size,
+        split=images.split,
+        revision=images.revision,
+        image_column=images.image_column,
+        limit=images.limit,
+        stream=config.residency == "stream",
+    )
+    trainer = Pretrainer(config, stored, evaluation=_evaluation(config, probes))
+    if images.dry_run:
+        say(_rehearsed(trainer))
+        return
     trainer.train()
     trainer.save()
     if process_rank()[0] == 0:
@@ -356,7 +379,8 @@ USAGE = """usage: optidel COMMAND [flags]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """
-    Run one command. A user's mistake is one sentence on stderr and exit code 2.
+    Run one command. A user's mistake is one sentence on stderr and exit code 2; a run that SIGTERM ended in good order
+    exits with [`PREEMPTED`].
 
     Args:
         arguments (`Sequence[str]`, *optional*): the command and its flags, by default those of the process.
@@ -376,6 +400,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         say(f"optidel {command}: {' '.join(str(error).split())}", sys.stderr)
         return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        say(f"optidel {command}: {error}; make room there, and the same command goes on from here", sys.stderr)
+        return 2
+    except Preempted as stopped:
+        say(f"optidel {command}: {stopped}", sys.stderr)
+        return PREEMPTED
     except KeyboardInterrupt:
         say("stopped; the same command goes on from here", sys.stderr)
         return 130
@@ -408,16 +440,42 @@ def sample_pool() -> Path:
     return SAMPLE_DIR / "pool" / "images"
 
 
-def sample_curated() -> Path:
+def sample_curated(make: bool = True) -> Path:
     """The embedded sample's curated subset, made first if it is not there, before any process group's clock starts."""
     from optidel_hf.curation.shards import wait_for
     from optidel_hf.processes import process_rank, single_process
 
+    if not make and not (SAMPLE_CURATION_DIR / "selection.parquet").exists():
+        raise UserError(
+            "--dry_run writes nothing, and the embedded subset is not made yet: run `optidel curate` first."
+        )
     if process_rank()[0] == 0 and not (SAMPLE_CURATION_DIR / "selection.parquet").exists():
         with single_process():
             curate([])
     wait_for([SAMPLE_CURATION_DIR / "selection.parquet"])
     return SAMPLE_CURATION_DIR / "curated"
+
+
+def _evaluation(config: PretrainConfig, probes: ProbeConfig) -> Callable[[Any], dict[str, float]] | None:
+    """What judges the encoder while it trains: the trainer knows no labels, so it gets a function."""
+    from optidel_hf.devices import resolve_device
+    from optidel_hf.evaluation.probes import make_probe
+    from optidel_hf.processes import process_rank
+
+    if bool(config.evaluate_every) != bool(probes.probe_dataset):
+        raise UserError("--evaluate_every and --probe_dataset belong together: give both or none.")
+    if not probes.probe_dataset:
+        return None
+    if process_rank()[0] > 0:
+        return lambda encoder: {}  # the first process judges, the others wait
+    return make_probe(probes, config.image_size, resolve_device(config.device))
+
+
+def _rehearsed(trainer: Pretrainer) -> str:
+    from optidel_hf.pretraining.dry_run import describe, rehearse
+
+    rehearsal = rehearse(trainer)  # by every process
+    return describe(trainer, rehearsal) if trainer.accelerator.is_main_process else ""
 
 
 def embedded_evaluation() -> list[str]:

@@ -5,3 +5,7 @@ from __future__ import annotations
 
 class UserError(ValueError):
     """Something the user gave cannot be used. The message names it (file, row, column, flag) and the way out."""
+
+
+class Preempted(Exception):
+    """The run was told to end (SIGTERM), wrote a checkpoint, and goes on from it when it is started again."""

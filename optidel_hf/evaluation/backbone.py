@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from optidel_hf.checkpoints import refuse_pickle
 from optidel_hf.errors import UserError
-from optidel_hf.pretraining.objectives.mae import sincos_positions
+from optidel_hf.pretraining.objectives.vit import sincos_positions
 
 
 logger = logging.getLogger(__name__)

@@ -4,7 +4,8 @@ Checkpoints that survive being killed: a folder is written under a temporary nam
     OUT/checkpoints/step-000100/   Accelerate's state (model, optimizer, scheduler, random states) and position.json
 
 `position.json` is written last. It holds the step, what the run was told, and the SHA-256 of every other file, so that
-a folder which was damaged later is recognised before any of it is loaded.
+a folder which was damaged later is recognised before any of it is loaded. A disk that is full ends the run with what
+was half-written removed and the checkpoints before it untouched.
 """
 
 from __future__ import annotations
@@ -14,10 +15,14 @@ import json
 import logging
 import os
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from safetensors import SafetensorError
 
 from optidel_hf.errors import UserError
 
@@ -25,6 +30,23 @@ from optidel_hf.errors import UserError
 logger = logging.getLogger(__name__)
 
 POSITION = "position.json"
+
+
+def require_writable(folder: Path) -> None:
+    """
+    Make a folder, and a file in it, to learn before the work rather than after it whether results can lie there.
+
+    Raises:
+        `UserError`: if that cannot be done, with the reason.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"--output_dir {folder} cannot be written to ({error.strerror}): give a folder that can."
+        ) from None
 
 
 def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, told: dict[str, Any], keep: int) -> None:
@@ -37,19 +59,24 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, told: dic
         step (`int`): steps taken so far.
         told (`dict`): what determines the result; compared on resuming.
         keep (`int`): how many checkpoints stay, this one and those before it.
+
+    Raises:
+        `UserError`: if it cannot be written, naming the reason and the checkpoint that a resumed run goes on from.
     """
     unfinished = folder / f".unfinished-{step:06d}"
     if accelerator.is_main_process:
         shutil.rmtree(unfinished, ignore_errors=True)  # what a killed run left
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(unfinished))
-    accelerator.wait_for_everyone()
+    with _whole_or_not_at_all(unfinished, step):
+        accelerator.save_state(str(unfinished))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            position = {"step": step, "told": told, "sha256": _digests(unfinished)}
+            (unfinished / POSITION).write_text(json.dumps(position, indent=2))
+            finished = folder / f"step-{step:06d}"
+            shutil.rmtree(finished, ignore_errors=True)  # there only if it was damaged and skipped
+            os.replace(unfinished, finished)
     if accelerator.is_main_process:
-        position = {"step": step, "told": told, "sha256": _digests(unfinished)}
-        (unfinished / POSITION).write_text(json.dumps(position, indent=2))
-        finished = folder / f"step-{step:06d}"
-        shutil.rmtree(finished, ignore_errors=True)  # there only if it was damaged and skipped
-        os.replace(unfinished, finished)
         for old in _checkpoints(folder, last=step)[:-keep]:
             shutil.rmtree(old)
 
@@ -76,6 +103,20 @@ def resume_checkpoint(accelerator: Accelerator, folder: Path, told: dict[str, An
     return 0
 
 
+@contextmanager
+def _whole_or_not_at_all(unfinished: Path, step: int) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap what the system says
+        shutil.rmtree(unfinished, ignore_errors=True)
+        earlier = _checkpoints(unfinished.parent)
+        rest = f"{earlier[-1]} is untouched" if earlier else "there is no earlier one"
+        raise UserError(
+            f"The checkpoint of step {step} cannot be written ({error}); {rest}. "
+            f"Make room in {unfinished.parent}: the same command goes on from the newest checkpoint."
+        ) from error
+
+
 def _checkpoints(folder: Path, last: int | None = None) -> list[Path]:
     """Finished checkpoints in the order of their steps, up to step `last`."""
     found = {int(path.name.removeprefix("step-")): path for path in folder.glob("step-*")}
@@ -92,11 +133,12 @@ def _read_position(checkpoint: Path) -> dict[str, Any] | None:
 
 
 def _digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file in a folder and the folders in it, which sharded models have."""
     digests = {}
-    for path in sorted(folder.iterdir()):
-        if path.name != POSITION:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != POSITION:
             with path.open("rb") as file:
-                digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+                digests[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
     return digests
 
 

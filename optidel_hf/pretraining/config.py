@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+
+from optidel_hf.pretraining.draws import Augmentation
+from optidel_hf.pretraining.objectives import OBJECTIVES
 
 
 # What a run is made of but its result does not depend on: these may change when it is resumed.
-FREE_FIELDS = ("output_dir", "checkpoint_every", "keep_checkpoints", "resume", "log_every", "device")
+FREE_FIELDS = (
+    "output_dir",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "resume",
+    "log_every",
+    "evaluate_every",
+    "reconstruct_every",
+    "report_to",
+    "gradient_checkpointing",
+    "device",
+    "residency",
+    "workers",
+)
+
+TRACKERS = ("none", "trackio", "tensorboard", "wandb")
 
 SIZE_FIELDS = (
     "image_size",
@@ -34,10 +52,12 @@ class PretrainConfig:
     output_dir: str = field(
         default="runs/pretrain", metadata={"help": "Folder for the model, its checkpoints and metrics.jsonl."}
     )
-    objective: str = field(default="mae", metadata={"help": "What is trained: mae (masked autoencoding)."})
+    objective: str = field(
+        default="mae", metadata={"help": "What is trained: mae (masked autoencoding) or simclr (contrastive views)."}
+    )
     model: str | None = field(
         default=None,
-        metadata={"help": "Folder or Hub id of a ViT-MAE to start from, whose sizes are used; none: a new model."},
+        metadata={"help": "Folder or Hub id of a ViT-MAE (simclr: or ViT) to start from, with its sizes; none: new."},
     )
     image_size: int = field(default=64, metadata={"help": "Side of a model input in pixels."})
     patch_size: int = field(default=8, metadata={"help": "Side of a patch in pixels; divides image_size."})
@@ -52,6 +72,8 @@ class PretrainConfig:
     norm_pix_loss: bool = field(
         default=True, metadata={"help": "Normalise each target patch by its own mean and variance (MAE's best)."}
     )
+    temperature: float = field(default=0.1, metadata={"help": "simclr: what cosines are divided by (SimCLR: 0.1)."})
+    projection_size: int = field(default=128, metadata={"help": "simclr: width of a projection (SimCLR: 128)."})
     steps: int = field(default=400, metadata={"help": "Optimisation steps; the schedule ends there."})
     batch_size: int = field(
         default=64, metadata={"help": "Images in a step over all processes and accumulation together."}
@@ -73,10 +95,37 @@ class PretrainConfig:
     mixed_precision: str = field(
         default="auto", metadata={"help": "bf16, no (float32), or auto: bf16 on a GPU that has it, else float32."}
     )
-    min_crop_scale: float = field(
-        default=0.2, metadata={"help": "Smallest random crop in shares of the image's area (MAE: 0.2); 1: none."}
+    gradient_checkpointing: bool = field(
+        default=False,
+        metadata={"help": "Keep no activation inside a layer and compute it again for the gradient, to save memory."},
+    )
+    compile: bool = field(
+        default=False, metadata={"help": "Compile the model with torch.compile: slow to start, then faster."}
+    )
+    min_crop_scale: float | None = field(
+        default=None,
+        metadata={"help": "Smallest random crop in shares of the image's area, 1: none (mae: 0.2, simclr: 0.08)."},
+    )
+    residency: str = field(
+        default="auto",
+        metadata={
+            "help": "Where the images lie: device, ram (8-bit pixels), stream (decoded as needed), or auto, by size."
+        },
+    )
+    workers: int | None = field(
+        default=None,
+        metadata={"help": "Threads of a process that decode images; by default its share of the cores."},
     )
     flip: bool = field(default=True, metadata={"help": "Mirror half of the views."})
+    color_jitter: float | None = field(
+        default=None, metadata={"help": "Strength of the colour jitter, 0: none (mae: 0, simclr: 1)."}
+    )
+    grayscale: float | None = field(
+        default=None, metadata={"help": "Share of the views without colour (mae: 0, simclr: 0.2)."}
+    )
+    blur: float | None = field(
+        default=None, metadata={"help": "Share of the views that are blurred (mae: 0, simclr: 0.5)."}
+    )
     checkpoint_every: int = field(default=100, metadata={"help": "Steps between checkpoints; the last step has one."})
     keep_checkpoints: int = field(default=2, metadata={"help": "How many of the newest checkpoints stay."})
     resume: str = field(
@@ -87,6 +136,20 @@ class PretrainConfig:
     )
     log_every: int = field(
         default=10, metadata={"help": "Steps between looks at the loss; metrics.jsonl has every step all the same."}
+    )
+    evaluate_every: int = field(
+        default=0, metadata={"help": "Steps between evaluations of the encoder by the probes that are given; 0: none."}
+    )
+    reconstruct_every: int = field(
+        default=0,
+        metadata={"help": "Steps between pictures of input, masked input and reconstruction (mae); 0: none."},
+    )
+    report_to: str = field(
+        default="none",
+        metadata={
+            "help": "Where losses and pictures go beside output_dir: trackio (local, no account), tensorboard, wandb "
+            "or none."
+        },
     )
     seed: int = field(default=0, metadata={"help": "Seed of weights, order, crops and masks."})
     device: str = field(default="auto", metadata={"help": "auto (cuda, mps, xpu, then cpu) or one of these."})
@@ -112,32 +175,56 @@ class PretrainConfig:
         sizes = {name: getattr(self, name) for name in SIZE_FIELDS}
         return {**sizes, "decoder_intermediate_size": 4 * self.decoder_hidden_size}
 
+    def augmentation(self) -> Augmentation:
+        """How views are made: as the objective's paper has it, but for what was asked for instead."""
+        asked: dict[str, Any] = {
+            "min_scale": self.min_crop_scale,
+            "jitter": self.color_jitter,
+            "grey": self.grayscale,
+            "blur": self.blur,
+        }
+        given = {name: value for name, value in asked.items() if value is not None}
+        return replace(OBJECTIVES[self.objective].augmentation, flip=self.flip, **given)
+
     def determining(self) -> dict[str, Any]:
         """The fields on which the result depends; a run is resumed only where they are equal."""
         return {name: value for name, value in asdict(self).items() if name not in FREE_FIELDS}
 
     def _check_choices(self) -> None:
         choices = {
-            "objective": ("mae",),
+            "objective": tuple(OBJECTIVES),
+            "residency": ("auto", "device", "ram", "stream"),
             "mixed_precision": ("no", "bf16", "auto"),
             "resume": ("auto", "never"),
+            "report_to": TRACKERS,
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}.")
 
     def _check_ranges(self) -> None:
-        positive = ("steps", "batch_size", "base_learning_rate", "max_grad_norm", "gradient_accumulation_steps")
-        for name in (*positive, "checkpoint_every", "keep_checkpoints", "log_every", *SIZE_FIELDS):
+        positive = ("steps", "batch_size", "base_learning_rate", "max_grad_norm", "temperature", "projection_size")
+        often = ("gradient_accumulation_steps", "checkpoint_every", "keep_checkpoints", "log_every")
+        for name in (*positive, *often, *SIZE_FIELDS):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}.")
-        for name in ("seed", "weight_decay"):
+        for name in ("seed", "weight_decay", "evaluate_every", "reconstruct_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, but is {getattr(self, name)}.")
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"mask_ratio must lie between 0 and 1, not at {self.mask_ratio}.")
-        if not 0 < self.min_crop_scale <= 1:
+        if not 0 < self.augmentation().min_scale <= 1:
             raise ValueError(f"min_crop_scale must be a share, above 0 and at most 1, not {self.min_crop_scale}.")
+        for name in ("color_jitter", "grayscale", "blur"):
+            if not 0 <= (getattr(self, name) or 0) <= 1:
+                raise ValueError(f"{name} must lie between 0 and 1, not at {getattr(self, name)}.")
+        if self.gradient_accumulation_steps > 1 and not OBJECTIVES[self.objective].separable:
+            raise ValueError(
+                f"{self.objective} compares each image with its whole batch, which accumulation would tear apart: "
+                f"gradient_accumulation_steps must be 1, not {self.gradient_accumulation_steps}; take more processes."
+            )
+        if self.reconstruct_every and self.objective != "mae":
+            raise ValueError(f"reconstruct_every is for mae: {self.objective} reconstructs nothing.")
         if not 0 <= self.warmup <= self.steps:
             raise ValueError(f"warmup_steps must lie between 0 and steps ({self.steps}), not at {self.warmup_steps}.")
 

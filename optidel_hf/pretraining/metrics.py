@@ -1,7 +1,8 @@
 """
-What a run tells while it goes: one JSON line a step in `metrics.jsonl`, and a progress bar with rates.
+What a run tells while it goes: one JSON line a step in `metrics.jsonl`, a progress bar with rates, and a tracker.
 
 Losses stay on the device until they are looked at, every `log_every` steps, so that a GPU need not wait for each one.
+A loss or a gradient that is not finite ends the run there, with the images of its step in `nonfinite.json`.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -21,22 +23,39 @@ from tqdm.auto import tqdm
 from optidel_hf.errors import UserError
 
 
+# A short run needs no yardstick, and the first seconds of a long one are warm-up.
+SETTLED_SECONDS = 10.0
+
+
 class StepLog:
     """
     The log of a run, a context manager; every process has one, the main process writes.
 
     Args:
         path (`Path`): `OUT/metrics.jsonl`; lines after step `start` are cut off, those before it stay.
-        accelerator (`Accelerator`): averages the loss over the processes.
+        accelerator (`Accelerator`): averages the loss over the processes, and has the trackers.
         batch_size (`int`): images in a step.
         start (`int`), steps (`int`): where the run begins and ends.
         description (`str`): what the bar is headed with.
+        images_of (`Callable`): the images of a step, as `nonfinite.json` lists them.
+        peak (`Callable`): images a second if all went at the rate of matrix products; asked once, in a long run.
     """
 
     def __init__(
-        self, path: Path, accelerator: Accelerator, *, batch_size: int, start: int, steps: int, description: str
+        self,
+        path: Path,
+        accelerator: Accelerator,
+        *,
+        batch_size: int,
+        start: int,
+        steps: int,
+        description: str,
+        images_of: Callable[[int], Sequence[int | str]],
+        peak: Callable[[], float],
     ) -> None:
         self.path, self.accelerator, self.batch_size = path, accelerator, batch_size
+        self.images_of, self.peak = images_of, peak
+        self.peak_images_per_second: float | None = None
         self.pending: list[tuple[int, float, torch.Tensor, torch.Tensor]] = []
         if accelerator.is_main_process:
             keep_lines(path, start)
@@ -47,7 +66,7 @@ class StepLog:
             unit="step",
             disable=not accelerator.is_main_process,
         )
-        self.looked = time.perf_counter()
+        self.began = self.looked = time.perf_counter()
 
     def __enter__(self) -> StepLog:
         return self
@@ -67,7 +86,7 @@ class StepLog:
         Look at what was noted since the last time and write it down; every process calls this.
 
         Raises:
-            `UserError`: if a loss is not finite, naming its step.
+            `UserError`: if a loss or a gradient is not finite, naming its step.
         """
         if not self.pending:
             return
@@ -81,17 +100,43 @@ class StepLog:
             {"step": step, "loss": loss, "lr": lr, "grad_norm": norm, "images_per_second": speed}
             for step, loss, lr, norm in zip(steps, loss_values, rates, norm_values)
         ]
+        bad = next((line for line in lines if not _is_finite(line)), None)
         if self.accelerator.is_main_process:
-            self._write(lines)
-        _refuse_infinite(lines)
+            self._write(lines if bad is None else lines[: lines.index(bad)])
+        if bad is not None:
+            self._refuse(bad)
+
+    def skip_time(self) -> None:
+        """Leave what was done since the last look out of the rates: an evaluation, a picture."""
+        self.looked = time.perf_counter()
+        self.bar.unpause()
 
     def _write(self, lines: list[dict[str, Any]]) -> None:
-        finite = [line for line in lines if math.isfinite(line["loss"])]
         with self.path.open("a") as file:
-            file.writelines(json.dumps(line) + "\n" for line in finite)
-        last = lines[-1]
-        self.bar.set_postfix_str(
-            f"loss {last['loss']:.4f}, lr {last['lr']:.2e}, {last['images_per_second']:.0f} images/s"
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+        for line in lines:
+            self.accelerator.log({name: line[name] for name in line if name != "step"}, step=line["step"])
+        if lines:
+            self.bar.set_postfix_str(self._postfix(**lines[-1]))
+
+    def _postfix(self, loss: float, lr: float, images_per_second: float, **rest: float) -> str:
+        if self.peak_images_per_second is None and time.perf_counter() - self.began > SETTLED_SECONDS:
+            self.peak_images_per_second = self.peak()
+            self.skip_time()
+        peak = self.peak_images_per_second
+        fraction = f", {images_per_second / peak:.0%} of peak" if peak else ""
+        return f"loss {loss:.4f}, lr {lr:.2e}, {images_per_second:.0f} images/s{fraction}"
+
+    def _refuse(self, line: dict[str, Any]) -> NoReturn:
+        name = "loss" if not math.isfinite(line["loss"]) else "grad_norm"
+        record = self.path.with_name("nonfinite.json")
+        if self.accelerator.is_main_process:
+            values = {key: line[key] if math.isfinite(line[key]) else str(line[key]) for key in line}
+            record.write_text(json.dumps({**values, "images": list(self.images_of(line["step"]))}, indent=2) + "\n")
+        raise UserError(
+            f"The {name} is {line[name]} at step {line['step']} (learning rate {line['lr']:.2e}); {record} lists the "
+            "images of that step. Look at them, or lower --base_learning_rate, lengthen --warmup_steps or compute "
+            "with --mixed_precision no, in another --output_dir: the same run would come to the same step."
         )
 
 
@@ -110,10 +155,5 @@ def keep_lines(path: Path, last_step: int) -> None:
     os.replace(rewritten, path)
 
 
-def _refuse_infinite(lines: list[dict[str, Any]]) -> None:
-    for line in lines:
-        if not math.isfinite(line["loss"]):
-            raise UserError(
-                f"The loss is {line['loss']} at step {line['step']} (learning rate {line['lr']:.2e}): lower "
-                "--base_learning_rate, lengthen --warmup_steps, or compute with --mixed_precision no."
-            )
+def _is_finite(line: dict[str, Any]) -> bool:
+    return math.isfinite(line["loss"]) and math.isfinite(line["grad_norm"])

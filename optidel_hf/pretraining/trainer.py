@@ -2,41 +2,55 @@
 Pre-training in steps: AdamW under a linear warm-up and a cosine, as in He et al. 2022 (appendix A.1), with Accelerate.
 
     OUT/metrics.jsonl         step, loss, lr, grad_norm, images_per_second: one line a step
+    OUT/evaluations.jsonl     step and the scores of the probes, where some were given
+    OUT/reconstructions/      step-000100.png, ...: input, visible patches and reconstruction, where asked for
+    OUT/nonfinite.json        where a loss was not finite: its step and images
     OUT/checkpoints/          step-000100, ...: everything from which a killed run goes on
-    OUT/                      the trained model, loaded by `ViTMAEForPreTraining.from_pretrained(OUT)`
-    OUT/backbone/             its encoder, loaded by `ViTModel.from_pretrained(OUT/backbone)`
+    OUT/backbone/             the trained encoder, loaded by `ViTModel.from_pretrained(OUT/backbone)`
+    OUT/                      mae: the whole model, loaded by `ViTMAEForPreTraining.from_pretrained(OUT)`;
+                              simclr: projection_head.safetensors
     OUT/pretrain_config.json  every field of the configuration, and the facts of the run
 
 One step takes `batch_size` images over all processes. What is random about it depends on (seed, step) alone
-([`~optidel_hf.pretraining.batches.draw_batch`]), so a resumed run repeats the uninterrupted one bit for bit on a CPU,
+([`~optidel_hf.pretraining.draws.draw`]), so a resumed run repeats the uninterrupted one bit for bit on a CPU,
 and the number of processes and of accumulated parts changes the result through rounding only.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
+import itertools
 import json
 import logging
 import os
 import shutil
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from torch import nn
-from transformers import PreTrainedModel, ViTMAEForPreTraining, get_cosine_schedule_with_warmup
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from optidel_hf.devices import resolve_device, resolve_dtype
-from optidel_hf.errors import UserError
-from optidel_hf.pretraining.batches import Draws, ResidentImages, draw_batch, image_processor
-from optidel_hf.pretraining.checkpoints import resume_checkpoint, save_checkpoint
+from optidel_hf.errors import Preempted, UserError
+from optidel_hf.pretraining.batches import Batches, Views, image_processor
+from optidel_hf.pretraining.checkpoints import require_writable, resume_checkpoint, save_checkpoint
 from optidel_hf.pretraining.config import PretrainConfig
 from optidel_hf.pretraining.metrics import StepLog, read_metrics
-from optidel_hf.pretraining.objectives.mae import MaskedAutoencoding, backbone, build_mae
+from optidel_hf.pretraining.monitoring import Evaluation, Monitor
+from optidel_hf.pretraining.objectives import OBJECTIVES, Objective
+from optidel_hf.pretraining.rates import flops_per_image, matmul_rate
+from optidel_hf.pretraining.residency import place
+from optidel_hf.pretraining.stored import StoredImages, StreamedImages
+from optidel_hf.pretraining.termination import Termination
+from optidel_hf.pretraining.trackers import require_tracker, tracking
 
 
 __all__ = ["PretrainConfig", "Pretrainer"]
@@ -45,6 +59,7 @@ logger = logging.getLogger(__name__)
 
 BETAS = (0.9, 0.95)  # He et al. 2022, table 8
 FINAL_STEPS = 20
+BLOCK = GradientCheckpointingLayer  # what every transformer block of transformers is
 
 
 class Pretrainer:
@@ -54,10 +69,13 @@ class Pretrainer:
     Args:
         config ([`PretrainConfig`]):
             What to train, for how long, and where it goes.
-        images (`torch.Tensor` of shape `(N, 3, S, S)`):
-            RGB images, uint8; see [`~optidel_hf.pretraining.batches.load_resident`].
+        images (`torch.Tensor` of shape `(N, 3, S, S)`, [`StoredImages`] or [`StreamedImages`]):
+            RGB images, uint8, or where they are stored; see [`~optidel_hf.pretraining.stored.open_images`].
         description (`str`, *optional*, defaults to `"pretrain"`):
             What the progress bar is headed with.
+        evaluation (`Callable[[ViTModel], dict[str, float]]`, *optional*):
+            Scores a copy of the encoder, before the first step and every `config.evaluate_every` steps, on the main
+            process while the others wait. It does not change the training.
 
     Raises:
         `UserError`: if the images have another shape, the batch cannot be shared out, or the device is missing.
@@ -71,26 +89,48 @@ class Pretrainer:
     ```
     """
 
-    def __init__(self, config: PretrainConfig, images: torch.Tensor, description: str = "pretrain") -> None:
-        _check_images(images)
+    def __init__(
+        self,
+        config: PretrainConfig,
+        images: torch.Tensor | StoredImages | StreamedImages,
+        description: str = "pretrain",
+        evaluation: Evaluation | None = None,
+    ) -> None:
+        require_tracker(config.report_to)
         self.config, self.description, self.out = config, description, Path(config.output_dir)
+        self.evaluation = evaluation
+        self.streamed = isinstance(images, StreamedImages)
+        self.names = images.names if isinstance(images, StoredImages) else None
         self.accelerator = _accelerator(config)
-        self.parts = self.accelerator.num_processes * config.gradient_accumulation_steps
         _check_batch(config.batch_size, self.accelerator.num_processes, config.gradient_accumulation_steps)
-        self.told = {**config.determining(), "images": _fingerprint(images)}
-        self.images = ResidentImages(images, self.accelerator.device)
-        model = _build_model(config, self.accelerator.device)
+        pool = place(images, config.residency, self.accelerator.device, config.seed, config.workers)
+        self.told = {**config.determining(), "images": pool.fingerprint}
+        objective = self._build()
+        self._flops = flops_per_image(objective) if self.sharded else None  # in a long run only, else
+        self.batches = Batches(
+            pool,
+            config.augmentation(),
+            objective.model.config,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            accumulation=config.gradient_accumulation_steps,
+            rank=self.accelerator.process_index,
+            processes=self.accelerator.num_processes,
+        )
         optimizer = torch.optim.AdamW(
-            parameter_groups(model, config.weight_decay), lr=config.peak_learning_rate, betas=BETAS
+            parameter_groups(objective, config.weight_decay), lr=config.peak_learning_rate, betas=BETAS
         )
         schedule = get_cosine_schedule_with_warmup(optimizer, config.warmup, config.steps)
-        self.objective, self.optimizer, self.schedule = self.accelerator.prepare(
-            MaskedAutoencoding(model), optimizer, schedule
-        )
+        self.objective, self.optimizer, self.schedule = self.accelerator.prepare(objective, optimizer, schedule)
         logger.info("learning rate: base %g, peak %g", config.base_learning_rate, config.peak_learning_rate)
 
     @property
-    def model(self) -> ViTMAEForPreTraining:
+    def sharded(self) -> bool:
+        """Whether no process has all of the weights (FSDP)."""
+        return self.accelerator.distributed_type == DistributedType.FSDP
+
+    @property
+    def model(self) -> PreTrainedModel:
         """The model that is trained, without what Accelerate wraps around it."""
         return self.accelerator.unwrap_model(self.objective).model
 
@@ -99,35 +139,35 @@ class Pretrainer:
         Train, or go on training, up to `config.steps`.
 
         Raises:
-            `UserError`: if a checkpoint in `output_dir` was made by a run that was told something else, or if the loss
-                is no longer finite.
+            `UserError`: if a checkpoint in `output_dir` was made by a run that was told something else, if it cannot
+                be written to, or if the loss or a gradient is no longer finite.
+            `Preempted`: after SIGTERM, once a checkpoint is written.
         """
         config, start = self.config, self._begin()
-        log = StepLog(
-            self.out / "metrics.jsonl",
-            self.accelerator,
-            batch_size=config.batch_size,
-            start=start,
-            steps=config.steps,
-            description=self.description,
-        )
-        with log:
+        batches = self.batches.after(start)
+        tracker = tracking(self.accelerator, config.report_to, self.out, asdict(config), resumed=start > 0)
+        with tracker, Termination(self.accelerator) as termination, self._log(start) as log:
+            monitor = Monitor(config, self.accelerator, self.evaluation, self._first_views, start)
+            self._look(monitor, start, log)
             for step in range(start + 1, config.steps + 1):
                 lr = self.schedule.get_last_lr()[0]
-                log.add(step, lr, *self._step(self._draw(step - 1)))
-                saving = step % config.checkpoint_every == 0 or step == config.steps
-                if saving or step % config.log_every == 0:
+                log.add(step, lr, *self.step(batches))
+                leaving = termination.reached(together=step % config.log_every == 0)
+                if step % config.log_every == 0:
                     log.flush()
-                if saving:
-                    save_checkpoint(self.accelerator, self._checkpoints, step, self.told, config.keep_checkpoints)
+                if not leaving:  # else what is due now is done when the run goes on
+                    self._look(monitor, step, log)
+                if leaving or step % config.checkpoint_every == 0 or step == config.steps:
+                    self._save_checkpoint(step, log)
+                if leaving:
+                    raise Preempted(f"stopped by SIGTERM after step {step}: the same command goes on from there")
 
     def save(self) -> None:
-        """Write the model, its backbone and `pretrain_config.json` into `output_dir`; only the main process does."""
+        """Write the model, its backbone and `pretrain_config.json` into `output_dir`; every process calls this."""
+        objective = self.whole()
         if not self.accelerator.is_main_process:
             return
-        processor = image_processor(self.model.config.image_size)
-        _save_model(backbone(self.model), processor, self.out / "backbone")
-        _save_model(self.model, processor, self.out)
+        objective.save(self.out, image_processor(self.model.config.image_size))
         record = {**asdict(self.config), **self._facts()}  # the device that was used replaces the one asked for
         unfinished = self.out / ".pretrain_config.json"
         unfinished.write_text(json.dumps(record, indent=2) + "\n")
@@ -142,33 +182,87 @@ class Pretrainer:
         if self.config.resume == "never" and self.accelerator.is_main_process:
             shutil.rmtree(self._checkpoints, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        self._checkpoints.mkdir(parents=True, exist_ok=True)
-        return resume_checkpoint(self.accelerator, self._checkpoints, self.told)
+        require_writable(self._checkpoints)
+        start = resume_checkpoint(self.accelerator, self._checkpoints, self.told)
+        self.objective.train()
+        return start
 
-    def _draw(self, step: int) -> Draws:
-        return draw_batch(
-            self.config.seed,
-            step,
+    def _build(self) -> Objective:
+        """The objective as the configuration has it, before anything is wrapped around it."""
+        # On CPUs in bfloat16 eager attention is faster by far; in float32 there is no difference.
+        attention = "eager" if self.accelerator.device.type == "cpu" else "sdpa"
+        objective = OBJECTIVES[self.config.objective].from_config(self.config, attention)
+        if self.config.gradient_checkpointing:
+            objective.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if self.config.compile:
+            objective.compile()
+        # Which layers FSDP shards one by one: the blocks, whatever a model calls them.
+        blocks = {type(module).__name__ for module in objective.modules() if isinstance(module, BLOCK)}
+        setattr(objective, "_no_split_modules", sorted(blocks))  # noqa: B010 - no module, which is what types say
+        return objective
+
+    def whole(self) -> Objective:
+        """The objective with all its weights: itself, or on the main process a copy; every process calls this."""
+        if not self.sharded:
+            return self.accelerator.unwrap_model(self.objective)
+        weights = self.accelerator.get_state_dict(self.objective)
+        whole = self._build()
+        if self.accelerator.is_main_process:
+            whole.load_state_dict(weights)
+        return whole
+
+    def _log(self, start: int) -> StepLog:
+        return StepLog(
+            self.out / "metrics.jsonl",
+            self.accelerator,
             batch_size=self.config.batch_size,
-            n_images=len(self.images),
-            n_tokens=self.model.vit.embeddings.patch_embeddings.num_patches,
-            min_crop_scale=self.config.min_crop_scale,
-            flip=self.config.flip,
+            start=start,
+            steps=self.config.steps,
+            description=self.description,
+            images_of=self._images_of,
+            peak=self.peak_images_per_second,
         )
 
-    def _step(self, draws: Draws) -> tuple[torch.Tensor, torch.Tensor]:
+    def _images_of(self, step: int) -> list[int] | list[str]:
+        """The images of step number `step`, counted from 1: sources or rows of a table, or places in a stream."""
+        batch = self.config.batch_size
+        rows = self.batches.pool.rows(range((step - 1) * batch, step * batch))
+        return [self.names[row] for row in rows] if self.names else rows
+
+    def _first_views(self) -> tuple[torch.Tensor, torch.Tensor]:
+        views, noise = next(self.batches.after(0))
+        return views[0], noise
+
+    def _look(self, monitor: Monitor, step: int, log: StepLog) -> None:
+        if monitor.is_due(step):
+            log.flush()
+            objective = self.whole()
+            if self.accelerator.is_main_process:
+                monitor.look(objective, step)
+            self.accelerator.wait_for_everyone()
+            log.skip_time()
+
+    def _save_checkpoint(self, step: int, log: StepLog) -> None:
+        log.flush()  # which refuses a model that is no longer finite
+        save_checkpoint(self.accelerator, self._checkpoints, step, self.told, self.config.keep_checkpoints)
+
+    def peak_images_per_second(self) -> float:
+        """Images a second if every process did nothing but its matrix products, at the rate measured for them."""
+        dtype = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else torch.float32
+        flops = self._flops or flops_per_image(self.accelerator.unwrap_model(self.objective))
+        return self.accelerator.num_processes * matmul_rate(self.accelerator.device, dtype) / flops
+
+    def step(self, batches: Views) -> tuple[torch.Tensor, torch.Tensor]:
         """One optimisation step: this process's mean loss, and the gradient's norm before it was clipped."""
         accelerator, losses = self.accelerator, []
-        for number in range(self.config.gradient_accumulation_steps):
-            part = draws.part(
-                number * accelerator.num_processes + accelerator.process_index, self.parts, accelerator.device
-            )
-            views = self.images.views(part, self.model.config.image_size)
+        for views, noise in itertools.islice(batches, self.config.gradient_accumulation_steps):
             with accelerator.accumulate(self.objective):
-                loss = self.objective(views, part.noise)
+                loss = self.objective(*views, noise=noise)
                 accelerator.backward(loss)
             losses.append(loss.detach())
         grad_norm = accelerator.clip_grad_norm_(self.objective.parameters(), self.config.max_grad_norm)
+        if isinstance(grad_norm, DTensor):  # of a sharded model
+            grad_norm = grad_norm.full_tensor()
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
@@ -179,7 +273,8 @@ class Pretrainer:
         final = [line["loss"] for line in metrics[-FINAL_STEPS:]]
         device = self.accelerator.device
         return {
-            "n_images": len(self.images),
+            "n_images": self.batches.pool.n_images,
+            "augmentation": asdict(self.config.augmentation()),
             "peak_learning_rate": self.config.peak_learning_rate,
             "parameters": self.model.num_parameters(),
             "seconds": round(sum(self.config.batch_size / line["images_per_second"] for line in metrics), 1),
@@ -213,36 +308,11 @@ def _accelerator(config: PretrainConfig) -> Accelerator:
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         # Steps here are the global batch's; by default Accelerate would advance the schedule once for every process.
         step_scheduler_with_optimizer=False,
+        # A probe or a large checkpoint may take the first process longer than the ten minutes that NCCL waits for it.
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=1))],
+        log_with=None if config.report_to == "none" else config.report_to,
+        project_dir=config.output_dir,
     )
-
-
-def _build_model(config: PretrainConfig, device: torch.device) -> ViTMAEForPreTraining:
-    # On CPUs in bfloat16 eager attention is faster by far; in float32 there is no difference.
-    return build_mae(
-        config.model,
-        mask_ratio=config.mask_ratio,
-        norm_pix_loss=config.norm_pix_loss,
-        attn_implementation="eager" if device.type == "cpu" else "sdpa",
-        seed=config.seed,
-        **config.sizes(),
-    )
-
-
-def _save_model(model: PreTrainedModel, processor: Any, folder: Path) -> None:
-    """Save beside the folder's files and move them in, so that no file is ever half-written."""
-    unfinished = folder / ".unfinished"
-    model.save_pretrained(unfinished)
-    processor.save_pretrained(unfinished)
-    for path in sorted(unfinished.iterdir()):
-        os.replace(path, folder / path.name)
-    unfinished.rmdir()
-
-
-def _check_images(images: torch.Tensor) -> None:
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
-        raise UserError(f"Images must be a uint8 tensor (N, 3, S, S), not {images.dtype} {tuple(images.shape)}.")
-    if len(images) == 0:
-        raise UserError("There are no images to train on.")
 
 
 def _check_batch(batch_size: int, processes: int, accumulation: int) -> None:
@@ -251,8 +321,3 @@ def _check_batch(batch_size: int, processes: int, accumulation: int) -> None:
             f"--batch_size {batch_size} is the global batch: it must be a multiple of {processes} processes x "
             f"--gradient_accumulation_steps {accumulation} = {processes * accumulation}."
         )
-
-
-def _fingerprint(images: torch.Tensor) -> str:
-    """A hash of the pool's pixels: a run goes on only on the images that it began with."""
-    return hashlib.sha256(images.cpu().contiguous().numpy().data).hexdigest()[:16]

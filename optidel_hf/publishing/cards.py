@@ -71,7 +71,7 @@ def render_model_card(
         license=license,
         library_name="transformers",
         pipeline_tag=TASK,
-        tags=["optidel", "vit_mae", "self-supervised-learning"],
+        tags=["optidel", "vit_mae" if run["objective"] == "mae" else "vit", "self-supervised-learning"],
         base_model=hub_id(run.get("model")),
         datasets=[data["hub_id"]] if data.get("hub_id") else None,
         metrics=["mean_iou"] if scores else None,

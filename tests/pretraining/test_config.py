@@ -1,11 +1,12 @@
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 from transformers import HfArgumentParser
 
 from optidel_hf.pretraining.config import FREE_FIELDS, PretrainConfig
+from optidel_hf.pretraining.draws import Augmentation
 
 
 def test_the_parser_reads_it_and_every_field_has_help() -> None:
@@ -19,6 +20,14 @@ def test_the_peak_follows_the_batch_and_the_warm_up_the_steps() -> None:
     config = PretrainConfig("out", batch_size=64, steps=400)
     assert config.peak_learning_rate == pytest.approx(3.75e-5)  # 1.5e-4 * 64 / 256
     assert config.warmup == 40
+
+
+def test_views_are_the_papers_but_for_what_is_asked_for() -> None:
+    assert PretrainConfig("out").augmentation() == Augmentation(views=1, min_scale=0.2)
+    simclr = Augmentation(views=2, min_scale=0.08, jitter=1.0, grey=0.2, blur=0.5)
+    assert PretrainConfig("out", objective="simclr").augmentation() == simclr
+    asked = PretrainConfig("out", objective="simclr", color_jitter=0.0, flip=False, min_crop_scale=0.3).augmentation()
+    assert asked == replace(simclr, jitter=0.0, flip=False, min_scale=0.3)
 
 
 def test_what_determines_the_result_leaves_out_where_and_how_often() -> None:
@@ -43,7 +52,10 @@ def test_what_determines_the_result_leaves_out_where_and_how_often() -> None:
         ({"seed": -1}, "seed must not be negative"),
         ({"warmup_steps": 500}, r"warmup_steps must lie between 0 and steps \(400\)"),
         ({"mixed_precision": "fp16"}, "mixed_precision must be one of no, bf16, auto"),
-        ({"objective": "dino"}, "objective must be one of mae"),
+        ({"objective": "dino"}, "objective must be one of mae, simclr"),
+        ({"objective": "simclr", "gradient_accumulation_steps": 2}, "gradient_accumulation_steps must be 1, not 2"),
+        ({"objective": "simclr", "temperature": 0.0}, "temperature must be positive"),
+        ({"blur": 1.5}, "blur must lie between 0 and 1"),
         ({"resume": "yes"}, "resume must be one of auto, never"),
     ],
 )

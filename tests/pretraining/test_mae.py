@@ -4,16 +4,17 @@ import math
 
 import pytest
 import torch
-from transformers import ViTConfig, ViTMAEModel, ViTModel
+from PIL import Image
+from transformers import AutoModel, ViTConfig, ViTMAEForPreTraining, ViTMAEModel, ViTModel, pipeline
 
 from optidel_hf.errors import UserError
+from optidel_hf.pretraining.batches import image_processor
 from optidel_hf.pretraining.objectives.mae import (
     MaskedAutoencoding,
-    backbone,
     build_mae,
     position_tables,
-    sincos_positions,
 )
+from optidel_hf.pretraining.objectives.vit import sincos_positions
 
 from .tiny import TINY_SIZES, tiny_images
 
@@ -91,7 +92,35 @@ def test_the_backbone_is_the_encoder_that_sees_everything(batch: tuple[torch.Ten
     in_order = torch.arange(TOKENS).expand(5, -1) / TOKENS
     with torch.no_grad():
         expected = model.vit(pixels, noise=in_order).last_hidden_state
-        torch.testing.assert_close(backbone(model)(pixels).last_hidden_state, expected)
+        torch.testing.assert_close(MaskedAutoencoding(model).backbone()(pixels).last_hidden_state, expected)
+
+
+def test_what_is_saved_opens_in_plain_transformers(tmp_path) -> None:
+    model = build_mae(**TINY_SIZES, seed=2).eval()
+    MaskedAutoencoding(model).save(tmp_path, image_processor(32))
+    again, report = ViTMAEForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values())
+    torch.testing.assert_close(again.state_dict(), model.state_dict())
+    picture = Image.fromarray(tiny_images(1, 48)[0].permute(1, 2, 0).numpy())
+    pixels = image_processor(32)(picture, return_tensors="pt").pixel_values
+    model.config.mask_ratio = 0.0
+    with torch.no_grad():
+        expected = model.vit(pixels, noise=torch.arange(TOKENS)[None] / TOKENS).last_hidden_state
+        torch.testing.assert_close(AutoModel.from_pretrained(tmp_path / "backbone")(pixels)[0], expected)
+    features = pipeline("image-feature-extraction", model=str(tmp_path / "backbone"))
+    first, second = torch.tensor(features(picture)), torch.tensor(features(picture))
+    assert first.shape == (1, 1 + TOKENS, 32)
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_any_configuration_trains(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    pixels, _ = batch
+    model = build_mae(**{**TINY_SIZES, "patch_size": 16}, mask_ratio=0.5, norm_pix_loss=False, qkv_bias=False)
+    loss = MaskedAutoencoding(model)(pixels, torch.rand(5, 4, generator=torch.Generator().manual_seed(0)))
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+    assert MaskedAutoencoding(model).backbone().config.qkv_bias is False
 
 
 def test_a_checkpoint_comes_back_in_float32_with_fixed_positions(tmp_path) -> None:
@@ -109,7 +138,7 @@ def test_other_checkpoints_are_refused_by_name(tmp_path) -> None:
     with pytest.raises(UserError, match=r"vit is a 'vit', not a 'vit_mae'"):
         build_mae(str(tmp_path / "vit"))
     ViTMAEModel(build_mae(**TINY_SIZES).config).save_pretrained(tmp_path / "encoder")
-    with pytest.raises(UserError, match=r"encoder lacks \d+ weights of a ViT-MAE, such as decoder"):
+    with pytest.raises(UserError, match=r"encoder lacks \d+ weights of a ViT-MAE with its decoder, such as decoder"):
         build_mae(str(tmp_path / "encoder"))
     with pytest.raises(UserError, match="nowhere is no folder or Hub id"):
         build_mae(str(tmp_path / "nowhere"))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from optidel_hf.pretraining.config import PretrainConfig
 from optidel_hf.pretraining.trainer import Pretrainer
@@ -38,6 +41,25 @@ def tiny_images(count: int = 40, side: int = 40) -> torch.Tensor:
     ramp = angle.cos() * axis[None, None, :] + angle.sin() * axis[None, :, None]  # (count, side, side)
     colour = 60 * torch.randn(count, 3, 1, 1, generator=generator)
     return (127 + colour * ramp[:, None]).clamp(0, 255).to(torch.uint8)
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def torchrun(processes: int, function: Callable[..., None], *arguments: Any) -> None:
+    """`torchrun --nproc_per_node`, but with a function in forked processes, which need not import everything again."""
+    options = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "max_restarts": 0, "monitor_interval": 0.05}
+    config = LaunchConfig(1, 1, processes, run_id="test", start_method="fork", **options)
+    elastic_launch(config, function)(*arguments)
+
+
+def run_launched(output_dir: object, images: torch.Tensor, changes: dict[str, Any]) -> None:
+    """[`run_child`] where a launcher has set the environment."""
+    run_child(output_dir, images, **changes)
 
 
 def run_child(

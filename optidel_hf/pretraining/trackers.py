@@ -1,0 +1,76 @@
+"""
+Experiment trackers, through Accelerate: where curves and pictures go beside `metrics.jsonl`.
+
+`trackio` keeps them in a local database and needs neither account nor network (`trackio show`), `tensorboard` writes
+into `OUT/tensorboard`, `wandb` sends them to its server unless WANDB_MODE says offline.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from PIL import Image
+
+from optidel_hf.errors import UserError
+
+
+PROJECT = "optidel"
+
+
+def require_tracker(name: str) -> None:
+    """
+    Raises:
+        `UserError`: if the package of `--report_to` is not installed.
+    """
+    if name != "none" and importlib.util.find_spec(name) is None:
+        raise UserError(f"--report_to {name}: that package is not installed: `pip install {name}`, or give none.")
+
+
+@contextmanager
+def tracking(
+    accelerator: Accelerator, name: str, folder: Path, settings: dict[str, Any], resumed: bool
+) -> Iterator[None]:
+    """
+    Have the tracker that the accelerator was made with open, if there is any, and close it whatever happens.
+
+    Args:
+        accelerator (`Accelerator`): made with `log_with` and the output folder as its project's.
+        name (`str`): value of `--report_to`.
+        folder (`Path`): output folder; its name is the run's.
+        settings (`dict`): what the run was told.
+        resumed (`bool`): whether it goes on from a checkpoint; trackio then goes on with its curves.
+    """
+    if name == "none":
+        yield
+        return
+    # TensorBoard names a run by its folder, and takes neither a name here nor a setting that is None.
+    run = {"name": folder.name}
+    named = {"trackio": {**run, "resume": "allow" if resumed else "never"}, "wandb": run}
+    project = name if name == "tensorboard" else PROJECT
+    told = {key: str(value) if value is None else value for key, value in settings.items()}
+    accelerator.init_trackers(project, config=told, init_kwargs=named)
+    try:
+        yield
+    finally:
+        for tracker in accelerator.trackers:
+            tracker.finish()
+        accelerator.trackers.clear()
+
+
+def track_picture(accelerator: Accelerator, title: str, picture: Image.Image, step: int) -> None:
+    """Give a picture to the tracker, if any; the main process does."""
+    for tracker in accelerator.trackers:
+        if tracker.name == "trackio":  # Accelerate's wrapper of it has no `log_images`
+            import trackio  # type: ignore[import-not-found]
+
+            tracker.log({title: trackio.Image(picture)}, step=step)
+        elif tracker.name == "tensorboard":
+            tracker.log_images({title: np.asarray(picture)[None]}, step=step, dataformats="NHWC")
+        else:
+            tracker.log_images({title: [picture]}, step=step)

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import itertools
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from optidel_hf.errors import UserError
+from optidel_hf.pretraining import residency
+from optidel_hf.pretraining.metrics import read_metrics
+from optidel_hf.pretraining.residency import Pool, ResidentPool, StoredPool, choose_residency, place
+from optidel_hf.pretraining.stored import StoredImages, open_images
+from optidel_hf.pretraining.trainer import Pretrainer
+
+from .test_stored import BROKEN, archive, pictures, png, table
+from .tiny import tiny_config
+
+
+CPU = torch.device("cpu")
+PLACES = [range(3, 8), range(8, 13), range(40, 45)]  # in the middle of an epoch, over its end, in a later one
+
+
+def _stored(size: int = 16) -> StoredImages:
+    values = [png(pixels) for pixels in pictures(11)]
+    values[4] = BROKEN
+    return StoredImages(table(values), "image", size)
+
+
+def _batches(pool: Pool) -> list[torch.Tensor]:
+    endless = itertools.chain(PLACES, itertools.repeat(PLACES[-1]))
+    return list(itertools.islice(pool.batches(endless), len(PLACES)))
+
+
+def test_a_table_gives_the_same_batches_wherever_it_lies() -> None:
+    pools = [place(_stored(), where, CPU, seed=5, workers=2) for where in ("device", "ram", "stream")]
+    assert [type(pool) for pool in pools] == [ResidentPool, ResidentPool, StoredPool]
+    assert len({pool.fingerprint for pool in pools}) == 1
+    assert {pool.n_images for pool in pools} == {11}
+    first, *others = (_batches(pool) for pool in pools)
+    assert [batch.shape for batch in first] == [(5, 3, 16, 16)] * 3
+    for other in others:
+        assert all(torch.equal(mine, its) for mine, its in zip(first, other))
+
+
+def test_training_is_the_same_wherever_the_images_lie(tmp_path) -> None:
+    losses = []
+    for where in ("device", "stream"):
+        Pretrainer(tiny_config(tmp_path / where, steps=4, residency=where), _stored(32)).train()
+        losses.append([line["loss"] for line in read_metrics(tmp_path / where / "metrics.jsonl")])
+    assert losses[0] == losses[1]
+    # A run may move: its checkpoints go on wherever the same images lie.
+    moved = Pretrainer(tiny_config(tmp_path / "device", steps=4, residency="stream"), _stored(32))
+    moved.train()
+    with pytest.raises(UserError, match=r"images \(was"):
+        Pretrainer(
+            tiny_config(tmp_path / "device", steps=4), StoredImages(table([png(pictures(1)[0])]), "image", 32)
+        ).train()
+
+
+def test_archives_train_and_a_resumed_run_goes_on_where_it_was(tmp_path) -> None:
+    archive(tmp_path / "a.tar", pictures(11))
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+
+    def run(out: Path) -> None:
+        Pretrainer(
+            tiny_config(out, steps=4, checkpoint_every=2), open_images(str(tmp_path / "*.tar"), size=32)
+        ).train()
+
+    run(straight)
+    shutil.copytree(straight, resumed)
+    shutil.rmtree(resumed / "checkpoints" / "step-000004")  # as if killed after the third step
+    run(resumed)
+    lines = [[line["loss"] for line in read_metrics(out / "metrics.jsonl")] for out in (straight, resumed)]
+    assert lines[0] == lines[1]
+
+
+def test_an_archive_is_decoded_ahead_and_skips_what_it_cannot_read(tmp_path, caplog) -> None:
+    archive(tmp_path / "a.tar", pictures(8))
+    with open(tmp_path / "a.tar", "r+b") as file:
+        file.seek(512 + 8)  # into the first image's bytes
+        file.write(b"broken")
+    pool = place(open_images(str(tmp_path / "a.tar"), size=16), "auto", CPU, seed=0, workers=2)
+    batch = next(pool.batches(range(start, start + 8) for start in itertools.count(0, 8)))
+    assert len(batch.flatten(1).unique(dim=0)) == 7
+    assert "an image of the stream is left out, another takes its place" in caplog.text
+    assert pool.n_images == 8
+
+
+def test_an_error_while_decoding_ahead_reaches_the_training() -> None:
+    pool = place(StoredImages(table([BROKEN]), "image", 16), "stream", CPU, seed=0)
+    with pytest.raises(UserError, match="None of the 1 images"):
+        next(pool.batches(itertools.repeat(range(4))))
+
+
+def test_auto_chooses_by_size_and_says_so(monkeypatch, caplog) -> None:
+    caplog.set_level(logging.INFO)
+    stored = _stored()
+    needed = 11 * 3 * 16 * 16
+    memory = type("Memory", (), {"available": 2 * needed})
+    monkeypatch.setattr(residency.psutil, "virtual_memory", lambda: memory)
+    assert choose_residency(stored, CPU) == "device"
+    memory.available = 2 * needed - 2
+    assert choose_residency(stored, CPU) == "stream"
+    assert "residency stream: 11 images of 16 px are 0.00 GB; 0.0 GB of memory are free" in caplog.text
+    gpu = torch.device("cuda", 0)
+    memory.available = 2 * needed
+    for free, chosen in ((4 * needed, "device"), (4 * needed - 4, "ram")):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, free))
+        assert choose_residency(stored, gpu) == chosen
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # each process has a copy
+    assert choose_residency(stored, gpu) == "stream"
+
+
+def test_what_cannot_lie_there_is_refused(tmp_path) -> None:
+    archive(tmp_path / "a.tar", pictures(2))
+    with pytest.raises(UserError, match="--residency ram: an archive is read from its start"):
+        place(open_images(str(tmp_path / "a.tar"), size=16), "ram", CPU, seed=0)
+    images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    with pytest.raises(UserError, match="--residency stream: these images are in memory"):
+        place(images, "stream", CPU, seed=0)
+    with pytest.raises(UserError, match=r"uint8 tensor \(N, 3, S, S\), not torch.float32"):
+        place(images.float(), "auto", CPU, seed=0)
+    with pytest.raises(UserError, match="no images"):
+        place(images[:0], "auto", CPU, seed=0)
