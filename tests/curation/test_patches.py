@@ -16,16 +16,11 @@ from transformers import SamModel, SamProcessor
 
 from optidel_hf.checkpoints import checkpoint_path
 from optidel_hf.curation.amg import box_iou
-from optidel_hf.curation.patches import (
-    NO_PATCH,
-    MaskGenerator,
-    Masks,
-    PatchConfig,
-    SamPatchExtractor,
-    crop_square,
-    cut_patches,
-)
+from optidel_hf.curation.masks import MaskGenerator, Masks
+from optidel_hf.curation.patch_config import PatchConfig
+from optidel_hf.curation.patches import NO_PATCH, SamPatchExtractor, crop_square, cut_patches, split_runs
 from optidel_hf.errors import UserError
+from optidel_hf.images import Opened, open_reduced
 from optidel_hf.sample import FrameConfig, generate_sequence
 
 
@@ -85,7 +80,7 @@ def test_every_stock_box_has_one_of_ours() -> None:
     found = total = whole = 0
     for image in frames():
         boxes, clear = stock_masks(image, config)
-        ours = generator([image])[0].boxes
+        ours = generator([Opened.whole(image)])[0].boxes
         best = box_iou(boxes[clear], ours).amax(1) if len(ours) else torch.zeros(int(clear.sum()))
         found, total, whole = found + int((best >= 0.9).sum()), total + len(best), whole + len(ours)
     assert total >= 20  # else the rate says nothing
@@ -93,7 +88,7 @@ def test_every_stock_box_has_one_of_ours() -> None:
 
 
 def test_masks_do_not_depend_on_the_batch() -> None:
-    images = frames()
+    images = [Opened.whole(image) for image in frames()]
     together = MaskGenerator(PatchConfig(), "cpu")(images)
     alone = MaskGenerator(PatchConfig(points_per_batch=50), "cpu")
     for image, masks in zip(images, together):
@@ -101,6 +96,48 @@ def test_masks_do_not_depend_on_the_batch() -> None:
         assert len(single.boxes) == len(masks.boxes)
         assert torch.allclose(single.boxes, masks.boxes, atol=1.0)
         assert torch.allclose(single.stability, masks.stability, atol=1e-3)
+
+
+def test_runs_of_images_do_not_matter(tiny_sam: str) -> None:
+    batch = {"image": [*frames()[:3], None, *frames()[3:]], "source": list("abcde")}
+    pixels = max(image.width * image.height for image in frames())
+    few, many = (PatchConfig(sam=tiny_sam, max_image_pixels=most, patch_size=16) for most in (pixels, 10 * pixels))
+    rows = SamPatchExtractor(few, "cpu")(batch)
+    assert rows == SamPatchExtractor(many, "cpu")(batch)
+    assert [reason for source, reason in zip(rows["source"], rows["rejected"]) if source == "d"] == [
+        "no image in this row"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pixels", "runs"),
+    [
+        ([], []),
+        ([10], [(0, 1)]),
+        ([1, 1, 1, 1], [(0, 3), (3, 4)]),  # at most three images
+        ([4, 6, 1, 10, 0], [(0, 2), (2, 3), (3, 5)]),  # at most ten pixels
+    ],
+)
+def test_runs_hold_so_many_images_and_pixels(pixels: list[int], runs: list[tuple[int, int]]) -> None:
+    assert split_runs(pixels, 3, 10) == [range(*run) for run in runs]
+
+
+def test_patches_of_a_reduced_jpeg_are_those_of_the_whole() -> None:
+    image = frames()[1].resize((2112, 1728), Image.Resampling.BICUBIC)
+    content = io.BytesIO()
+    image.save(content, "JPEG", quality=95)
+    rows = SamPatchExtractor(PatchConfig(points_per_side=8), "cpu")(
+        {"image": [{"bytes": content.getvalue(), "path": None}, image], "source": ["reduced", "whole"]}
+    )
+    assert open_reduced({"bytes": content.getvalue()}, PatchConfig().least_sides(256)).scale == 0.5
+    boxes = {
+        source: torch.tensor([box for name, box in zip(rows["source"], rows["bbox"]) if name == source])
+        for source in ("reduced", "whole")
+    }
+    for each in boxes.values():
+        each[:, 2:] += each[:, :2]
+    assert len(boxes["whole"]) >= 3
+    assert (box_iou(boxes["whole"], boxes["reduced"]).amax(1) > 0.9).float().mean() >= 0.8
 
 
 def test_the_embedded_preset_fills_in_and_flags_win() -> None:
@@ -134,7 +171,7 @@ def test_best_patches_first_no_crop_twice_none_of_black_border() -> None:
     pixels[:, :30] = 0
     image = Image.fromarray(pixels)
     boxes = [[60.0, 60, 80, 80], [61, 61, 80, 80], [0, 40, 25, 60], [40, 10, 60, 30]]
-    patches = cut_patches(image, masks_at(boxes, [0.8, 0.9, 0.99, 0.95]), PatchConfig(patch_size=16))
+    patches = cut_patches(Opened.whole(image), masks_at(boxes, [0.8, 0.9, 0.99, 0.95]), PatchConfig(patch_size=16))
     assert [patch["bbox"] for patch in patches] == [[40.0, 10.0, 20.0, 20.0], [61.0, 61.0, 19.0, 19.0]]
     first = Image.open(io.BytesIO(patches[0]["image"]["bytes"]))
     assert first.size == (16, 16)
@@ -145,7 +182,9 @@ def test_at_most_so_many_patches_however_many_masks() -> None:
     image = Image.effect_noise((400, 400), 60).convert("RGB")
     boxes = [[float(x), float(y), x + 60.0, y + 60.0] for x in range(0, 320, 20) for y in range(0, 320, 20)]
     quality = np.linspace(0.5, 1, len(boxes)).tolist()
-    assert len(cut_patches(image, masks_at(boxes, quality), PatchConfig(max_patches=7, patch_size=16))) == 7
+    assert (
+        len(cut_patches(Opened.whole(image), masks_at(boxes, quality), PatchConfig(max_patches=7, patch_size=16))) == 7
+    )
 
 
 def test_an_image_without_patches_is_one_row_with_its_reason(tiny_sam: str) -> None:
