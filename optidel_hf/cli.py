@@ -95,6 +95,7 @@ class DemoConfig:
 def curate(arguments: Sequence[str], until: str = "curated") -> None:
     """Images to a curated dataset: key patches, scores, selection, mosaics."""
     from optidel_hf.curation.curated import MosaicConfig
+    from optidel_hf.curation.dry_run import DryRunConfig, project
     from optidel_hf.curation.inputs import InputConfig
     from optidel_hf.curation.patches import PatchConfig
     from optidel_hf.curation.pipeline import CurationConfig, SelectionConfig
@@ -105,9 +106,15 @@ def curate(arguments: Sequence[str], until: str = "curated") -> None:
 
     share_cores()
     stages = (InputConfig, RunConfig, PatchConfig, ReferenceConfig, ScoreConfig, SelectionConfig, MosaicConfig)
-    inputs, run, patches, reference, score, selection, mosaic = _parse(stages, arguments, "curate", curate.__doc__)
+    configs = _parse((*stages, DryRunConfig), arguments, "curate", curate.__doc__)
+    inputs, run, patches, reference, score, selection, mosaic, look = configs
     if inputs.dataset == EMBEDDED:
         inputs = InputConfig(**{**vars(inputs), "dataset": str(sample_pool())})
+    if look.dry_run:
+        rank, world = process_rank()
+        if rank == 0:
+            say(str(project(inputs, patches, look.dry_run, run.device, world)))
+        return
     config = CurationConfig(
         inputs, patches=patches, reference=reference, score=score, selection=selection, mosaic=mosaic, **vars(run)
     )

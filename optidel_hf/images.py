@@ -98,13 +98,23 @@ def open_reduced(value: Any, least: tuple[int, int] | None, max_pixels: int = MA
         raise ImageRejected(f"broken image: {error}") from None
 
 
-def count_pixels(value: Any) -> int:
-    """Pixels of an image by its header, without decoding it; 0 where opening it will say what is wrong."""
+def count_pixels(value: Any, max_pixels: int = MAX_IMAGE_PIXELS) -> int:
+    """Pixels that decoding an image takes, by its header alone; 0 for one that is rejected before."""
     try:
         width, height = _open_lazily(value).size
     except Exception:  # as many kinds as in `open_reduced`
         return 0
-    return width * height
+    return width * height if width * height <= max_pixels else 0
+
+
+def split_runs(pixels: list[int], images: int, most: int) -> list[range]:
+    """Consecutive rows in runs of at most `images` images with at most `most` pixels in all, none of them larger."""
+    runs, start = [], 0
+    for i in range(1, len(pixels) + 1):
+        if i == len(pixels) or i - start == images or sum(pixels[start : i + 1]) > most:
+            runs.append(range(start, i))
+            start = i
+    return runs
 
 
 def decode_reason(value: Any, max_pixels: int = MAX_IMAGE_PIXELS) -> tuple[Image.Image | None, str | None]:

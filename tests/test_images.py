@@ -22,6 +22,7 @@ from optidel_hf.images import (
     encode_png,
     open_image,
     open_reduced,
+    split_runs,
 )
 
 
@@ -115,7 +116,21 @@ def test_an_image_that_was_given_open_stays_as_it_is() -> None:
 
 def test_pixels_are_counted_from_the_header() -> None:
     assert count_pixels({"bytes": huge_png(9000), "path": None}) == 81_000_000
+    assert count_pixels({"bytes": huge_png(9000), "path": None}, 80_000_000) == 0  # it will not be decoded
     assert count_pixels({"bytes": b"no image", "path": None}) == count_pixels(None) == 0
+
+
+@pytest.mark.parametrize(
+    ("pixels", "runs"),
+    [
+        ([], []),
+        ([10], [(0, 1)]),
+        ([1, 1, 1, 1], [(0, 3), (3, 4)]),  # at most three images
+        ([4, 6, 1, 10, 0], [(0, 2), (2, 3), (3, 5)]),  # at most ten pixels
+    ],
+)
+def test_runs_hold_so_many_images_and_pixels(pixels: list[int], runs: list[tuple[int, int]]) -> None:
+    assert split_runs(pixels, 3, 10) == [range(*run) for run in runs]
 
 
 def test_first_frame_of_an_animation() -> None:

@@ -24,7 +24,16 @@ from optidel_hf.curation.borders import border_shares
 from optidel_hf.curation.masks import MaskGenerator, Masks
 from optidel_hf.curation.patch_config import PatchConfig
 from optidel_hf.errors import UserError
-from optidel_hf.images import ImageRejected, Opened, centre_square, count_pixels, cut_square, encode_png, open_reduced
+from optidel_hf.images import (
+    ImageRejected,
+    Opened,
+    centre_square,
+    count_pixels,
+    cut_square,
+    encode_png,
+    open_reduced,
+    split_runs,
+)
 from optidel_hf.processes import take_one_thread_in_a_pool
 
 
@@ -105,7 +114,7 @@ def _open_in_runs(values: list[Any], config: PatchConfig, least: tuple[int, int]
     While the caller works on a run the next one is decoded, if together they stay within `max_image_pixels`.
     """
     most = config.max_image_pixels
-    pixels = [count if count <= most else 0 for count in map(count_pixels, values)]  # larger ones are not decoded
+    pixels = [count_pixels(value, most) for value in values]
     runs = split_runs(pixels, config.images_per_batch, most)
     held = [sum(pixels[i] for i in run) for run in runs]
     queue: deque[Future[Opened | str]] = deque()
@@ -117,16 +126,6 @@ def _open_in_runs(values: list[Any], config: PatchConfig, least: tuple[int, int]
                 queue.extend(pool.submit(_open, values[i], config, least) for i in later)
             begun = ahead
             yield [queue.popleft().result() for _ in run]
-
-
-def split_runs(pixels: list[int], images: int, most: int) -> list[range]:
-    """Consecutive rows in runs of at most `images` images with at most `most` pixels in all, none of them larger."""
-    runs, start = [], 0
-    for i in range(1, len(pixels) + 1):
-        if i == len(pixels) or i - start == images or sum(pixels[start : i + 1]) > most:
-            runs.append(range(start, i))
-            start = i
-    return runs
 
 
 def _open(value: Any, config: PatchConfig, least: tuple[int, int]) -> Opened | str:

@@ -18,7 +18,7 @@ from optidel_hf.checkpoints import checkpoint_path
 from optidel_hf.curation.amg import box_iou
 from optidel_hf.curation.masks import MaskGenerator, Masks
 from optidel_hf.curation.patch_config import PatchConfig
-from optidel_hf.curation.patches import NO_PATCH, SamPatchExtractor, crop_square, cut_patches, split_runs
+from optidel_hf.curation.patches import NO_PATCH, SamPatchExtractor, crop_square, cut_patches
 from optidel_hf.errors import UserError
 from optidel_hf.images import Opened, open_reduced
 from optidel_hf.sample import FrameConfig, generate_sequence
@@ -107,19 +107,6 @@ def test_runs_of_images_do_not_matter(tiny_sam: str) -> None:
     assert [reason for source, reason in zip(rows["source"], rows["rejected"]) if source == "d"] == [
         "no image in this row"
     ]
-
-
-@pytest.mark.parametrize(
-    ("pixels", "runs"),
-    [
-        ([], []),
-        ([10], [(0, 1)]),
-        ([1, 1, 1, 1], [(0, 3), (3, 4)]),  # at most three images
-        ([4, 6, 1, 10, 0], [(0, 2), (2, 3), (3, 5)]),  # at most ten pixels
-    ],
-)
-def test_runs_hold_so_many_images_and_pixels(pixels: list[int], runs: list[tuple[int, int]]) -> None:
-    assert split_runs(pixels, 3, 10) == [range(*run) for run in runs]
 
 
 def test_patches_of_a_reduced_jpeg_are_those_of_the_whole() -> None:
