@@ -60,7 +60,8 @@ class SamPatchExtractor:
     A batch of images in, a batch of key patches out: for `datasets.map(batched=True, with_rank=True)`.
 
     Pickles to its configuration; the model comes from a per-process cache. An image that cannot be used, or in which
-    SAM finds nothing, is one output row with a null image and its reason in `rejected`.
+    SAM finds nothing, is one output row with a null image and its reason in `rejected`. With `map(num_proc=...)` each
+    process takes a device of its own by its rank (start them by `spawn` where the parent has used CUDA), or one thread.
 
     Args:
         config ([`PatchConfig`], *optional*).

@@ -190,20 +190,42 @@ def test_pickles_to_its_configuration(tiny_sam: str) -> None:
     assert pickle.loads(again) == extractor
 
 
+def undecoded(paths: list[Path]) -> Dataset:
+    columns = {"image": [{"bytes": None, "path": str(path)} for path in paths]}
+    return Dataset.from_dict(
+        {**columns, "source": [f"s{i}" for i in range(len(paths))]},
+        features=Features({"image": ImageFeature(decode=False), "source": Value("string")}),
+    )
+
+
 def test_runs_inside_map_with_declared_features(tiny_sam: str, image_folder: Path) -> None:
     loose = {"max_area": 0.9, "min_area": 0.001, "box_nms_thresh": 0.95, "crop_nms_thresh": 0.95}
     extractor = SamPatchExtractor(PatchConfig(sam=tiny_sam, patch_size=32, **loose), "cpu")
-    paths = [{"bytes": None, "path": str(path)} for path in sorted(image_folder.glob("*.png"))[:5]]
-    images = Dataset.from_dict(
-        {"image": paths, "source": [f"s{i}" for i in range(5)]},
-        features=Features({"image": ImageFeature(decode=False), "source": Value("string")}),
-    )
+    images = undecoded(sorted(image_folder.glob("*.png"))[:5])
     options = {"batched": True, "with_rank": True, "features": extractor.features}
     patches = images.map(extractor, remove_columns=images.column_names, **options, batch_size=2)
     assert patches.features == extractor.features
     at_once = images.map(extractor, remove_columns=images.column_names, **options, batch_size=5)
     assert patches["crop"] == at_once["crop"]
     assert set(patches["source"]) == {f"s{i}" for i in range(5)}
+
+
+def test_two_processes_cut_the_same_patches_as_one(tiny_sam: str, image_folder: Path) -> None:
+    extractor = SamPatchExtractor(PatchConfig(sam=tiny_sam, patch_size=16), "cpu")
+    images = undecoded(sorted(image_folder.glob("*.png"))[:8])
+    options = {"batched": True, "with_rank": True, "features": extractor.features, "load_from_cache_file": False}
+    options["remove_columns"] = images.column_names
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)  # forked from a parent with several threads, a child with as many waits for ever
+    try:
+        alone = images.map(extractor, **options)
+        together = images.map(extractor, num_proc=2, **options)
+    finally:
+        torch.set_num_threads(threads)
+    for name in ("source", "crop", "bbox", "rejected"):
+        assert together[name] == alone[name]
+    undecode = Features({**extractor.features, "image": ImageFeature(decode=False)})
+    assert together.cast(undecode)["image"] == alone.cast(undecode)["image"]
 
 
 def test_whole_images_are_patches_whose_crop_is_the_image() -> None:
