@@ -61,7 +61,7 @@ class SamPatchExtractor:
 
     Pickles to its configuration; the model comes from a per-process cache. An image that cannot be used, or in which
     SAM finds nothing, is one output row with a null image and its reason in `rejected`. With `map(num_proc=...)` each
-    process takes a device of its own by its rank (start them by `spawn` where the parent has used CUDA), or one thread.
+    process takes the device of its rank, or one thread; where the parent has used CUDA they must be spawned.
 
     Args:
         config ([`PatchConfig`], *optional*).
