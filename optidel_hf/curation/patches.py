@@ -4,7 +4,8 @@ Key patches: SAM's masks, filtered, boxed, and cut out of the source image as sq
 OptiDEL (arXiv 2408.07107) cuts "key patches" with SAM and leaves their geometry open. Ours: a square around the box
 of each mask, 1.2 times its longer side, at least 0.15 of the image's shorter side, shifted to stay inside.
 
-Decoded images take 4 bytes a pixel in Pillow, and no more than `max_image_pixels` of them are in memory at once.
+Decoded images take 4 bytes a pixel in Pillow, and no more than `max_image_pixels` of them are in memory at once; one
+that must be turned upright or converted to RGB is there twice for a moment. A large JPEG is decoded at reduced scale.
 """
 
 from __future__ import annotations
