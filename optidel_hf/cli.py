@@ -118,6 +118,7 @@ class DemoConfig:
 def curate(arguments: Sequence[str], until: str = "curated") -> None:
     """Images to a curated dataset: key patches, scores, selection, mosaics."""
     from optidel_hf.curation.curated import MosaicConfig
+    from optidel_hf.curation.dry_run import DryRunConfig, project
     from optidel_hf.curation.inputs import InputConfig
     from optidel_hf.curation.patches import PatchConfig
     from optidel_hf.curation.pilot import PilotConfig
@@ -127,17 +128,21 @@ def curate(arguments: Sequence[str], until: str = "curated") -> None:
     from optidel_hf.curation.scoring import ScoreConfig
     from optidel_hf.curation.selection_config import SelectionConfig
     from optidel_hf.processes import process_rank, share_cores
-    from optidel_hf.publishing.cards import write_dataset_card
-    from optidel_hf.publishing.hub import PublishConfig, push_dataset
+    from optidel_hf.publishing.hub import PublishConfig
 
     share_cores()
-    choices = (ScoreConfig, SelectionConfig, MosaicConfig, PilotConfig)
-    stages = (InputConfig, RunConfig, PatchConfig, ReferenceConfig, *choices)
+    stages = (PatchConfig, ReferenceConfig, ScoreConfig, SelectionConfig, MosaicConfig, PilotConfig)
     finishes = until == "curated"
-    configs = _parse((*stages, *([PublishConfig] if finishes else [])), arguments, "curate", curate.__doc__)
-    inputs, run, patches, reference, score, selection, mosaic, pilot, *publish = configs
+    kinds = (InputConfig, RunConfig, DryRunConfig, *stages, *([PublishConfig] if finishes else []))
+    inputs, run, look, patches, *others = _parse(kinds, arguments, "curate", curate.__doc__)
     if inputs.dataset == EMBEDDED:
         inputs = InputConfig(**{**vars(inputs), "dataset": str(sample_pool())})
+    if look.dry_run:
+        rank, world = process_rank()
+        if rank == 0:
+            say(str(project(inputs, patches, look.dry_run, run.device, world)))
+        return
+    reference, score, selection, mosaic, pilot, *publish = others
     config = CurationConfig(
         inputs,
         patches=patches,
@@ -150,11 +155,19 @@ def curate(arguments: Sequence[str], until: str = "curated") -> None:
     )
     output = run_curation(config, until)
     if finishes and process_rank()[0] == 0:
-        write_dataset_card(output, license=publish[0].license)
-        if publish[0].push_to_hub:
-            how = {"private": publish[0].private, "license": publish[0].license}
-            say(f"pushed: {push_dataset(output, publish[0].push_to_hub, **how)}")
+        _finish_curation(output, *publish)
     say(f"{until}: {output / until if until != 'selection' else output / '.selection'}")
+
+
+def _finish_curation(output: Path, publish: Any) -> None:
+    """A curated dataset's card, and the push that was asked for."""
+    from optidel_hf.publishing.cards import write_dataset_card
+    from optidel_hf.publishing.hub import push_dataset
+
+    write_dataset_card(output, license=publish.license)
+    if publish.push_to_hub:
+        url = push_dataset(output, publish.push_to_hub, private=publish.private, license=publish.license)
+        say(f"pushed: {url}")
 
 
 def pretrain(arguments: Sequence[str]) -> None:

@@ -9,6 +9,9 @@ from contextlib import contextmanager
 import torch
 from accelerate.state import AcceleratorState
 from joblib import cpu_count
+from multiprocess import parent_process
+
+from optidel_hf.devices import resolve_device
 
 
 LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -29,6 +32,17 @@ def share_cores() -> None:
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
     if launched and os.environ.get("OMP_NUM_THREADS") == "1":
         torch.set_num_threads(max(1, cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+
+
+def take_one_thread_in_a_pool(device: str) -> None:
+    """
+    Have a pool's process (`map(num_proc=...)`) compute on one thread where it computes on a CPU.
+
+    Its siblings take the other cores; and torch's threads do not survive a fork: with more than one it would wait for
+    those of its parent for ever.
+    """
+    if parent_process() is not None and resolve_device(device).type == "cpu":
+        torch.set_num_threads(1)
 
 
 @contextmanager

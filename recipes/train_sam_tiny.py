@@ -18,7 +18,10 @@ from PIL import Image
 from torch import distributed
 from transformers import HfArgumentParser, SamModel
 
-from optidel_hf.curation.patches import MaskGenerator, PatchConfig, cut_patches
+from optidel_hf.curation.masks import MaskGenerator
+from optidel_hf.curation.patch_config import PatchConfig
+from optidel_hf.curation.patches import cut_patches
+from optidel_hf.images import Opened
 from optidel_hf.sample.sam_evaluation import HELD_OUT_SERIES, evaluate_sam
 from optidel_hf.sample.sam_export import export_sam, scale_logits
 from optidel_hf.sample.sam_training import SamTrainer, SamTrainingConfig
@@ -52,7 +55,8 @@ def patches_kept(folder: Path, images: list[Image.Image]) -> dict[str, float]:
     """Quartiles, least and most of the key patches that an image gives with the exported model and its preset."""
     config = PatchConfig(sam=str(folder))
     generator = MaskGenerator(config, device="cpu")
-    counts = [len(cut_patches(image, generator([image])[0], config)) for image in images]
+    wholes = [Opened.whole(image) for image in images]
+    counts = [len(cut_patches(whole, generator([whole])[0], config)) for whole in wholes]
     low, first, median, third, high = np.percentile(counts, [0, 25, 50, 75, 100])
     return {"images": len(images), "min": low, "p25": first, "median": median, "p75": third, "max": high}
 

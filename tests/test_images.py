@@ -13,7 +13,17 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from optidel_hf.images import ImageRejected, centre_square, cut_square, decode_reason, encode_png, open_image
+from optidel_hf.images import (
+    ImageRejected,
+    centre_square,
+    count_pixels,
+    cut_square,
+    decode_reason,
+    encode_png,
+    open_image,
+    open_reduced,
+    split_runs,
+)
 
 
 KINDS = ["JPEG", "PNG", "GIF", "TIFF", "DDS", "BMP", *(k for k in ("WEBP", "AVIF") if features.check(k.lower()))]
@@ -54,6 +64,73 @@ def test_exif_orientation_is_applied() -> None:
     opened = open_image(encoded(noise(), exif=exif))
     assert opened.size == (30, 40)
     assert opened.tobytes() == noise().transpose(Image.Transpose.ROTATE_270).tobytes()
+
+
+def smooth(width: int = 800, height: int = 600) -> Image.Image:
+    return Image.merge("RGB", [Image.radial_gradient("L").resize((width, height))] * 3)
+
+
+@pytest.mark.parametrize(
+    ("least", "size", "scale"),
+    [
+        (None, (800, 600), 1),
+        ((301, 400), (800, 600), 1),
+        ((300, 400), (400, 300), 0.5),
+        ((140, 200), (200, 150), 0.25),
+        ((10, 10), (100, 75), 0.125),  # a decoder's least
+    ],
+)
+def test_a_large_jpeg_is_decoded_reduced(least: tuple[int, int] | None, size: tuple[int, int], scale: float) -> None:
+    opened = open_reduced(encoded(smooth(), "JPEG", quality=95), least)
+    assert (opened.image.size, opened.size, opened.scale) == (size, (800, 600), scale)
+
+
+@pytest.mark.parametrize("size", [(801, 599), (1000, 640)])
+def test_a_crop_of_a_reduced_image_is_that_of_the_whole(size: tuple[int, int]) -> None:
+    content = encoded(smooth(*size), "JPEG", quality=95)
+    reduced = open_reduced(content, (200, 200))
+    assert reduced.scale == 0.5
+    crop = (size[0] - 300, 120, 300)
+    tiles = [cut_square(reduced.image, crop, 64, reduced.scale), cut_square(open_image(content), crop, 64)]
+    error = np.subtract(*(np.asarray(tile, dtype=float) for tile in tiles))
+    assert np.abs(error).max() < 4
+    assert np.asarray(tiles[1]).std() > 20
+
+
+def test_a_reduced_image_is_upright_and_other_formats_are_not_reduced() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    opened = open_reduced(encoded(smooth(), "JPEG", exif=exif), (140, 200))
+    assert (opened.image.size, opened.size, opened.scale) == ((150, 200), (600, 800), 0.25)
+    assert open_reduced(encoded(smooth()), (140, 200)).image.size == (800, 600)
+
+
+def test_an_image_that_was_given_open_stays_as_it_is() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    given = Image.open(io.BytesIO(encoded(smooth(), "JPEG", exif=exif)["bytes"]))
+    assert open_reduced(given, (140, 200)).image.size == (600, 800)
+    assert given.size == (800, 600)
+    assert given.getexif()[0x0112] == 6
+
+
+def test_pixels_are_counted_from_the_header() -> None:
+    assert count_pixels({"bytes": huge_png(9000), "path": None}) == 81_000_000
+    assert count_pixels({"bytes": huge_png(9000), "path": None}, 80_000_000) == 0  # it will not be decoded
+    assert count_pixels({"bytes": b"no image", "path": None}) == count_pixels(None) == 0
+
+
+@pytest.mark.parametrize(
+    ("pixels", "runs"),
+    [
+        ([], []),
+        ([10], [(0, 1)]),
+        ([1, 1, 1, 1], [(0, 3), (3, 4)]),  # at most three images
+        ([4, 6, 1, 10, 0], [(0, 2), (2, 3), (3, 5)]),  # at most ten pixels
+    ],
+)
+def test_runs_hold_so_many_images_and_pixels(pixels: list[int], runs: list[tuple[int, int]]) -> None:
+    assert split_runs(pixels, 3, 10) == [range(*run) for run in runs]
 
 
 def test_first_frame_of_an_animation() -> None:

@@ -18,6 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+LOGITS_AT_ONCE = 2**21  # interpolated at pixels' rows and columns: beyond, many masks of a large image fill the memory
+
+
 def point_grid(points_per_side: int) -> Tensor:
     """Centres of a regular grid over the unit square, `(P, 2)` as (x, y), row by row as segment-anything does."""
     ticks = (torch.arange(points_per_side) + 0.5) / points_per_side
@@ -70,11 +73,15 @@ def pixel_boxes(logits: Tensor, scale: tuple[float, float], size: tuple[int, int
     Returns:
         `Tensor` of shape `(N, 4)`, xyxy, float32; zeros for masks in which no pixel centre lies.
     """
+    at_once = max(1, LOGITS_AT_ONCE // (sum(size) * max(logits.shape[1:])))
+    return torch.cat([_pixel_boxes(part, scale, size, threshold) for part in logits.split(at_once)])
+
+
+def _pixel_boxes(logits: Tensor, scale: tuple[float, float], size: tuple[int, int], threshold: float) -> Tensor:
     values = (logits - threshold).float()
-    rows = _at_pixels(values, scale[1], size[1])  # (N, height, w)
-    columns = _at_pixels(values.transpose(1, 2), scale[0], size[0])  # (N, width, h)
-    extents = [_extent(rows, scale[0], size[0]), _extent(columns, scale[1], size[1])]
-    boxes = torch.stack([edge for pair in zip(*extents) for edge in pair], dim=-1)
+    along_x = _extent(values, scale, size)
+    along_y = _extent(values.transpose(1, 2), scale[::-1], size[::-1])
+    boxes = torch.stack([edge for pair in zip(along_x, along_y) for edge in pair], dim=-1)
     seen = (boxes[:, 2:] >= boxes[:, :2]).all(-1, keepdim=True)
     return torch.where(seen, boxes, torch.zeros_like(boxes))
 
@@ -126,43 +133,80 @@ def _at_pixels(values: Tensor, scale: float, pixels: int) -> Tensor:
     return values.index_select(1, below).lerp_(values.index_select(1, above), (shifted - below).unsqueeze(-1))
 
 
-def _extent(values: Tensor, scale: float, pixels: int) -> tuple[Tensor, Tensor]:
-    """First and last source pixel along the last axis that is positive in any row of `(N, rows, w)`."""
-    values = values[..., : math.ceil(pixels / scale) + 1]  # what lies further out is padding, and touches no pixel
-    positive = values > 0
-    width = values.shape[-1]
-    first = positive.view(torch.uint8).argmax(-1, keepdim=True)
-    last = width - 1 - positive.flip(-1).view(torch.uint8).argmax(-1, keepdim=True)
-    low = (_crossing(values, first, -1) * scale - 0.5).ceil().clamp(0, pixels - 1)
-    high = (_crossing(values, last, +1) * scale - 0.5).floor().clamp(0, pixels - 1)
+def _extent(values: Tensor, scale: tuple[float, float], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """
+    First and last source pixel along the last axis of `(N, h, w)`, at the pixels' rows; beyond the image if none is.
+
+    The first pixel lies in a row that is positive in the first column of all: only the columns around that one are
+    interpolated. Where no such row holds a pixel's centre, all rows are asked.
+    """
+    values = values[..., : math.ceil(size[0] / scale[0]) + 1]  # what lies further out is padding, and touches no pixel
+    seen = (values > 0).any(1, keepdim=True)
+    edges = []
+    for step, beyond in ((-1, size[0]), (+1, -1)):
+        index = _outer(seen, step)
+        edge = _outer_pixel(*_columns_around(values, index, step, scale, size[1]), index, step, scale[0], size[0])
+        missed = (seen.squeeze(1).any(-1) & (edge == beyond)).nonzero().squeeze(-1)
+        if len(missed):
+            rows = _at_pixels(values[missed], scale[1], size[1])
+            start = torch.zeros_like(index[missed])
+            edge[missed] = _outer_pixel(rows, start, _outer(rows > 0, step), step, scale[0], size[0])
+        edges.append(edge)
+    return edges[0], edges[1]
+
+
+def _outer(positive: Tensor, step: int) -> Tensor:
+    """Index of the first (`step` -1) or last (+1) true value along the last axis, which is kept."""
+    positive = positive.view(torch.uint8)
+    if step < 0:
+        return positive.argmax(-1, keepdim=True)
+    return positive.shape[-1] - 1 - positive.flip(-1).argmax(-1, keepdim=True)
+
+
+def _columns_around(
+    values: Tensor, index: Tensor, step: int, scale: tuple[float, float], pixels: int
+) -> tuple[Tensor, Tensor]:
+    """The columns that an outer pixel in column `index` depends on, at the pixels' rows, and where they start."""
+    count = min(math.ceil(1 / scale[0]) + 3, values.shape[-1])
+    start = (index - 1 if step < 0 else index + 2 - count).clamp(0, values.shape[-1] - count)
+    columns = (start + torch.arange(count, device=values.device)).expand(-1, values.shape[1], -1)
+    return _at_pixels(values.gather(-1, columns), scale[1], pixels), start
+
+
+def _outer_pixel(rows: Tensor, start: Tensor, index: Tensor, step: int, scale: float, pixels: int) -> Tensor:
+    """
+    The outermost pixel of all rows that are positive in column `index`; else one beyond the image. `(N,)`
+
+    Args:
+        rows (`Tensor` of shape `(N, rows, columns)`): columns from `start` `(N, 1, 1)` on.
+    """
+    index = index.expand(-1, rows.shape[1], -1)
+    crossing = _crossing(rows, index, start, step) * scale - 0.5
+    pixel = (crossing.ceil() if step < 0 else crossing.floor()).clamp(0, pixels - 1)
     # A run shorter than a pixel may hold no pixel centre: then its row says nothing.
-    inside = [positive.any(-1, keepdim=True) & (_interpolate(values, (p + 0.5) / scale, -1) > 0) for p in (low, high)]
-    low = torch.where(inside[0], low, torch.full_like(low, pixels))
-    high = torch.where(inside[1], high, torch.full_like(high, -1))
-    return low.squeeze(-1).amin(-1), high.squeeze(-1).amax(-1)
+    inside = (rows.gather(-1, index - start) > 0) & (_interpolate(rows, (pixel + 0.5) / scale, start) > 0)
+    if step < 0:
+        return torch.where(inside, pixel, torch.full_like(pixel, pixels)).amin((1, 2))
+    return torch.where(inside, pixel, torch.full_like(pixel, -1)).amax((1, 2))
 
 
-def _crossing(values: Tensor, index: Tensor, step: int) -> Tensor:
-    """Where the line from the centre of pixel `index` to its neighbour's crosses zero; else the edge of the image."""
-    width = values.shape[-1]
-    neighbour = index + step
-    here = values.gather(-1, index)
-    beyond = values.gather(-1, neighbour.clamp(0, width - 1))
-    share = here / (here - beyond).clamp_min(torch.finfo(values.dtype).tiny)
-    at_edge = (neighbour < 0) | (neighbour >= width)
+def _crossing(rows: Tensor, index: Tensor, start: Tensor, step: int) -> Tensor:
+    """Where the line from the centre of column `index` to its neighbour's crosses zero; else the edge of the image."""
+    neighbour = index + step - start
+    here = rows.gather(-1, index - start)
+    beyond = rows.gather(-1, neighbour.clamp(0, rows.shape[-1] - 1))
+    share = here / (here - beyond).clamp_min(torch.finfo(rows.dtype).tiny)
+    at_edge = (neighbour < 0) | (neighbour >= rows.shape[-1])
     return index + 0.5 + step * torch.where(at_edge, torch.full_like(share, 0.5), share)
 
 
-def _interpolate(values: Tensor, position: Tensor, dim: int) -> Tensor:
-    """Linear interpolation of `values` along `dim` at continuous positions, constant beyond the outer centres."""
-    length = values.shape[dim]
-    shifted = (position - 0.5).clamp(0, length - 1)
-    below = shifted.floor().long().clamp_max(max(length - 2, 0))
-    shape = [*values.shape]
-    shape[dim] = position.shape[dim]
-    below, weight = below.expand(shape), (shifted - below).expand(shape)
-    above = (below + 1).clamp_max(length - 1)
-    return torch.lerp(values.gather(dim, below), values.gather(dim, above), weight)
+def _interpolate(rows: Tensor, position: Tensor, start: Tensor) -> Tensor:
+    """Linear interpolation along the columns at continuous positions, constant beyond the outer centres."""
+    last = rows.shape[-1] - 1
+    shifted = (position - 0.5 - start).clamp(0, last)
+    below = shifted.floor().long().clamp_max(max(last - 1, 0))
+    above = (below + 1).clamp_max(last)
+    return torch.lerp(rows.gather(-1, below), rows.gather(-1, above), shifted - below)
 
 
 def _cell_lengths(cells: int, like: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from optidel_hf.curation.near_duplicates import difference_hash, near_duplicate_components
 from optidel_hf.curation.shards import shard_bounds, shard_paths, wait_for, write_parquet
 from optidel_hf.errors import UserError
-from optidel_hf.images import MAX_IMAGE_PIXELS, decode_reason
+from optidel_hf.images import MAX_IMAGE_PIXELS, count_pixels, decode_reason, split_runs
 from optidel_hf.processes import process_rank
 from optidel_hf.sources import find_image_column, open_dataset, unique_sources
 
@@ -29,6 +29,7 @@ from optidel_hf.sources import find_image_column, open_dataset, unique_sources
 logger = logging.getLogger(__name__)
 
 LARGEST_GROUP = 0.1
+IMAGES_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,12 @@ def inputs_hash(inputs: pa.Table) -> str:
 
 
 def _hash_rows(dataset: Dataset, max_pixels: int) -> pa.Table:
+    values = dataset["image"]
+    hashes: list[np.ndarray | None] = []
+    runs = split_runs([count_pixels(value, max_pixels) for value in values], IMAGES_AT_ONCE, max_pixels)
     with ThreadPoolExecutor(max_workers=4) as pool:
-        hashes = list(pool.map(lambda value: _perceptual_hash(value, max_pixels), dataset["image"]))
+        for run in runs:  # together no larger than one largest image
+            hashes += pool.map(lambda i: _perceptual_hash(values[i], max_pixels), run)
     return pa.table(
         {
             "source": pa.array(dataset["source"], pa.string()),

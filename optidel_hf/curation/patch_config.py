@@ -1,0 +1,98 @@
+"""What determines the key patches of an image: the point grid, what a mask must pass, and how a patch is cut."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from optidel_hf.checkpoints import EMBEDDED, checkpoint_path
+from optidel_hf.errors import UserError
+from optidel_hf.images import MAX_IMAGE_PIXELS
+
+
+PRESET_FILE = "amg_preset.json"
+REDUCING_GAP = 2  # as Pillow's thumbnails have it: closer to the final size the decoder's box filter would show
+
+
+@dataclass(frozen=True)
+class PatchConfig:
+    """
+    What determines the key patches of an image.
+
+    The thresholds have segment-anything's names; where one is left at `None` it comes from the checkpoint's own
+    `amg_preset.json` or, without that, from segment-anything's defaults.
+    """
+
+    sam: str = field(default=EMBEDDED, metadata={"help": "SamModel: a Hub id, a local folder, or 'embedded'."})
+    sam_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the SAM checkpoint."})
+    unit: str = field(default="patch", metadata={"help": "'patch' cuts key patches, 'image' takes whole images."})
+    points_per_side: int | None = field(default=None, metadata={"help": "Side of the point grid (preset, else 32)."})
+    pred_iou_thresh: float | None = field(default=None, metadata={"help": "Least predicted IoU (preset, else 0.88)."})
+    stability_score_thresh: float | None = field(default=None, metadata={"help": "Least stability (else 0.95)."})
+    stability_score_offset: float | None = field(default=None, metadata={"help": "Its logit offset (else 1.0)."})
+    box_nms_thresh: float | None = field(default=None, metadata={"help": "IoU at which boxes are one (else 0.7)."})
+    min_area: float = field(default=0.005, metadata={"help": "Least mask area, as a fraction of the image."})
+    max_area: float = field(default=0.4, metadata={"help": "Largest mask area, as a fraction of the image."})
+    max_border: float = field(default=0.25, metadata={"help": "Largest share of a crop in a flat black border."})
+    context: float = field(default=1.2, metadata={"help": "Side of the crop over the longer side of the box."})
+    min_crop: float = field(default=0.15, metadata={"help": "Least side of a crop over the image's shorter side."})
+    crop_nms_thresh: float = field(default=0.7, metadata={"help": "IoU at which two crops are one."})
+    max_patches: int = field(default=16, metadata={"help": "Most key patches an image, by IoU x stability."})
+    patch_size: int = field(default=64, metadata={"help": "Stored side: the reference model's input size, in pixels."})
+    max_image_pixels: int = field(default=MAX_IMAGE_PIXELS, metadata={"help": "Larger images are rejected."})
+    min_image_side: int = field(default=32, metadata={"help": "Images with a shorter side under this are rejected."})
+    max_aspect: float = field(default=8.0, metadata={"help": "Images longer than this many widths are rejected."})
+    sam_dtype: str = field(default="float32", metadata={"help": "float32, bfloat16 or auto (bf16 where native)."})
+    points_per_batch: int = field(default=64, metadata={"help": "Points that SAM decodes at once for an image."})
+    images_per_batch: int = field(default=4, metadata={"help": "Images that SAM encodes at once."})
+
+    def __post_init__(self) -> None:
+        if self.unit not in ("patch", "image"):
+            raise UserError(f"unit is '{self.unit}': it is 'patch' (cut by SAM) or 'image' (whole images).")
+        if not 0 <= self.min_area < self.max_area <= 1:
+            raise UserError(f"min_area {self.min_area} and max_area {self.max_area} are fractions, the first smaller.")
+        if self.sam_dtype not in ("float32", "bfloat16", "auto"):
+            raise UserError(f"sam_dtype is '{self.sam_dtype}': it is float32, bfloat16 or auto.")
+        if self.points_per_side is not None and self.points_per_side < 1:
+            raise UserError(f"points_per_side is {self.points_per_side}: a grid has at least one point.")
+        if self.min_crop <= 0:
+            raise UserError(f"min_crop is {self.min_crop}: a crop has a side, as a fraction above 0 of the image's.")
+        if self.max_patches < 1 or self.patch_size < 8:
+            raise UserError("max_patches is at least 1 and patch_size at least 8 pixels.")
+
+    def least_sides(self, sam_side: int) -> tuple[int, int]:
+        """
+        Shorter and longer side that an image keeps when it is decoded at reduced scale: no crop and not SAM's input of
+        `sam_side` pixels (0 without SAM) is then made of less than `REDUCING_GAP` pixels for each of its own.
+        """
+        smallest = self.min_crop if self.unit == "patch" else 1.0
+        shorter = math.ceil(REDUCING_GAP * self.patch_size / smallest)
+        return shorter, max(shorter, REDUCING_GAP * sam_side)
+
+    def thresholds(self) -> Thresholds:
+        """The grid and thresholds in force: given here, else the checkpoint's preset, else segment-anything's."""
+        given = {name: getattr(self, name) for name in Thresholds._fields if getattr(self, name) is not None}
+        return Thresholds(**{**_read_preset(self.sam), **given})
+
+
+class Thresholds(NamedTuple):
+    """
+    The point grid and what a mask must pass.
+
+    Defaults are those of segment-anything's automatic_mask_generator.py, which were tuned for ViT-H.
+    """
+
+    points_per_side: int = 32
+    pred_iou_thresh: float = 0.88
+    stability_score_thresh: float = 0.95
+    stability_score_offset: float = 1.0
+    box_nms_thresh: float = 0.7
+
+
+def _read_preset(sam: str) -> dict[str, Any]:
+    path = Path(checkpoint_path(sam)) / PRESET_FILE
+    preset = json.loads(path.read_text()) if path.exists() else {}
+    return {name: preset[name] for name in Thresholds._fields if name in preset}
