@@ -301,13 +301,18 @@ def _head(options: argparse.Namespace, device: torch.device, flops: int, peak: d
     versions = ", ".join(
         f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers", "accelerate")
     )
-    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.processor()}, {os.cpu_count()} cores"
+    name = (
+        torch.cuda.get_device_name()
+        if device.type == "cuda"
+        else f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    )
     rates = ", ".join(f"{dtype} {rate / 1e12:.2f} TFLOP/s" for dtype, rate in peak.items())
     load = f"{os.getloadavg()[0]:.1f}"
     return [
         f"# Pre-training against the usual path, {datetime.date.today()}",
         "",
-        f"`{' '.join(['python', *sys.argv])}`: {name}; {versions}; load at the end {load}.",
+        f"`{' '.join(['python benchmarks/bench_pretrain.py', *sys.argv[1:]])}`: {name}; {versions};",
+        f"load at the end {load}.",
         f"Measured matrix products: {rates}. MAE, model `{options.model}`, batch {options.batch_size};",
         f"forward and backward of an image take {flops / 1e9:.2f} GFLOP.",
         "",

@@ -101,8 +101,8 @@ def choose_residency(images: torch.Tensor | StoredImages, device: torch.device) 
     else:
         chosen = "device" if needed <= RAM_SHARE * memory else "stream"  # the device's memory is this one
     what = f"{len(images):,} images of {size} px are {needed / 1e9:.2f} GB"
-    room = f"{free / 1e9:.1f} GB on the device, {memory / 1e9:.1f} GB of memory"
-    logger.info("residency %s: %s, and there is room for %s", chosen, what, room)
+    device_room = f"{free / 1e9:.1f} GB on the device and " if device.type == "cuda" else ""
+    logger.info("residency %s: %s; %s%.1f GB of memory are free", chosen, what, device_room, memory / 1e9)
     return chosen
 
 

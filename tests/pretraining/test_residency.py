@@ -104,7 +104,7 @@ def test_auto_chooses_by_size_and_says_so(monkeypatch, caplog) -> None:
     assert choose_residency(stored, CPU) == "device"
     memory.available = 2 * needed - 2
     assert choose_residency(stored, CPU) == "stream"
-    assert "residency stream: 11 images of 16 px are 0.00 GB, and there is room for" in caplog.text
+    assert "residency stream: 11 images of 16 px are 0.00 GB; 0.0 GB of memory are free" in caplog.text
     gpu = torch.device("cuda", 0)
     memory.available = 2 * needed
     for free, chosen in ((4 * needed, "device"), (4 * needed - 4, "ram")):

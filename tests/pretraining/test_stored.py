@@ -12,7 +12,7 @@ from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
 from optidel_hf.errors import UserError
-from optidel_hf.pretraining.stored import StoredImages, StreamedImages, open_images
+from optidel_hf.pretraining.stored import StoredImages, StreamedImages, _stream_hub, open_images
 
 
 def png(array: np.ndarray) -> dict[str, object]:
@@ -73,7 +73,8 @@ def test_a_fingerprint_tells_which_images_and_how_they_are_cut() -> None:
     told = [StoredImages(*arguments).fingerprint for arguments in ((rows, "image", 16), (rows, "image", 16))]
     assert told[0] == told[1]
     others = {StoredImages(rows, "image", 20).fingerprint, StoredImages(rows.select([0, 1]), "image", 16).fingerprint}
-    assert len({told[0], *others}) == 3
+    others.add(StoredImages(table([png(pixels // 2) for pixels in pictures(3)]), "image", 16).fingerprint)
+    assert len({told[0], *others}) == 4
 
 
 @pytest.fixture
@@ -108,8 +109,6 @@ def test_shares_and_later_places_are_those_of_the_whole_stream(archives) -> None
 
 def test_a_dataset_is_streamed_like_an_archive(tmp_path) -> None:
     table([png(pixels) for pixels in pictures(5)]).to_parquet(tmp_path / "train.parquet")
-    from optidel_hf.pretraining.stored import _stream_hub
-
     rows = _stream_hub(str(tmp_path), None, None)
     assert [row["source"] for row in rows] == [f"frame-{row:03d}" for row in range(5)]
 
