@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,21 @@ from .tiny import TINY_SIZES, free_port, run_child, run_launched, tiny_config, t
 FORK = multiprocessing.get_context("fork")
 
 
+@pytest.fixture
+def start() -> Iterator[Callable[..., Any]]:
+    """Starts a function in a forked process, which a test that fails does not leave behind."""
+    processes = []
+
+    def forked(function: Callable[..., None], *arguments: Any, **named: Any) -> Any:
+        processes.append(FORK.Process(target=function, args=arguments, kwargs=named))
+        processes[-1].start()
+        return processes[-1]
+
+    yield forked
+    for process in processes:
+        process.kill()
+
+
 def _wait_for(step: int, out: Path, process: Any) -> None:
     while len(read_metrics(out / "metrics.jsonl")) < step:
         assert process.is_alive(), "the run ended before it was told to"
@@ -38,13 +54,12 @@ def _command(arguments: list[str]) -> None:
     sys.exit(cli.main(arguments))
 
 
-def test_the_command_leaves_with_a_checkpoint_and_a_code_of_its_own_and_goes_on(image_folder, tmp_path) -> None:
+def test_the_command_leaves_with_a_checkpoint_and_a_code_of_its_own_and_goes_on(image_folder, tmp_path, start) -> None:
     out = tmp_path / "vit"
     sizes = [f"--{name}={value}" for name, value in TINY_SIZES.items()]
     steps = ["--steps=40", "--batch_size=8", "--log_every=1", "--checkpoint_every=1000", "--device=cpu"]
     command = ["pretrain", "--dataset", str(image_folder), "--output_dir", str(out), *sizes, *steps]
-    process = FORK.Process(target=_command, args=(command,))
-    process.start()
+    process = start(_command, command)
     _wait_for(5, out, process)
     os.kill(process.pid, signal.SIGTERM)
     process.join(120)
@@ -63,11 +78,9 @@ def _rank(*arguments: Any, **changes: Any) -> None:
         sys.exit(cli.PREEMPTED)
 
 
-def test_all_processes_leave_together_though_one_alone_was_told_to(images, tmp_path) -> None:
+def test_all_processes_leave_together_though_one_alone_was_told_to(images, tmp_path, start) -> None:
     port, changes = free_port(), {"steps": 4000, "checkpoint_every": 4000, "log_every": 3}
-    ranks = [FORK.Process(target=_rank, args=(tmp_path, images, rank, 2, port), kwargs=changes) for rank in (0, 1)]
-    for process in ranks:
-        process.start()
+    ranks = [start(_rank, tmp_path, images, rank, 2, port, **changes) for rank in (0, 1)]
     _wait_for(3, tmp_path, ranks[0])
     os.kill(ranks[1].pid, signal.SIGTERM)
     for process in ranks:
@@ -82,10 +95,9 @@ def _launcher(out: Path, images: torch.Tensor, changes: dict[str, Any]) -> None:
     torchrun(2, run_launched, out, images, changes)
 
 
-def test_a_launcher_that_is_told_to_end_leaves_a_checkpoint(images, tmp_path) -> None:
+def test_a_launcher_that_is_told_to_end_leaves_a_checkpoint(images, tmp_path, start) -> None:
     changes = {"steps": 4000, "checkpoint_every": 4000, "log_every": 2}
-    launcher = FORK.Process(target=_launcher, args=(tmp_path, images, changes))
-    launcher.start()
+    launcher = start(_launcher, tmp_path, images, changes)
     _wait_for(2, tmp_path, launcher)
     os.kill(launcher.pid, signal.SIGTERM)
     launcher.join(120)
