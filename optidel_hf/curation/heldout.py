@@ -32,14 +32,12 @@ from torch import Tensor
 from transformers import ViTMAEForPreTraining
 
 from optidel_hf.curation.inputs import InputConfig, open_sources
-from optidel_hf.curation.masking import mask_partition, mask_ratio
 from optidel_hf.curation.reference import open_reference
-from optidel_hf.curation.scoring import load_pixels
+from optidel_hf.curation.scoring import ScoreConfig, load_pixels, measure
 from optidel_hf.curation.shards import write_text
 from optidel_hf.devices import resolve_device
 from optidel_hf.errors import UserError
 from optidel_hf.images import decode_reason
-from optidel_hf.pretraining.objectives.mae import MaskedAutoencoding
 
 
 MASKS, PARTITIONS = 4, 2
@@ -142,18 +140,8 @@ def measure_frames(model: ViTMAEForPreTraining, pixels: Tensor) -> Moments:
         model (`ViTMAEForPreTraining`): left with another `mask_ratio`.
         pixels (`Tensor` of shape `(B, C, S, S)`): normalised as the model's processor does.
     """
-    pixels = pixels.to(model.device)
-    target = MaskedAutoencoding(model).target(pixels)  # (B, L, D)
-    tokens = target.shape[1]
-    model.config.mask_ratio = mask_ratio(tokens, MASKS)
-    hidden = torch.cat([mask_partition(tokens, MASKS, seed) for seed in range(PARTITIONS)]).to(pixels.device)
-    error = torch.zeros(target.shape[:2], device=pixels.device)
-    for noise in hidden:
-        encoded = model.vit(pixels, noise=noise.expand(len(pixels), -1))
-        predicted = model.decoder(encoded.last_hidden_state, encoded.ids_restore).logits
-        error += (predicted - target).square().mean(-1) * noise
-    values = target.unflatten(-1, (-1, pixels.shape[1])).flatten(1, 2)  # channels vary fastest
-    figures = ((error / hidden.sum(0)).mean(1), values.mean(1), values.square().mean(1))
+    measures = measure(model, pixels.to(model.device), ScoreConfig(masks=MASKS, variance="channel"), range(PARTITIONS))
+    figures = measures.errors.mean((1, 2)), measures.mean[..., 0], measures.square[..., 0]
     return Moments(*(figure.double().cpu().numpy() for figure in figures))
 
 

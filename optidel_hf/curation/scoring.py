@@ -30,6 +30,7 @@ from optidel_hf.devices import resolve_device
 from optidel_hf.errors import UserError
 from optidel_hf.images import open_image
 from optidel_hf.pretraining.objectives.mae import MaskedAutoencoding
+from optidel_hf.processes import take_one_thread_in_a_pool
 
 
 KEY_FEATURES = Features(
@@ -121,6 +122,7 @@ class VInformationScorer:
 
     def __call__(self, batch: dict[str, list[Any]], rank: int | None = None) -> dict[str, list[Any]]:
         """Score the patches of `batch` (columns `image` and the keys)."""
+        take_one_thread_in_a_pool(self.device)
         device = str(resolve_device(self.device, rank))
         size = load_reference(self.reference, 0, device).model.config.image_size
         folds = np.array([load_folds(self.reference).get(group, 0) for group in batch["group"]], dtype=np.int8)
