@@ -29,7 +29,7 @@ from datasets import Dataset, Image
 from scipy.stats import t as student
 
 from optidel_hf.curation.heldout import FRAMES_AT_ONCE, Moments, hold_out, information, measure_frames
-from optidel_hf.curation.reference import Reference, ReferenceConfig, _pixels, _training_config
+from optidel_hf.curation.reference import Reference, ReferenceConfig, decode_patches, training_config
 from optidel_hf.curation.scoring import load_pixels
 from optidel_hf.curation.selection import mosaics_in_budget, select
 from optidel_hf.curation.shards import read_rows, write_text
@@ -159,8 +159,8 @@ class MaePilot:
         patches = self._read(rows)
         told = replace(self.reference, reference_steps=self.steps, reference_seed=seed)
         shutil.rmtree(self.folder, ignore_errors=True)
-        config = _training_config(told, self.folder, patches, self.device)
-        trainer = Pretrainer(config, _pixels(patches), description="pilot")
+        config = training_config(told, self.folder, patches, self.device)
+        trainer = Pretrainer(config, decode_patches(patches), description="pilot")
         trainer.train()
         processor = image_processor(config.image_size)
         model = Reference(trainer.model.eval(), tuple(processor.image_mean), tuple(processor.image_std))

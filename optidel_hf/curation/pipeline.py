@@ -386,7 +386,7 @@ class _Run:
     def _command(self) -> str:
         """The command line that makes the same dataset, wherever it is written and whatever it runs on."""
         c = self.config
-        flags = as_flags(c.inputs, c.patches, c.reference, c.score, c.selection, c.mosaic)
+        flags = as_flags(c.inputs, c.patches, c.reference, c.score, c.selection, c.mosaic, c.pilot)
         if c.images_per_shard != CurationConfig.images_per_shard:
             flags.append(f"--images_per_shard={c.images_per_shard}")
         return shlex.join(["optidel", "curate", *flags])

@@ -189,8 +189,8 @@ def _fit_fold(
     chosen = sorted(train, key=lambda i: _hash(config.reference_seed, str(i)))[: config.max_reference_patches]
     partial = output / f".fold-{fold}.partial"
     trainer = Pretrainer(
-        _training_config(config, partial, patches, device),
-        _pixels(patches.select(sorted(chosen))),
+        training_config(config, partial, patches, device),
+        decode_patches(patches.select(sorted(chosen))),
         description=f"reference model, fold {fold}",
     )
     trainer.train()
@@ -211,7 +211,8 @@ def _publish_fold(partial: Path, target: Path, calibration: Calibration) -> None
     whole.rename(target)
 
 
-def _training_config(config: ReferenceConfig, output: Path, patches: Dataset, device: str) -> PretrainConfig:
+def training_config(config: ReferenceConfig, output: Path, patches: Dataset, device: str) -> PretrainConfig:
+    """How a reference model is pre-trained on patches."""
     return PretrainConfig(
         output_dir=str(output),
         image_size=open_image(patches[0]["image"]).width,
@@ -331,7 +332,8 @@ def _count_images(groups: Iterable[str], sources: Iterable[str]) -> Counter[str]
     return Counter(group for group, _ in set(zip(groups, sources)))
 
 
-def _pixels(patches: Dataset) -> torch.Tensor:
+def decode_patches(patches: Dataset) -> torch.Tensor:
+    """Patches of one size as `(n, 3, S, S)` uint8."""
     arrays = [np.asarray(open_image(value)) for value in patches["image"]]
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
 
