@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,10 +11,13 @@ import numpy as np
 import pytest
 from hub_server import HubServer
 from PIL import Image
+from tqdm import tqdm
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+# tqdm's own lock is one semaphore for all forks: a child killed while it drew its bar would lock out every later one.
+tqdm.set_lock(threading.RLock())
 
 
 @pytest.fixture(scope="session")
