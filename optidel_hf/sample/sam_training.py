@@ -46,7 +46,7 @@ class SamTrainingConfig:
         default="runs/sam-tiny", metadata={"help": "Where the scene cache, checkpoint and log go."}
     )
     start_from: str | None = field(
-        default=None, metadata={"help": "Exported model to start from, with a fresh optimizer, instead of at random."}
+        default=None, metadata={"help": "Start from this model, exported with --logit_scale 1, and a fresh optimizer."}
     )
     steps: int = field(default=9000, metadata={"help": "Optimisation steps."})
     seed: int = field(default=0, metadata={"help": "Seed of the scenes, the weights and the order."})
