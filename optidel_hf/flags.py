@@ -1,0 +1,94 @@
+"""What the commands themselves are asked; the flags of a stage are its own configuration's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from optidel_hf.errors import UserError
+
+
+EMBEDDED = "embedded"
+SAMPLE_DIR = Path("runs/sample")
+SAMPLE_CURATION_DIR = Path("runs/curate")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where and how a curation runs; nothing here changes its result but `images_per_shard`."""
+
+    output_dir: str = field(default=str(SAMPLE_CURATION_DIR), metadata={"help": "Folder for all stages."})
+    reuse: str | None = field(default=None, metadata={"help": "Output to take over finished stages from."})
+    device: str = field(default="auto", metadata={"help": "auto (cuda, mps, xpu, then cpu) or one of these."})
+    images_per_shard: int = field(default=256, metadata={"help": "Source images in a shard, the unit of resume."})
+
+    def __post_init__(self) -> None:
+        if self.images_per_shard < 1:
+            raise UserError(f"images_per_shard is {self.images_per_shard}: a shard holds at least one image.")
+        if self.reuse and not Path(self.reuse, "config.json").exists():
+            raise UserError(f"--reuse {self.reuse} is no output of `optidel curate`: it has no config.json.")
+
+
+@dataclass(frozen=True)
+class ImagesConfig:
+    """The images to pre-train on."""
+
+    dataset: str = field(
+        default=EMBEDDED,
+        metadata={"help": "Curated folder, folder of images, .parquet/.arrow files, or Hub id; or 'embedded'."},
+    )
+    split: str | None = field(default=None, metadata={"help": "One split; all of them by default."})
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub dataset."})
+    image_column: str | None = field(default=None, metadata={"help": "Needed where there are several."})
+    limit: int | None = field(default=None, metadata={"help": "Take the first N images only."})
+    dry_run: bool = field(
+        default=False,
+        metadata={"help": "Take a few steps, say what the run would need and how long it would take; write nothing."},
+    )
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """What the report shows."""
+
+    curation_dir: str = field(default=str(SAMPLE_CURATION_DIR), metadata={"help": "Output of `optidel curate`."})
+    output: str | None = field(default=None, metadata={"help": "HTML file (else report.html in curation_dir)."})
+    pretrain_dirs: list[str] = field(
+        default_factory=list, metadata={"help": "`name=folder` of pre-trained models, for their training curves."}
+    )
+    results: str | None = field(default=None, metadata={"help": "results.json of `optidel evaluate`."})
+
+
+@dataclass(frozen=True)
+class InformationConfig:
+    """Which models to judge, on which curation's held-out images."""
+
+    models: list[str] = field(metadata={"help": "`name=folder` of pre-trained masked autoencoders."})
+    curation_dir: str = field(
+        default=str(SAMPLE_CURATION_DIR), metadata={"help": "Output of `optidel curate --held_out ...`."}
+    )
+    device: str = field(default="auto", metadata={"help": "auto (cuda, mps, xpu, then cpu) or one of these."})
+
+
+@dataclass(frozen=True)
+class StatusConfig:
+    """Which output to look at."""
+
+    output_dir: str = field(default=str(SAMPLE_CURATION_DIR), metadata={"help": "Output of `optidel curate`."})
+
+
+@dataclass(frozen=True)
+class TheoryOutputConfig:
+    """Where the figure goes."""
+
+    output_dir: str = field(default="runs/theory", metadata={"help": "Folder for theory.png and theory.json."})
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """How large the demo is."""
+
+    output_dir: str = field(default="runs/demo", metadata={"help": "Folder for everything that the demo makes."})
+    frames: int = field(default=400, metadata={"help": "Frames in the pool of the embedded sample."})
+    steps: int = field(default=120, metadata={"help": "Pre-training steps of every arm."})
+    seeds: int = field(default=2, metadata={"help": "Seeds of the downstream training."})
