@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import shutil
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +80,23 @@ def test_a_push_that_broke_off_goes_on(
     with pytest.raises(UserError, match=r"pushing to me/frames failed .* the same push goes on"):
         push_dataset(curation, "me/frames")
     assert len(hub.uploads) == 2
+    assert hub.repo("me/frames").files == {}
+    hub.arm()
+    push_dataset(curation, "me/frames")
+    large = {file.sha256 for file in hub.repo("me/frames").files.values() if file.large}
+    assert len(hub.uploads) == len(set(hub.uploads)) == len(large)
+
+
+def test_a_killed_push_shows_nothing_and_goes_on(hub: HubServer, curation: Path) -> None:
+    hub.arm(Fault("PUT /lfs", after=2, wait=60))  # the third file hangs
+    child = multiprocessing.get_context("fork").Process(target=push_dataset, args=(curation, "me/frames"), daemon=True)
+    child.start()
+    while len(hub.uploads) < 2:
+        assert child.is_alive(), "the child ended before it was killed"
+        time.sleep(0.01)
+    child.kill()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
     assert hub.repo("me/frames").files == {}
     hub.arm()
     push_dataset(curation, "me/frames")
