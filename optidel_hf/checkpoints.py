@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 
 from transformers import AutoConfig, AutoImageProcessor
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import logging as transformers_logging
 
 from optidel_hf.errors import UserError
 
@@ -82,3 +85,14 @@ def _has(checkpoint: str, file: str, revision: str | None) -> bool:
         return cached_file(checkpoint, file, revision=revision) is not None
     except OSError:
         return False
+
+
+@contextmanager
+def quiet_about_unused_weights() -> Iterator[None]:
+    """Keep transformers from listing weights as unexpected: an encoder may well be taken out of a larger model."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)

@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from transformers import ViTConfig, ViTModel
 from transformers.image_processing_base import ImageProcessingMixin
-from transformers.utils import logging as transformers_logging
 
-from optidel_hf.checkpoints import refuse_pickle
+from optidel_hf.checkpoints import quiet_about_unused_weights, refuse_pickle
 from optidel_hf.errors import UserError
 from optidel_hf.pretraining.objectives.vit import sincos_positions
 
@@ -72,7 +69,7 @@ def load_backbone(model: str) -> Backbone:
     location = str(nested) if nested.is_dir() else model
     try:
         refuse_pickle(location)
-        with _quiet_about_the_decoder():
+        with quiet_about_unused_weights():
             encoder, report = ViTModel.from_pretrained(
                 location,
                 add_pooling_layer=False,
@@ -123,14 +120,3 @@ def _normalisation(location: str) -> tuple[tuple[float, ...], tuple[float, ...]]
         tuple(processor.get("image_mean", IMAGENET_MEAN)),
         tuple(processor.get("image_std", IMAGENET_STD)),
     )
-
-
-@contextmanager
-def _quiet_about_the_decoder() -> Iterator[None]:
-    """Keep transformers from listing the MAE decoder's weights as unexpected: leaving them out is the purpose."""
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)

@@ -149,16 +149,9 @@ def render_dataset_card(
     folder = record.folder / "curated"
     name = name or (repo_id or record.folder.resolve().name).split("/")[-1]
     configs = published_configs(record, selection_only)
-    metadata = DatasetCardData(
-        license=license,
-        task_categories=[TASK],
-        size_categories=next((label for limit, label in SIZE_CATEGORIES if facts["mosaics"] < limit), "n>1M"),
-        tags=["optidel", "data-curation", "self-supervised-learning"],
-        pretty_name=name,
-        # On the Hub alone: for a local folder that names them, `load_dataset` caches by its name without its contents,
-        # and gives for `out2/curated` what it read from `out1/curated`.
-        configs=[{"config_name": c, "data_files": CONFIGS[c][0]} for c in configs] if repo_id else None,
-    )
+    # On the Hub alone: for a local folder that names configs, `load_dataset` caches by its name without its contents,
+    # and gives for `out2/curated` what it read from `out1/curated`.
+    metadata = _dataset_metadata(license, facts["mosaics"], name, configs if repo_id else None)
     card = _render(
         "dataset_card.md.jinja",
         metadata=metadata.to_yaml(),
@@ -181,6 +174,17 @@ def render_dataset_card(
         versions=record.config.get("versions", {}) | record.facts["versions"],
     )
     return str(DatasetCard(card))
+
+
+def _dataset_metadata(license: str, mosaics: int, name: str, configs: list[str] | None) -> DatasetCardData:
+    return DatasetCardData(
+        license=license,
+        task_categories=[TASK],
+        size_categories=next((label for limit, label in SIZE_CATEGORIES if mosaics < limit), "n>1M"),
+        tags=["optidel", "data-curation", "self-supervised-learning"],
+        pretty_name=name,
+        configs=configs and [{"config_name": c, "data_files": CONFIGS[c][0]} for c in configs],
+    )
 
 
 def published_configs(record: CurationRecord, selection_only: bool = False) -> list[str]:

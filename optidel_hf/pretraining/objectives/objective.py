@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from optidel_hf.pretraining.config import PretrainConfig
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, ABC):
     """
     A model and its loss, and nothing of the loop around them.
 
@@ -34,10 +35,11 @@ class Objective(nn.Module):
     model: PreTrainedModel
 
     @classmethod
+    @abstractmethod
     def from_config(cls, config: PretrainConfig, attn_implementation: str) -> Objective:
         """The objective with a new model or a checkpoint's, as the configuration says."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, *views: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """
         The loss of this process's part of the batch; the mean over processes is the loss of the step.
@@ -46,11 +48,10 @@ class Objective(nn.Module):
             views (`torch.Tensor` of shape `(B, 3, T, T)`): `augmentation.views` of each image, normalised.
             noise (`torch.Tensor` of shape `(B, L)`): a random number from 0 to 1 for each patch.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def backbone(self) -> ViTModel:
         """The encoder as a plain `ViTModel` without pooling layer, in evaluation mode."""
-        raise NotImplementedError
 
     def save(self, folder: Path, processor: ImageProcessingMixin) -> None:
         """Write `backbone/` with its image processor into `folder`; an objective adds what else it has."""

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel, ViTConfig, ViTModel
-from transformers.utils import logging as transformers_logging
 
+from optidel_hf.checkpoints import quiet_about_unused_weights
 from optidel_hf.errors import UserError
 
 
@@ -143,7 +143,7 @@ def load(
         kind = AutoConfig.from_pretrained(checkpoint, revision=revision).model_type
         if kind not in kinds:
             raise UserError(f"{checkpoint} is a '{kind}', not a '{kinds[0]}': give {what}.")
-        with _quiet():
+        with quiet_about_unused_weights():
             model, report = architecture.from_pretrained(
                 checkpoint,
                 revision=revision,
@@ -160,14 +160,3 @@ def load(
         missing = sorted(report["missing_keys"])
         raise UserError(f"{checkpoint} lacks {len(missing)} weights of {what}, such as {missing[0]}.")
     return model
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers from listing weights as unexpected: an encoder may well be taken out of a larger model."""
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
