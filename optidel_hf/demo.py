@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from optidel_hf import cli
+from optidel_hf import commands
 from optidel_hf.sample import write_sample
 
 
@@ -33,9 +33,9 @@ def run_demo(output: Path, frames: int, steps: int, seeds: int) -> None:
     sample = write_sample(output / "sample", frames=frames)
     pool = sample / "pool" / "images"
     curated, random = output / "optidel", output / "random"
-    cli.curate(_flags(dataset=pool, output_dir=curated, budget=BUDGET, **QUICK))
+    commands.curate(_flags(dataset=pool, output_dir=curated, budget=BUDGET, **QUICK))
     whole = {"unit": "image", "strategy": "random", "tiles_per_mosaic": 1}
-    cli.curate(_flags(dataset=pool, output_dir=random, budget=BUDGET, **whole))
+    commands.curate(_flags(dataset=pool, output_dir=random, budget=BUDGET, **whole))
     arms = {"optidel-5%": curated / "curated", "random-5%": random / "curated", "full": pool}
     models = {arm: output / "models" / arm.rstrip("%") for arm in arms}
     for arm, dataset in arms.items():
@@ -43,11 +43,11 @@ def run_demo(output: Path, frames: int, steps: int, seeds: int) -> None:
     evaluation = output / "evaluation"
     named = [f"{arm}={folder}" for arm, folder in models.items()]
     downstream = {"dataset": sample / "downstream", "output_dir": evaluation, "seeds": seeds}
-    cli.evaluate(["--models", *named, "none", *_flags(**downstream, steps=100, batch_size=16)])
-    cli.report(
+    commands.evaluate(["--models", *named, "none", *_flags(**downstream, steps=100, batch_size=16)])
+    commands.report(
         ["--pretrain_dirs", *named, *_flags(curation_dir=curated, results=evaluation / "results.json")],
     )
-    cli.say(
+    commands.say(
         f"curated dataset: {curated / 'curated'}\ncheckpoint: {models['optidel-5%']}\n"
         f"report: {curated / 'report.html'}\nThe demo took {time.monotonic() - started:.0f} s."
     )
@@ -59,7 +59,7 @@ def _launch(dataset: Path, model: Path, steps: int) -> None:
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
     launcher += ["--mixed_precision", "no", "--dynamo_backend", "no"]
     flags = _flags(dataset=dataset, output_dir=model, steps=steps, base_learning_rate=BASE_LEARNING_RATE)
-    cli.say(f"accelerate launch recipes/pretrain.py {' '.join(flags)}")
+    commands.say(f"accelerate launch recipes/pretrain.py {' '.join(flags)}")
     subprocess.run([*launcher, *target, *flags], check=True)
 
 

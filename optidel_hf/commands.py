@@ -1,0 +1,358 @@
+"""What each `optidel` command does: it reads its flags, calls the wings, and says where the result lies."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optidel_hf.errors import UserError
+from optidel_hf.flags import (
+    EMBEDDED,
+    SAMPLE_CURATION_DIR,
+    SAMPLE_DIR,
+    DemoConfig,
+    ImagesConfig,
+    InformationConfig,
+    ReportConfig,
+    RunConfig,
+    StatusConfig,
+    TheoryOutputConfig,
+)
+
+
+if TYPE_CHECKING:
+    from optidel_hf.evaluation.probes import ProbeConfig
+    from optidel_hf.pretraining.config import PretrainConfig
+    from optidel_hf.pretraining.trainer import Pretrainer
+
+
+def curate(arguments: Sequence[str], until: str = "curated") -> None:
+    """Images to a curated dataset: key patches, scores, selection, mosaics."""
+    from optidel_hf.curation.curated import MosaicConfig
+    from optidel_hf.curation.dry_run import DryRunConfig, project
+    from optidel_hf.curation.inputs import InputConfig
+    from optidel_hf.curation.patches import PatchConfig
+    from optidel_hf.curation.pilot import PilotConfig
+    from optidel_hf.curation.pipeline import CurationConfig
+    from optidel_hf.curation.pipeline import curate as run_curation
+    from optidel_hf.curation.reference import ReferenceConfig
+    from optidel_hf.curation.scoring import ScoreConfig
+    from optidel_hf.curation.selection_config import SelectionConfig
+    from optidel_hf.processes import process_rank, share_cores
+    from optidel_hf.publishing.hub import PublishConfig
+
+    share_cores()
+    stages = (PatchConfig, ReferenceConfig, ScoreConfig, SelectionConfig, MosaicConfig, PilotConfig)
+    finishes = until == "curated"
+    kinds = (InputConfig, RunConfig, DryRunConfig, *stages, *([PublishConfig] if finishes else []))
+    inputs, run, look, patches, *others = _parse(kinds, arguments, "curate", curate.__doc__)
+    if inputs.dataset == EMBEDDED:
+        inputs = InputConfig(**{**vars(inputs), "dataset": str(sample_pool())})
+    if look.dry_run:
+        rank, world = process_rank()
+        if rank == 0:
+            say(str(project(inputs, patches, look.dry_run, run.device, world)))
+        return
+    reference, score, selection, mosaic, pilot, *publish = others
+    config = CurationConfig(
+        inputs,
+        patches=patches,
+        reference=reference,
+        score=score,
+        selection=selection,
+        mosaic=mosaic,
+        pilot=pilot,
+        **vars(run),
+    )
+    output = run_curation(config, until)
+    if finishes and process_rank()[0] == 0:
+        _finish_curation(output, *publish)
+    say(f"{until}: {output / until if until != 'selection' else output / '.selection'}")
+
+
+def _finish_curation(output: Path, publish: Any) -> None:
+    """A curated dataset's card, and the push that was asked for."""
+    from optidel_hf.publishing.cards import write_dataset_card
+    from optidel_hf.publishing.hub import push_dataset
+
+    write_dataset_card(output, license=publish.license)
+    if publish.push_to_hub:
+        url = push_dataset(output, publish.push_to_hub, private=publish.private, license=publish.license)
+        say(f"pushed: {url}")
+
+
+def pretrain(arguments: Sequence[str]) -> None:
+    """Pre-train a ViT on curated images; under `accelerate launch` on every process."""
+    from optidel_hf.checkpoints import checkpoint_fingerprint, refuse_pickle
+    from optidel_hf.evaluation.probes import ProbeConfig
+    from optidel_hf.pretraining.checkpoints import require_writable
+    from optidel_hf.pretraining.config import PretrainConfig
+    from optidel_hf.pretraining.stored import open_images
+    from optidel_hf.pretraining.trainer import Pretrainer
+    from optidel_hf.processes import process_rank, share_cores
+    from optidel_hf.publishing.hub import PublishConfig
+
+    share_cores()
+    configs = (ImagesConfig, PretrainConfig, ProbeConfig, PublishConfig)
+    images, config, probes, publish = _parse(configs, arguments, "pretrain", pretrain.__doc__)
+    if config.model:
+        refuse_pickle(config.model, said=f"--model {config.model}")
+    if not images.dry_run:
+        require_writable(Path(config.output_dir))
+    dataset = images.dataset if images.dataset != EMBEDDED else str(sample_curated(make=not images.dry_run))
+    stored = open_images(
+        dataset,
+        size=config.image_size,
+        split=images.split,
+        revision=images.revision,
+        image_column=images.image_column,
+        limit=images.limit,
+        stream=config.residency == "stream",
+    )
+    trainer = Pretrainer(config, stored, evaluation=_evaluation(config, probes))
+    if images.dry_run:
+        say(_rehearsed(trainer))
+        return
+    trainer.train()
+    trainer.save()
+    if process_rank()[0] == 0:
+        command = shlex.join(["accelerate", "launch", "recipes/pretrain.py", *arguments])
+        facts = {"command": command, "images_sha256": trainer.told["images"]}
+        if config.model:
+            facts["weights"] = checkpoint_fingerprint(config.model)
+        _finish_model(config.output_dir, facts | dataset_facts(dataset, images.revision), publish)
+
+
+def _finish_model(folder: str, facts: dict[str, Any], publish: Any) -> None:
+    """A model's provenance and card, and the push that was asked for."""
+    from optidel_hf.publishing.cards import write_model_card, write_provenance
+    from optidel_hf.publishing.hub import push_model
+
+    write_provenance(folder, facts)
+    write_model_card(folder, license=publish.license)
+    say(f"checkpoint: {folder}")
+    if publish.push_to_hub:
+        say(f"pushed: {push_model(folder, publish.push_to_hub, private=publish.private, license=publish.license)}")
+
+
+def evaluate(arguments: Sequence[str]) -> None:
+    """Judge pre-trained models by downstream segmentation."""
+    from optidel_hf.evaluation.segmentation import EvaluateConfig, evaluate_segmentation
+
+    (config,) = _parse((EvaluateConfig,), arguments or embedded_evaluation(), "evaluate", evaluate.__doc__)
+    evaluate_segmentation(config)
+    say((Path(config.output_dir) / "results.md").read_text())
+    say(f"results: {Path(config.output_dir) / 'results.json'}")
+
+
+def report(arguments: Sequence[str]) -> None:
+    """One HTML file: what was kept, what was dropped, what was tiled, and how it did."""
+    from optidel_hf.publishing.report import build_report
+
+    (config,) = _parse((ReportConfig,), arguments, "report", report.__doc__)
+    output = config.output or str(Path(config.curation_dir) / "report.html")
+    pretrain_dirs = {name: Path(folder) for name, folder in named_folders(config.pretrain_dirs).items()}
+    path = build_report(Path(config.curation_dir), output, pretrain_dirs, config.results and Path(config.results))
+    say(f"report: {path}")
+
+
+def information(arguments: Sequence[str]) -> None:
+    """Held-out V-information of pre-trained models, on frames that no stage of a curation has seen."""
+    from optidel_hf.curation.heldout import judge
+
+    (config,) = _parse((InformationConfig,), arguments, "information", information.__doc__)
+    judged = judge(named_folders(config.models), config.curation_dir, config.device)
+    for name, figures in judged.items():
+        interval = "" if figures["low"] is None else f" (95 % {figures['low']:.3f} to {figures['high']:.3f})"
+        say(f"{name}: {figures['v_information']:.3f} bits per value of {figures['target']} pixels{interval}")
+    say(f"information: {Path(config.curation_dir) / 'held_out.json'}")
+
+
+def named_folders(entries: Sequence[str]) -> dict[str, str]:
+    """`name=folder` entries by name; a folder alone is named after itself."""
+    return {entry.split("=", 1)[0] if "=" in entry else Path(entry).name: entry.split("=", 1)[-1] for entry in entries}
+
+
+def status(arguments: Sequence[str]) -> None:
+    """How far a curation has come."""
+    from optidel_hf.curation.shards import existing_shards
+
+    (config,) = _parse((StatusConfig,), arguments, "status", status.__doc__)
+    output = Path(config.output_dir)
+    if not (output / "inputs.parquet").exists():
+        raise UserError(f"{output} is no output of `optidel curate`: it has no inputs.parquet.")
+    for stage in ("patches", "rejected", "scores", "curated"):
+        shards = existing_shards(output / stage)
+        total = int(shards[0].stem.split("-of-")[1]) if shards else "?"
+        say(f"{stage:10} {len(shards)} of {total} shards")
+    folds = sorted(path.name for path in (output / "reference").glob("fold-*"))
+    say(f"{'reference':10} {', '.join(folds) or 'not yet'}")
+    say(f"{'selection':10} {'published' if (output / 'selection.parquet').exists() else 'not yet'}")
+
+
+def theory(arguments: Sequence[str]) -> None:
+    """When a perceptron should keep hard samples, and when easy ones: simulation and theory in one figure."""
+    import json
+
+    from optidel_hf.theory.figure import draw_theory
+    from optidel_hf.theory.study import TheoryConfig
+    from optidel_hf.theory.summary import best_strategies, results
+
+    config, output = _parse((TheoryConfig, TheoryOutputConfig), arguments, "theory", theory.__doc__)
+    folder = Path(output.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    study = draw_theory(folder / "theory.png", config)
+    (folder / "theory.json").write_text(json.dumps(results(config, study), indent=1) + "\n")
+    say("\n".join([*best_strategies(config, study), f"figure: {folder / 'theory.png'}"]))
+
+
+def demo(arguments: Sequence[str]) -> None:
+    """The whole method on the embedded sample, offline."""
+    from optidel_hf.demo import run_demo
+
+    (config,) = _parse((DemoConfig,), arguments, "demo", demo.__doc__)
+    run_demo(Path(config.output_dir), config.frames, config.steps, config.seeds)
+
+
+def push(arguments: Sequence[str]) -> None:
+    """Push a curated dataset, a selection, a model or a metric to the Hub, with its card."""
+    from optidel_hf.publishing.hub import PushConfig, push_dataset, push_metric, push_model
+
+    (config,) = _parse((PushConfig,), arguments, "push", push.__doc__)
+    folder, how = Path(config.folder), {"private": config.private, "license": config.license}
+    if (folder / "inputs.parquet").exists():
+        url = push_dataset(folder, config.repo_id, selection_only=config.selection_only, **how)
+    elif (folder / "pretrain_config.json").exists():
+        url = push_model(folder, config.repo_id, results=config.results, arm=config.arm, **how)
+    elif (folder / f"{folder.resolve().name}.py").exists():
+        url = push_metric(folder, config.repo_id, private=config.private)
+    else:
+        raise UserError(
+            f"--folder {folder} is no output of `optidel curate` (it has no inputs.parquet) or of pre-training (no "
+            "pretrain_config.json), nor the folder of a metric."
+        )
+    say(f"pushed: {url}")
+
+
+def rebuild(arguments: Sequence[str]) -> None:
+    """The curated images again, from a published selection and the source images."""
+    from optidel_hf.curation.rebuild import RebuildConfig
+    from optidel_hf.curation.rebuild import rebuild as run_rebuild
+
+    (config,) = _parse((RebuildConfig,), arguments, "rebuild", rebuild.__doc__)
+    say(f"curated: {run_rebuild(config) / 'curated'}")
+
+
+def env(arguments: Sequence[str]) -> None:
+    """Versions and devices, for bug reports."""
+    import platform
+    from importlib.metadata import version
+
+    import torch
+
+    from optidel_hf.devices import resolve_device
+
+    _parse((), arguments, "env", env.__doc__)
+    for name in (
+        "optidel_hf",
+        "torch",
+        "transformers",
+        "datasets",
+        "accelerate",
+        "huggingface_hub",
+        "pillow",
+        "numpy",
+    ):
+        say(f"{name:16} {version(name)}")
+    say(f"{'python':16} {platform.python_version()} on {platform.platform()}")
+    say(f"{'device':16} {resolve_device()} ({torch.get_num_threads()} threads)")
+
+
+def _parse(dataclasses: Sequence[type], flags: Sequence[str], command: str, summary: str | None) -> tuple[Any, ...]:
+    from transformers.utils.logging import disable_progress_bar
+
+    from optidel_hf.arguments import parse
+
+    disable_progress_bar()  # of weights being loaded: the bars that matter are the stages' own
+    return parse(dataclasses, flags, f"optidel {command}", (summary or "").splitlines()[0])
+
+
+def say(text: str, stream: Any = None) -> None:
+    """Print for the user, on every line at once."""
+    print(text, file=stream or sys.stdout, flush=True)
+
+
+def sample_pool() -> Path:
+    """The embedded sample's pool, generated first if it is not there, by the first process alone."""
+    from optidel_hf.curation.shards import wait_for
+    from optidel_hf.processes import process_rank
+    from optidel_hf.sample import write_sample
+
+    if process_rank()[0] == 0:
+        write_sample(SAMPLE_DIR)
+    wait_for([SAMPLE_DIR / "sample.json"])
+    return SAMPLE_DIR / "pool" / "images"
+
+
+def sample_curated(make: bool = True) -> Path:
+    """The embedded sample's curated subset, made first if it is not there, before any process group's clock starts."""
+    from optidel_hf.curation.shards import wait_for
+    from optidel_hf.processes import process_rank, single_process
+
+    if not make and not (SAMPLE_CURATION_DIR / "selection.parquet").exists():
+        raise UserError(
+            "--dry_run writes nothing, and the embedded subset is not made yet: run `optidel curate` first."
+        )
+    if process_rank()[0] == 0 and not (SAMPLE_CURATION_DIR / "selection.parquet").exists():
+        with single_process():
+            curate([])
+    wait_for([SAMPLE_CURATION_DIR / "selection.parquet"])
+    return SAMPLE_CURATION_DIR / "curated"
+
+
+def _evaluation(config: PretrainConfig, probes: ProbeConfig) -> Callable[[Any], dict[str, float]] | None:
+    """What judges the encoder while it trains: the trainer knows no labels, so it gets a function."""
+    from optidel_hf.devices import resolve_device
+    from optidel_hf.evaluation.probes import make_probe
+    from optidel_hf.processes import process_rank
+
+    if bool(config.evaluate_every) != bool(probes.probe_dataset):
+        raise UserError("--evaluate_every and --probe_dataset belong together: give both or none.")
+    if not probes.probe_dataset:
+        return None
+    if process_rank()[0] > 0:
+        return lambda encoder: {}  # the first process judges, the others wait
+    return make_probe(probes, config.image_size, resolve_device(config.device))
+
+
+def _rehearsed(trainer: Pretrainer) -> str:
+    from optidel_hf.pretraining.dry_run import describe, rehearse
+
+    rehearsal = rehearse(trainer)  # by every process
+    return describe(trainer, rehearsal) if trainer.accelerator.is_main_process else ""
+
+
+def embedded_evaluation() -> list[str]:
+    """Without arguments: the model that `recipes/pretrain.py` makes, against no pre-training, on the sample."""
+    sample_pool()
+    model = Path("runs/pretrain")
+    if not (model / "model.safetensors").exists():
+        pretrain([])
+    flags = ["--models", f"optidel={model}", "none", "--dataset", str(SAMPLE_DIR / "downstream")]
+    return [*flags, "--output_dir", "runs/evaluate"]
+
+
+def dataset_facts(dataset: str, revision: str | None = None) -> dict[str, Any]:
+    """What a model card says of its data: its name and, where a curation made it, how."""
+    from optidel_hf.publishing.cards import hub_id, selection_facts
+    from optidel_hf.publishing.hub import find_file
+    from optidel_hf.sources import hub_commit
+
+    repo = hub_id(dataset)
+    commit = hub_commit(repo, revision) if repo else None
+    selection = find_file(repo, "selection.parquet", commit) if repo else Path(dataset).parent / "selection.parquet"
+    curation = selection_facts(selection) if selection and selection.exists() else None
+    return {"name": dataset, "hub_id": repo, "revision": commit, "curation": curation}
