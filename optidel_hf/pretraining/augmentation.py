@@ -10,10 +10,16 @@ is two more, with that image's own width. Colour (Chen et al. 2020, appendix A) 
 hue in this order, then grey. Which crop, colour and blur an image gets is told by
 [`~optidel_hf.pretraining.draws.Draws`].
 
-Shapes: `B` images, `S` side of a stored image, `T` side of a view. Pixels are float32 in 0 to 255.
+A mosaic's tiles may be cut one by one: each is cropped, mirrored and resized within itself, so that no crop runs over
+a seam and every seam of a view lies where the grid has it; or one tile alone fills the view. Colours come after that.
+
+Shapes: `B` images, `M` tiles of each (1: the image itself), `S` side of a stored tile, `T` side of a view. Pixels are
+float32 in 0 to 255.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 
@@ -29,7 +35,7 @@ def augment(images: torch.Tensor, draws: Draws, augmentation: Augmentation, size
     Make the views of a batch.
 
     Args:
-        images (`torch.Tensor` of shape `(B, 3, S, S)`): RGB, uint8.
+        images (`torch.Tensor` of shape `(B * M, 3, S, S)`): RGB, uint8; an image's tiles follow one another.
         draws ([`~optidel_hf.pretraining.draws.Draws`]): on the images' device.
         augmentation ([`~optidel_hf.pretraining.draws.Augmentation`]): what they were drawn for.
         size (`int`): side `T` of a view.
@@ -39,13 +45,39 @@ def augment(images: torch.Tensor, draws: Draws, augmentation: Augmentation, size
     """
     views = []
     for v in range(augmentation.views):
-        view = crop_resize(images, draws.box[:, v], draws.flip[:, v], size)
+        view = crop_tiles(images, draws.box[:, v], draws.flip[:, v], draws.alone, size)
         if augmentation.jitter or augmentation.grey:
             view = colour(view, draws.factors[:, v], draws.grey[:, v])
         if augmentation.blur:
             view = blur(view, draws.sigma[:, v])
         views.append(view)
     return views
+
+
+def crop_tiles(
+    tiles: torch.Tensor, box: torch.Tensor, flip: torch.Tensor, alone: torch.Tensor, size: int
+) -> torch.Tensor:
+    """
+    Cut one crop from each tile and put those of an image together, or enlarge the first one alone.
+
+    Args:
+        tiles (`torch.Tensor` of shape `(B * M, 3, S, S)`): uint8 or float, in 0 to 255.
+        box (`torch.Tensor` of shape `(B, M, 4)`): x, y, width, height in shares of the tile's side.
+        flip (`torch.Tensor` of shape `(B, M)`): bool.
+        alone (`torch.Tensor` of shape `(B,)`): which images show their first tile alone, bool.
+        size (`int`): side `T` of the result, a multiple of the grid's side.
+
+    Returns:
+        `torch.Tensor` of shape `(B, 3, T, T)`, float32 in 0 to 255: as exact as [`crop_resize`].
+    """
+    side = math.isqrt(box.shape[1])
+    cut = crop_resize(tiles, box.flatten(0, 1), flip.flatten(), size // side)  # (B * M, 3, T / side, T / side)
+    if side == 1:
+        return cut
+    rows = cut.unflatten(0, (-1, side, side)).permute(0, 3, 1, 4, 2, 5)  # (B, 3, side, T / side, side, T / side)
+    # Both are made for all images: to choose first, a GPU would have to wait for the choice.
+    enlarged = crop_resize(tiles[:: side * side], box[:, 0], flip[:, 0], size)
+    return torch.where(alone[:, None, None, None], enlarged, rows.reshape(enlarged.shape))
 
 
 def crop_resize(images: torch.Tensor, box: torch.Tensor, flip: torch.Tensor, size: int) -> torch.Tensor:

@@ -20,6 +20,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_STD as STD
 from optidel_hf.pretraining.augmentation import augment
 from optidel_hf.pretraining.draws import Augmentation, draw
 from optidel_hf.pretraining.residency import Pool
+from optidel_hf.pretraining.tiles import grid_side
 
 
 # Views `(B, 3, T, T)` of a part of a batch and its mask noise `(B, L)`, one part after the other.
@@ -31,7 +32,7 @@ class Batches:
     The views that this process trains on, in order, from any step on.
 
     Args:
-        pool ([`~optidel_hf.pretraining.residency.Pool`]): the images.
+        pool ([`~optidel_hf.pretraining.residency.Pool`]): the images, or their tiles where the augmentation has any.
         augmentation ([`~optidel_hf.pretraining.draws.Augmentation`]): how views are made.
         model (`transformers.PretrainedConfig`): says how large they are, and how many patches they have.
         seed (`int`): seed of the run.
@@ -53,8 +54,20 @@ class Batches:
         processes: int = 1,
     ) -> None:
         self.pool, self.augmentation, self.seed, self.batch_size = pool, augmentation, seed, batch_size
+        self.tiles = augmentation.tiles
         self.size, self.n_tokens = model.image_size, (model.image_size // model.patch_size) ** 2
         self.accumulation, self.rank, self.processes = accumulation, rank, processes
+        grid_side(self.tiles, self.size)  # refuses a view without whole tiles
+
+    @property
+    def n_images(self) -> int:
+        """How many different images the pool has given, or can give."""
+        return self.pool.n_images // self.tiles
+
+    def images_of(self, step: int) -> list[int]:
+        """Which images a global batch shows, after `step` finished steps: of a mosaic's tiles, where each is from."""
+        batch = range(step * self.batch_size, (step + 1) * self.batch_size)
+        return [row // self.tiles for row in self.pool.rows(self._shown(batch))]
 
     def after(self, step: int) -> Views:
         """
@@ -66,12 +79,17 @@ class Batches:
         """
         device = self.pool.device
         mean, std = (255 * torch.tensor(channels, device=device).view(3, 1, 1) for channels in (MEAN, STD))
-        for place, images in zip(self._places(step), self.pool.batches(self._places(step))):
+        shown = (self._shown(place) for place in self._places(step))
+        for place, images in zip(self._places(step), self.pool.batches(shown)):
             number, start = divmod(place.start, self.batch_size)
             options = {"augmentation": self.augmentation, "n_tokens": self.n_tokens}
             draws = draw(self.seed, number, start, len(place), **options).to(device)
             views = augment(images, draws, self.augmentation, self.size)
             yield [(view - mean) / std for view in views], draws.noise
+
+    def _shown(self, place: range) -> range:
+        """Where the tiles of the images at `place` lie in the endless row of tiles: an epoch pairs them anew."""
+        return range(place.start * self.tiles, place.stop * self.tiles)
 
     def _places(self, step: int) -> Iterator[range]:
         """Where this process's parts lie in the endless row of images that the run takes, from `step` on."""

@@ -126,6 +126,20 @@ class PretrainConfig:
     blur: float | None = field(
         default=None, metadata={"help": "Share of the views that are blurred (mae: 0, simclr: 0.5)."}
     )
+    tile_augmentation: bool = field(
+        default=False,
+        metadata={
+            "help": "Crop and mirror the tiles of mosaics one by one, and pair them anew at each step; half of the "
+            "images show one tile, enlarged. All views of an image show the same tiles."
+        },
+    )
+    tiles_per_mosaic: int | None = field(
+        default=None,
+        metadata={
+            "help": "tile_augmentation: tiles of a stored image, 1, 4, 9 or 16; by default what a curated dataset's "
+            "column 'tiles' says."
+        },
+    )
     checkpoint_every: int = field(default=100, metadata={"help": "Steps between checkpoints; the last step has one."})
     keep_checkpoints: int = field(default=2, metadata={"help": "How many of the newest checkpoints stay."})
     resume: str = field(
@@ -178,6 +192,7 @@ class PretrainConfig:
     def augmentation(self) -> Augmentation:
         """How views are made: as the objective's paper has it, but for what was asked for instead."""
         asked: dict[str, Any] = {
+            "tiles": self.tiles_per_mosaic,
             "min_scale": self.min_crop_scale,
             "jitter": self.color_jitter,
             "grey": self.grayscale,
@@ -218,6 +233,8 @@ class PretrainConfig:
         for name in ("color_jitter", "grayscale", "blur"):
             if not 0 <= (getattr(self, name) or 0) <= 1:
                 raise ValueError(f"{name} must lie between 0 and 1, not at {getattr(self, name)}.")
+        if self.tiles_per_mosaic is not None and not self.tile_augmentation:
+            raise ValueError("tiles_per_mosaic is for tile_augmentation: else a mosaic is an image like any other.")
         if self.gradient_accumulation_steps > 1 and not OBJECTIVES[self.objective].separable:
             raise ValueError(
                 f"{self.objective} compares each image with its whole batch, which accumulation would tear apart: "

@@ -5,7 +5,8 @@ A number is a pure function of (seed, step, index in the global batch): row `i` 
 belongs to the batch's `i`-th image, whatever the number of processes, of accumulated parts and of images in the batch.
 A process jumps to its own rows, so a resumed run needs to know its step and nothing else.
 
-Shapes: `N` images in the pool, `B` of them in a part of a batch, `V` views of each, `L` patches of a model input.
+Shapes: `N` images in the pool, `B` of them in a part of a batch, `V` views of each, cut from `M` tiles of mosaics or
+from one image (`M` = 1), `L` patches of a model input.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ import torch
 LOG_ASPECT = math.log(4 / 3)
 ATTEMPTS = 10
 SIGMA = 0.1, 2.0
-VIEW_STREAM, EPOCH_STREAM, NOISE_STREAM = 0, 1, 2
+ALONE = 0.5  # share of the images that show one tile enlarged, where tiles are cut one by one
+VIEW_STREAM, EPOCH_STREAM, NOISE_STREAM, TILE_STREAM = 0, 1, 2, 3
 # Where a view's uniform numbers lie in its row: one column each, and one for each attempt at a crop.
 SCALE, ASPECT = slice(0, ATTEMPTS), slice(ATTEMPTS, 2 * ATTEMPTS)
 CORNER, FACTORS = slice(2 * ATTEMPTS, 2 * ATTEMPTS + 2), slice(2 * ATTEMPTS + 2, 2 * ATTEMPTS + 6)
@@ -43,6 +45,8 @@ class Augmentation:
             views get: brightness, contrast and saturation times 1 - 0.8 s to 1 + 0.8 s, hue turned by up to 0.2 s.
         grey (`float`, *optional*, defaults to 0.0): share of the views without colour.
         blur (`float`, *optional*, defaults to 0.0): share of the views under a Gaussian of 0.1 to 2 pixels.
+        tiles (`int`, *optional*, defaults to 1): tiles of a stored mosaic, which are cropped and mirrored one by one
+            and paired anew at each step; half of the images show one of them, enlarged. 1 takes images as they are.
     """
 
     views: int = 1
@@ -51,6 +55,7 @@ class Augmentation:
     jitter: float = 0.0
     grey: float = 0.0
     blur: float = 0.0
+    tiles: int = 1
 
 
 @dataclass(frozen=True)
@@ -59,8 +64,10 @@ class Draws:
     The random numbers of some images of a batch.
 
     Args:
-        box (`torch.Tensor` of shape `(B, V, 4)`): crops as x, y, width, height in shares of the image's side, float32.
-        flip (`torch.Tensor` of shape `(B, V)`): which views are mirrored, bool.
+        box (`torch.Tensor` of shape `(B, V, M, 4)`): crops as x, y, width, height in shares of the side of what they
+            are cut from, the image or each of its tiles, float32.
+        flip (`torch.Tensor` of shape `(B, V, M)`): which of them are mirrored, bool.
+        alone (`torch.Tensor` of shape `(B,)`): which images show their first tile alone, in all views, bool.
         factors (`torch.Tensor` of shape `(B, V, 4)`): brightness, contrast and saturation as factors (1 changes
             nothing), hue as a share of the full turn (0 changes nothing), float32.
         grey (`torch.Tensor` of shape `(B, V)`): which views lose their colour, bool.
@@ -70,6 +77,7 @@ class Draws:
 
     box: torch.Tensor
     flip: torch.Tensor
+    alone: torch.Tensor
     factors: torch.Tensor
     grey: torch.Tensor
     sigma: torch.Tensor
@@ -94,11 +102,14 @@ def draw(seed: int, step: int, start: int, count: int, *, augmentation: Augmenta
     Returns:
         [`Draws`] on the CPU; equal arguments give equal numbers.
     """
-    columns = augmentation.views * COLUMNS
-    table = _uniform([seed, VIEW_STREAM, step], start, count, columns).reshape(count, augmentation.views, COLUMNS)
+    shape = augmentation.views, augmentation.tiles, COLUMNS
+    tables = _uniform([seed, VIEW_STREAM, step], start, count, math.prod(shape)).reshape(count, *shape)
+    table = tables[:, :, 0]  # (B, V, COLUMNS): colour and blur are a whole view's
+    alone = _uniform([seed, TILE_STREAM, step], start, count, 1)[:, 0] < ALONE
     arrays = {
-        "box": _boxes(table, augmentation.min_scale),
-        "flip": (table[..., FLIP] < 0.5) & augmentation.flip,
+        "box": _boxes(tables, augmentation.min_scale),
+        "flip": (tables[..., FLIP] < 0.5) & augmentation.flip,
+        "alone": alone & (augmentation.tiles > 1),
         "factors": _factors(table, augmentation.jitter),
         "grey": table[..., GREY] < augmentation.grey,
         "sigma": np.where(table[..., BLURRED] < augmentation.blur, _between(*SIGMA, table[..., WIDTH]), 0),
@@ -128,10 +139,10 @@ def _uniform(key: list[int], start: int, count: int, columns: int) -> np.ndarray
 
 
 def _boxes(table: np.ndarray, min_scale: float) -> np.ndarray:
-    """Random resized crops `(B, V, 4)`: the first of ten attempts that fits, else the whole image."""
+    """Random resized crops `(B, V, M, 4)`: the first of ten attempts that fits, else the whole image."""
     scale = _between(min_scale, 1, table[..., SCALE])
     aspect = np.exp(_between(-LOG_ASPECT, LOG_ASPECT, table[..., ASPECT]))
-    sides = np.stack([np.sqrt(scale * aspect), np.sqrt(scale / aspect)], axis=-1)  # (B, V, ATTEMPTS, 2)
+    sides = np.stack([np.sqrt(scale * aspect), np.sqrt(scale / aspect)], axis=-1)  # (B, V, M, ATTEMPTS, 2)
     fits = sides.max(axis=-1) <= 1
     first = np.take_along_axis(sides, fits.argmax(axis=-1)[..., None, None], axis=-2)[..., 0, :]
     chosen = np.where(fits.any(axis=-1, keepdims=True), first, 1)

@@ -80,7 +80,7 @@ def describe(pretrainer: Pretrainer, rehearsal: Rehearsal) -> str:
     """The rehearsal as lines for the user."""
     config, accelerator = pretrainer.config, pretrainer.accelerator
     state, kept, images = rehearsal.state_bytes, rehearsal.activation_bytes, rehearsal.image_bytes
-    count, processes = pretrainer.batches.pool.n_images, accelerator.num_processes
+    count, processes = pretrainer.batches.n_images, accelerator.num_processes
     epochs = f"{count:,}, seen {config.steps * config.batch_size / count:,.1f} times each"
     parts = config.gradient_accumulation_steps
     lines = {

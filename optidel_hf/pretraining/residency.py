@@ -3,9 +3,10 @@ Where the pool of images lies while a model is trained on it, and how a batch of
 
 A curated set is small (5 % of ImageNet is 9.6 GB at 224 pixels): it lies on the device, or in memory, as 8-bit pixels
 and no image is decoded twice. A larger one stays where it is stored and is decoded by threads, ahead of the device.
-Tables are read in the same order wherever they lie, so that the batches are the same.
+Tables are read in the same order wherever they lie, so that the batches are the same. A pool of mosaics may be one of
+their tiles: it lies as it lay, and what is read are tiles.
 
-Shapes: `N` images in the pool, `B` in a part of a batch, `S` side of a stored image.
+Shapes: `N` images in the pool or `M` tiles of each, `B` in a part of a batch, `S` side of a stored image or tile.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import torch
 from optidel_hf.errors import UserError
 from optidel_hf.pretraining.draws import sample_order
 from optidel_hf.pretraining.stored import StoredImages, StreamedImages, decode
+from optidel_hf.pretraining.tiles import grid_side, take_tiles
 
 
 logger = logging.getLogger(__name__)
@@ -35,17 +37,17 @@ AHEAD = 3
 
 
 class Pool(Protocol):
-    """A pool of images in the order of a run, endlessly: one epoch after the other, each in another order."""
+    """A pool of images or tiles in the order of a run, endlessly: one epoch after the other, each in another order."""
 
     fingerprint: str
     device: torch.device
 
     @property
     def n_images(self) -> int:
-        """How many different images it has given, or can give."""
+        """How many different images, or tiles, it has given, or can give."""
 
     def rows(self, place: range) -> list[int]:
-        """Which images lie there: rows of the table, or their places in the stream."""
+        """Which images lie there: rows of the table, or their places in the stream; of tiles, their numbers."""
 
     def batches(self, places: Iterable[range]) -> Iterator[torch.Tensor]:
         """The images at each range of places, `(B, 3, S, S)` uint8 on the device."""
@@ -57,6 +59,7 @@ def place(
     device: torch.device,
     seed: int,
     workers: int | None = None,
+    tiles: int = 1,
 ) -> Pool:
     """
     Bring a pool to where it is to lie.
@@ -69,6 +72,7 @@ def place(
         device (`torch.device`): where the model is.
         seed (`int`): seed of the order.
         workers (`int`, *optional*): decoding threads, by default this process's share of the cores.
+        tiles (`int`, *optional*, defaults to 1): tiles `M` of each image by which a table is read.
 
     Raises:
         `UserError`: if the images have another shape, there are none, or they cannot lie there.
@@ -82,12 +86,13 @@ def place(
         _check(images)
         if residency == "stream":
             raise UserError("--residency stream: these images are in memory already; give device or ram.")
+    grid_side(tiles, images.shape[-1] if isinstance(images, torch.Tensor) else images.size)
     chosen = choose_residency(images, device) if residency == "auto" else residency
     if isinstance(images, StoredImages):
         if chosen == "stream":
-            return StoredPool(images, device, seed, workers)
-        return ResidentPool(images.read_all(workers), device, seed, chosen == "device", images.fingerprint)
-    return ResidentPool(images, device, seed, chosen == "device")
+            return StoredPool(images, device, seed, workers, tiles)
+        return ResidentPool(images.read_all(workers), device, seed, chosen == "device", images.fingerprint, tiles)
+    return ResidentPool(images, device, seed, chosen == "device", tiles=tiles)
 
 
 def choose_residency(images: torch.Tensor | StoredImages, device: torch.device) -> str:
@@ -116,6 +121,7 @@ class ResidentPool:
         seed (`int`): seed of the order.
         on_device (`bool`, *optional*, defaults to `True`): whether the whole pool goes there.
         fingerprint (`str`, *optional*): what identifies the images, by default a hash of their pixels.
+        tiles (`int`, *optional*, defaults to 1): tiles of each image by which it is read.
     """
 
     def __init__(
@@ -125,14 +131,15 @@ class ResidentPool:
         seed: int,
         on_device: bool = True,
         fingerprint: str | None = None,
+        tiles: int = 1,
     ) -> None:
         self.fingerprint = fingerprint or hashlib.sha256(images.cpu().contiguous().numpy().data).hexdigest()[:16]
         self.images = images.to(device) if on_device else images
-        self.device, self.seed = device, seed
+        self.device, self.seed, self.tiles = device, seed, tiles
 
     @property
     def n_images(self) -> int:
-        return len(self.images)
+        return self.tiles * len(self.images)
 
     def rows(self, place: range) -> list[int]:
         return sample_order(self.seed, place, self.n_images).tolist()
@@ -140,7 +147,7 @@ class ResidentPool:
     def batches(self, places: Iterable[range]) -> Iterator[torch.Tensor]:
         for place in places:
             rows = torch.tensor(self.rows(place), device=self.images.device)
-            yield _to_device(self.images[rows], self.device)
+            yield _to_device(take_tiles(self.images, rows, self.tiles), self.device)
 
 
 class StoredPool:
@@ -152,23 +159,29 @@ class StoredPool:
         device (`torch.device`): where batches go.
         seed (`int`): seed of the order.
         workers (`int`): decoding threads.
+        tiles (`int`, *optional*, defaults to 1): tiles of each image by which it is read.
     """
 
-    def __init__(self, stored: StoredImages, device: torch.device, seed: int, workers: int) -> None:
-        self.stored, self.device, self.seed, self.workers = stored, device, seed, workers
+    def __init__(self, stored: StoredImages, device: torch.device, seed: int, workers: int, tiles: int = 1) -> None:
+        self.stored, self.device, self.seed, self.workers, self.tiles = stored, device, seed, workers, tiles
         self.fingerprint = stored.fingerprint
 
     @property
     def n_images(self) -> int:
-        return len(self.stored)
+        return self.tiles * len(self.stored)
 
     def rows(self, place: range) -> list[int]:
         return sample_order(self.seed, place, self.n_images).tolist()
 
     def batches(self, places: Iterable[range]) -> Iterator[torch.Tensor]:
         with ThreadPoolExecutor(self.workers) as pool:
-            decoded = (list(pool.map(self.stored.read, self.rows(place))) for place in places)
-            yield from _ahead((torch.stack(images) for images in decoded), self.device)
+            decoded = (list(pool.map(self._read, self.rows(place))) for place in places)
+            yield from _ahead((torch.cat(images) for images in decoded), self.device)
+
+    def _read(self, number: int) -> torch.Tensor:
+        """An image or a tile, `(1, 3, S, S)`."""
+        row, slot = divmod(number, self.tiles)
+        return take_tiles(self.stored.read(row)[None], torch.tensor([slot]), self.tiles)
 
 
 class SequentialPool:

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
-from datasets import Dataset, Image, IterableDataset, IterableDatasetDict, concatenate_datasets, load_dataset
+from datasets import Dataset, Image, IterableDataset, IterableDatasetDict, List, concatenate_datasets, load_dataset
 from tqdm.auto import tqdm
 
 from optidel_hf.errors import UserError
@@ -48,6 +49,7 @@ class StoredImages:
     def __init__(self, dataset: Dataset, image_column: str, size: int) -> None:
         self.rows, self.image_column, self.size = dataset.select_columns(image_column), image_column, size
         self.names = dataset["source"] if "source" in dataset.column_names else None
+        self.lineage = dataset.select_columns("tiles") if isinstance(dataset.features.get("tiles"), List) else None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -60,6 +62,22 @@ class StoredImages:
         decoded = (decode(self.rows[row][self.image_column], self.size) for row in sample.tolist())
         pixels = (image.numpy().tobytes().hex() if isinstance(image, torch.Tensor) else image for image in decoded)
         return _digest([*told, *pixels])
+
+    @functools.cached_property
+    def tiles_per_mosaic(self) -> int:
+        """
+        Tiles of an image, as the lineage in a curated dataset's column `tiles` has them.
+
+        Raises:
+            `UserError`: if there is no such column, or if it has not as many for each image.
+        """
+        if self.lineage is None:
+            raise UserError("--tile_augmentation: the dataset has no column 'tiles'; give --tiles_per_mosaic.")
+        counts = pc.list_value_length(self.lineage.with_format("arrow")[:]["tiles"]).fill_null(0).unique().to_pylist()
+        if len(counts) > 1:
+            found = f"{min(counts)} to {max(counts)}"
+            raise UserError(f"--tile_augmentation: by the column 'tiles' images have {found} tiles, not all as many.")
+        return counts[0]
 
     def read(self, row: int) -> torch.Tensor:
         """Row number `row`, or the next one that can be read, `(3, S, S)` uint8."""

@@ -24,7 +24,7 @@ import json
 import logging
 import os
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -97,19 +97,23 @@ class Pretrainer:
         evaluation: Evaluation | None = None,
     ) -> None:
         require_tracker(config.report_to)
+        config = _with_tiles(config, images)
         self.config, self.description, self.out = config, description, Path(config.output_dir)
         self.evaluation = evaluation
         self.streamed = isinstance(images, StreamedImages)
         self.names = images.names if isinstance(images, StoredImages) else None
         self.accelerator = _accelerator(config)
         _check_batch(config.batch_size, self.accelerator.num_processes, config.gradient_accumulation_steps)
-        pool = place(images, config.residency, self.accelerator.device, config.seed, config.workers)
+        augmentation = config.augmentation()
+        pool = place(
+            images, config.residency, self.accelerator.device, config.seed, config.workers, augmentation.tiles
+        )
         self.told = {**config.determining(), "images": pool.fingerprint}
         objective = self._build()
         self._flops = flops_per_image(objective) if self.sharded else None  # in a long run only, else
         self.batches = Batches(
             pool,
-            config.augmentation(),
+            augmentation,
             objective.model.config,
             seed=config.seed,
             batch_size=config.batch_size,
@@ -225,8 +229,7 @@ class Pretrainer:
 
     def _images_of(self, step: int) -> list[int] | list[str]:
         """The images of step number `step`, counted from 1: sources or rows of a table, or places in a stream."""
-        batch = self.config.batch_size
-        rows = self.batches.pool.rows(range((step - 1) * batch, step * batch))
+        rows = self.batches.images_of(step - 1)
         return [self.names[row] for row in rows] if self.names else rows
 
     def _first_views(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -273,7 +276,7 @@ class Pretrainer:
         final = [line["loss"] for line in metrics[-FINAL_STEPS:]]
         device = self.accelerator.device
         return {
-            "n_images": self.batches.pool.n_images,
+            "n_images": self.batches.n_images,
             "augmentation": asdict(self.config.augmentation()),
             "peak_learning_rate": self.config.peak_learning_rate,
             "parameters": self.model.num_parameters(),
@@ -293,6 +296,19 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
         {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": weight_decay},
         {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
     ]
+
+
+def _with_tiles(config: PretrainConfig, images: torch.Tensor | StoredImages | StreamedImages) -> PretrainConfig:
+    """The configuration with the number of tiles that a curated dataset tells, where it needs one and has none."""
+    if not config.tile_augmentation:
+        return config
+    if isinstance(images, StreamedImages):
+        raise UserError("--tile_augmentation pairs tiles of any images: give a table, no stream.")
+    if config.tiles_per_mosaic is not None:
+        return config
+    if isinstance(images, torch.Tensor):
+        raise UserError("--tile_augmentation: a tensor does not tell how many tiles it has; give --tiles_per_mosaic.")
+    return replace(config, tiles_per_mosaic=images.tiles_per_mosaic)
 
 
 def _accelerator(config: PretrainConfig) -> Accelerator:

@@ -36,9 +36,9 @@ def _array(picture: Image.Image) -> np.ndarray:
 def test_crops_equal_pillow(side: int, size: int) -> None:
     images = smooth(6, side)
     draws = draw(2, 0, 0, 6, augmentation=Augmentation(), n_tokens=1)
-    views = crop_resize(images, draws.box[:, 0], draws.flip[:, 0], size)
+    views = crop_resize(images, draws.box[:, 0, 0], draws.flip[:, 0, 0], size)
     assert draws.flip.any()
-    for image, box, flip, view in zip(images, draws.box[:, 0], draws.flip[:, 0], views):
+    for image, box, flip, view in zip(images, draws.box[:, 0, 0], draws.flip[:, 0, 0], views):
         x, y, width, height = (box * side).tolist()
         cut = {"size": (size, size), "resample": Image.Resampling.BICUBIC, "box": (x, y, x + width, y + height)}
         view = view.flip(-1) if flip else view

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import pytest
 import torch
 from PIL import Image as PILImage
 from transformers import ViTConfig
@@ -21,24 +22,27 @@ MODEL = ViTConfig(image_size=32, patch_size=8)
 def _parts(
     images: torch.Tensor, after: int, count: int, **changes: Any
 ) -> list[tuple[list[torch.Tensor], torch.Tensor]]:
-    pool = ResidentPool(images, CPU, seed=1)
     options = {"augmentation": Augmentation(), "seed": 1, "batch_size": 8, **changes}
+    pool = ResidentPool(images, CPU, seed=1, tiles=options["augmentation"].tiles)
     return list(itertools.islice(Batches(pool, model=MODEL, **options).after(after), count))
 
 
-def test_the_parts_of_ranks_and_accumulation_make_up_the_batch() -> None:
-    images = smooth(11, 36)
-    whole = _parts(images, 3, 2)
-    shares = [_parts(images, 3, 4, rank=rank, processes=2, accumulation=2) for rank in (0, 1)]
+@pytest.mark.parametrize("tiles", [1, 4])
+def test_the_parts_of_ranks_and_accumulation_make_up_the_batch(tiles: int) -> None:
+    images, augmentation = smooth(11, 36), Augmentation(tiles=tiles)
+    whole = _parts(images, 3, 2, augmentation=augmentation)
+    shared = {"augmentation": augmentation, "processes": 2, "accumulation": 2}
+    shares = [_parts(images, 3, 4, rank=rank, **shared) for rank in (0, 1)]
     for step, ((view,), noise) in enumerate(whole):
         parts = [shares[rank][2 * step + part] for part in (0, 1) for rank in (0, 1)]
         torch.testing.assert_close(torch.cat([views[0] for views, _ in parts]), view)
         assert torch.equal(torch.cat([noise for _, noise in parts]), noise)
 
 
-def test_a_resumed_run_goes_on_within_an_epoch() -> None:
-    images = smooth(11, 36)
-    straight, resumed = _parts(images, 0, 5), _parts(images, 3, 2)
+@pytest.mark.parametrize("tiles", [1, 4])
+def test_a_resumed_run_goes_on_within_an_epoch(tiles: int) -> None:
+    images, augmentation = smooth(11, 36), Augmentation(tiles=tiles)
+    straight, resumed = (_parts(images, *steps, augmentation=augmentation) for steps in ((0, 5), (3, 2)))
     for (expected, noise), (found, again) in zip(straight[3:], resumed):
         assert torch.equal(expected[0], found[0])
         assert torch.equal(noise, again)

@@ -56,6 +56,7 @@ def test_what_determines_the_result_leaves_out_where_and_how_often() -> None:
         ({"objective": "simclr", "gradient_accumulation_steps": 2}, "gradient_accumulation_steps must be 1, not 2"),
         ({"objective": "simclr", "temperature": 0.0}, "temperature must be positive"),
         ({"blur": 1.5}, "blur must lie between 0 and 1"),
+        ({"tiles_per_mosaic": 4}, "tiles_per_mosaic is for tile_augmentation"),
         ({"resume": "yes"}, "resume must be one of auto, never"),
     ],
 )

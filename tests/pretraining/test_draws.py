@@ -36,7 +36,7 @@ def test_slices_make_up_the_batch_whatever_its_size() -> None:
 
 def test_no_two_images_or_views_share_their_numbers() -> None:
     draws = _draw(count=400)
-    assert len(draws.box.flatten(0, 1).unique(dim=0)) == 800
+    assert len(draws.box.flatten(0, 2).unique(dim=0)) == 800
     assert len(draws.noise.unique(dim=0)) == 400
 
 
@@ -51,7 +51,7 @@ def test_every_epoch_is_a_permutation_whatever_the_batches() -> None:
 
 def test_crops_follow_the_paper() -> None:
     box = _draw(count=4000, augmentation=Augmentation()).box
-    x, y, width, height = box[:, 0].unbind(1)
+    x, y, width, height = box[:, 0, 0].unbind(1)
     assert box.min() >= 0
     assert max((x + width).max(), (y + height).max()) <= 1 + 1e-6
     area, aspect = width * height, width / height
@@ -60,7 +60,7 @@ def test_crops_follow_the_paper() -> None:
     assert 3 / 4 - 1e-5 <= aspect.min() < 0.76
     assert 1.32 < aspect.max() <= 4 / 3 + 1e-5
     whole = _draw(augmentation=Augmentation(min_scale=1.0)).box
-    assert torch.equal(whole, torch.tensor([0.0, 0, 1, 1]).expand(8, 1, 4))
+    assert torch.equal(whole, torch.tensor([0.0, 0, 1, 1]).expand(8, 1, 1, 4))
 
 
 def test_half_of_the_views_are_mirrored_or_none() -> None:

@@ -95,7 +95,11 @@ def test_killed_and_resumed_equals_straight_through_to_the_last_bit(images, tmp_
 
 
 @pytest.mark.parametrize(
-    "changes", [{"gradient_accumulation_steps": 2}, {"objective": "simclr", "base_learning_rate": 1e-3}]
+    "changes",
+    [
+        {"gradient_accumulation_steps": 2},
+        {"objective": "simclr", "base_learning_rate": 1e-3, "tile_augmentation": True, "tiles_per_mosaic": 4},
+    ],
 )
 def test_two_processes_train_as_one(images, tmp_path, changes: dict[str, Any]) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
