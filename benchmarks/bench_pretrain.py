@@ -232,6 +232,7 @@ def measure(options: argparse.Namespace) -> None:
             "log_every": WINDOW,
             "checkpoint_every": options.steps,
             "resume": "never",
+            "report_to": "none",
         }
         given = dict(entry.split("=", 1) for entry in options.ours) if options.arm == "ours" else {}
         fields |= {name: json.loads(value) for name, value in given.items()} | MODELS[options.model]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from tqdm import tqdm
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+os.environ.setdefault("TRACKIO_DIR", f"{tempfile.gettempdir()}/optidel-tests-trackio")  # not among the user's own runs
 # tqdm's own lock is one semaphore for all forks: a child killed while it drew its bar would lock out every later one.
 tqdm.set_lock(threading.RLock())
 

@@ -228,6 +228,7 @@ def training_config(config: ReferenceConfig, output: Path, patches: Dataset, dev
         min_crop_scale=0.5,
         checkpoint_every=100,
         mixed_precision="no",
+        report_to="none",
         seed=config.reference_seed,
         device=device,
     )

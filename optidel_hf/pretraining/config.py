@@ -25,7 +25,7 @@ FREE_FIELDS = (
     "workers",
 )
 
-TRACKERS = ("none", "trackio", "tensorboard", "wandb")
+TRACKERS = ("auto", "none", "trackio", "tensorboard", "wandb")
 
 SIZE_FIELDS = (
     "image_size",
@@ -159,10 +159,10 @@ class PretrainConfig:
         metadata={"help": "Steps between pictures of input, masked input and reconstruction (mae); 0: none."},
     )
     report_to: str = field(
-        default="none",
+        default="auto",
         metadata={
-            "help": "Where losses and pictures go beside output_dir: trackio (local, no account), tensorboard, wandb "
-            "or none."
+            "help": "Where losses and pictures go beside output_dir: trackio (local, no account), tensorboard, wandb, "
+            "none, or auto: trackio if it is installed."
         },
     )
     seed: int = field(default=0, metadata={"help": "Seed of weights, order, crops and masks."})

@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from optidel_hf.errors import UserError
+from optidel_hf.pretraining.trackers import track
 
 
 # A short run needs no yardstick, and the first seconds of a long one are warm-up.
@@ -115,7 +116,7 @@ class StepLog:
         with self.path.open("a") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
         for line in lines:
-            self.accelerator.log({name: line[name] for name in line if name != "step"}, step=line["step"])
+            track(self.accelerator, {name: line[name] for name in line if name != "step"}, line["step"])
         if lines:
             self.bar.set_postfix_str(self._postfix(**lines[-1]))
 

@@ -26,7 +26,7 @@ from optidel_hf.pretraining.config import PretrainConfig
 from optidel_hf.pretraining.metrics import keep_lines, read_metrics
 from optidel_hf.pretraining.objectives import Objective
 from optidel_hf.pretraining.reconstructions import draw_grid, reconstruct
-from optidel_hf.pretraining.trackers import track_picture
+from optidel_hf.pretraining.trackers import track, track_picture
 
 
 logger = logging.getLogger(__name__)
@@ -110,5 +110,5 @@ class Monitor:
         scores = self.evaluation(objective.backbone())
         with self.scores.open("a") as file:
             file.write(json.dumps({"step": step, **scores}) + "\n")
-        self.accelerator.log(scores, step=step)
+        track(self.accelerator, scores, step)
         logger.info("step %d: %s", step, ", ".join(f"{name} {score:.4f}" for name, score in scores.items()))

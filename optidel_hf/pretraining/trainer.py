@@ -50,7 +50,7 @@ from optidel_hf.pretraining.rates import flops_per_image, matmul_rate
 from optidel_hf.pretraining.residency import place
 from optidel_hf.pretraining.stored import StoredImages, StreamedImages
 from optidel_hf.pretraining.termination import Termination
-from optidel_hf.pretraining.trackers import require_tracker, tracking
+from optidel_hf.pretraining.trackers import resolve_tracker, tracking
 
 
 __all__ = ["PretrainConfig", "Pretrainer"]
@@ -96,8 +96,7 @@ class Pretrainer:
         description: str = "pretrain",
         evaluation: Evaluation | None = None,
     ) -> None:
-        require_tracker(config.report_to)
-        config = _with_tiles(config, images)
+        config = replace(_with_tiles(config, images), report_to=resolve_tracker(config.report_to))
         self.config, self.description, self.out = config, description, Path(config.output_dir)
         self.evaluation = evaluation
         self.streamed = isinstance(images, StreamedImages)

@@ -30,7 +30,9 @@ TINY_SIZES = {
 
 def tiny_config(output_dir: object, **changes: Any) -> PretrainConfig:
     fields = {**TINY_SIZES, "steps": 12, "batch_size": 16, "base_learning_rate": 2e-2, "checkpoint_every": 4}
-    return PretrainConfig(output_dir=str(output_dir), **{**fields, "log_every": 1, "device": "cpu", **changes})
+    return PretrainConfig(
+        output_dir=str(output_dir), **{**fields, "log_every": 1, "report_to": "none", "device": "cpu", **changes}
+    )
 
 
 def tiny_images(count: int = 40, side: int = 40) -> torch.Tensor:
