@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import yaml
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData, RepoCard, SpaceCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 
@@ -83,6 +84,7 @@ def render_model_card(
         metadata=metadata.to_yaml(),
         model_id=model_id or str(pretrain_dir),
         run=run,
+        settings=yaml.safe_dump(run, sort_keys=False, allow_unicode=True).strip(),
         precisions=PRECISIONS,
         dataset=data,
         command=data.get("command"),

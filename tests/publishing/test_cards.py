@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from datasets import load_dataset
 from huggingface_hub import DatasetCard, ModelCard
 from PIL import Image
@@ -129,6 +130,13 @@ def test_model_card_without_curation_and_results(model_folder: Path) -> None:
     assert "None" not in card
     assert ModelCard(card).data.license == "unknown"
     assert ModelCard(card).data.datasets is None
+
+
+def test_the_settings_in_the_card_are_those_of_the_run(model_folder: Path) -> None:
+    rewrite(model_folder, output_dir="---\n```", warmup_steps=None)
+    block = re.search(r"```yaml\n(.*?)\n```\n\n</details>", render_model_card(model_folder), re.DOTALL)
+    assert block is not None
+    assert yaml.safe_load(block[1]) == json.loads((model_folder / "pretrain_config.json").read_text())
 
 
 def test_base_model_is_linked_only_where_the_hub_has_it(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
