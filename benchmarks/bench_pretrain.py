@@ -9,7 +9,7 @@ Every figure is measured in a process of its own, on the same parquet file of ge
 batch and crops. A rate is the median over windows of five steps after the first two; the extremes are its spread. The
 usual path is taken as Trainer's defaults have it (float32, images decoded and cut in the training process), and tuned
 (as many workers as cores, once in float32 and once in bfloat16: the faster counts). Writes
-`benchmarks/pretrain_[cpu|gpu]_[date].md`.
+`benchmarks/pretrain_[cpu|gpu]_[date].md`, anew after each figure.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ from optidel_hf.pretraining.stored import open_images
 from optidel_hf.pretraining.trainer import Pretrainer
 from optidel_hf.processes import share_cores
 
+
+Figure = tuple[str, int, int]  # an arm, its batch and its processes
 
 WINDOW, SKIPPED = 5, 2  # steps in a window, windows before the rates count
 MODELS: dict[str, dict[str, Any]] = {
@@ -260,42 +262,65 @@ def run(options: argparse.Namespace, images: Path, batch_size: int, processes: i
     return {**result, "rate": statistics.median(rates), "low": min(rates), "high": max(rates)}
 
 
-def report(options: argparse.Namespace) -> str:
-    """Every measurement, as markdown."""
+def plan(options: argparse.Namespace, found: dict[Figure, dict[str, Any]]) -> Iterator[Figure]:
+    """What is to be measured, in order; which arms get curves is told by what was found before."""
+    yield from ((name, options.batch_size, 1) for name in ARMS)
+    fastest = _fastest(options, found)
+    yield from ((name, size, 1) for size in options.batch_sizes for name in fastest.values())
+    yield from ((fastest["best"], options.batch_size, count) for count in options.processes)
+
+
+def _fastest(options: argparse.Namespace, found: dict[Figure, dict[str, Any]]) -> dict[str, str]:
+    """The names of the fastest tuned arm and of our fastest, of those that are measured."""
+    names = {
+        "tuned": ("usual, tuned, float32", "usual, tuned, bfloat16"),
+        "best": ("ours, float32", "ours, bfloat16"),
+    }
+    rates = {
+        name: figure["rate"]
+        for (name, size, count), figure in found.items()
+        if (size, count) == (options.batch_size, 1)
+    }
+    measured = {which: [name for name in of if name in rates] for which, of in names.items()}
+    return {which: max(of, key=lambda name: rates[name]) for which, of in measured.items() if of}
+
+
+def measure_all(options: argparse.Namespace, output: Path) -> None:
+    """Every measurement, as markdown that is written anew after each: what cuts the run off loses the rest alone."""
     device = resolve_device()
     config = PretrainConfig(**MODELS[options.model])
     flops = flops_per_image(OBJECTIVES[config.objective].from_config(config, "eager"))
     peak = {
         name: matmul_rate(device, dtype) for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))
     }
+    found: dict[Figure, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
         images = Path(folder) / "images.parquet"
         generate(images, options.count, config.image_size)
-        arms = {name: run(options, images, options.batch_size, **arm) for name, arm in ARMS.items()}
-        best = max(("ours, float32", "ours, bfloat16"), key=lambda name: arms[name]["rate"])
-        tuned = max(("usual, tuned, float32", "usual, tuned, bfloat16"), key=lambda name: arms[name]["rate"])
-        sizes = {
-            size: [
-                run(options, images, size, **ARMS[name]) if size != options.batch_size else arms[name]
-                for name in (tuned, best)
-            ]
-            for size in options.batch_sizes
-        }
-        scaling = {
-            count: run(options, images, options.batch_size, count, **ARMS[best]) if count > 1 else arms[best]
-            for count in options.processes
-        }
-    return "\n".join(
-        [
-            *_head(options, device, flops, peak),
-            *_arms(arms, flops, peak, best, tuned),
-            "",
-            *_curve("batch", sizes, (tuned, best)),
-            "",
-            *_curve("processes", {count: [found] for count, found in scaling.items()}, (best,)),
-            "",
-        ]
-    )
+        for name, size, count in plan(options, found):
+            if (name, size, count) not in found:
+                found[name, size, count] = run(options, images, size, count, **ARMS[name])
+                unfinished = "The run is not finished, or was cut off here."
+                output.write_text("\n".join([*_report(options, device, flops, peak, found), unfinished, ""]))
+    output.write_text("\n".join(_report(options, device, flops, peak, found)))
+
+
+def _report(
+    options: argparse.Namespace,
+    device: torch.device,
+    flops: int,
+    peak: dict[str, float],
+    found: dict[Figure, dict[str, Any]],
+) -> list[str]:
+    batch, fastest = options.batch_size, _fastest(options, found)
+    arms = {name: found[name, batch, 1] for name in ARMS if (name, batch, 1) in found}
+    lines = [*_head(options, device, flops, peak), *_arms(arms, flops, peak, fastest), ""]
+    if len(arms) < len(ARMS):
+        return lines
+    tuned, best = fastest["tuned"], fastest["best"]
+    sizes = {size: [found.get((name, size, 1)) for name in (tuned, best)] for size in options.batch_sizes}
+    scaling = {count: [found.get((best, batch, count))] for count in options.processes}
+    return [*lines, *_curve("batch", sizes, (tuned, best)), "", *_curve("processes", scaling, (best,)), ""]
 
 
 def _head(options: argparse.Namespace, device: torch.device, flops: int, peak: dict[str, float]) -> list[str]:
@@ -320,31 +345,29 @@ def _head(options: argparse.Namespace, device: torch.device, flops: int, peak: d
     ]
 
 
-def _arms(arms: dict[str, Any], flops: int, peak: dict[str, float], best: str, tuned: str) -> list[str]:
+def _arms(arms: dict[str, dict[str, Any]], flops: int, peak: dict[str, float], fastest: dict[str, str]) -> list[str]:
     lines = [
         "| | images/s | spread | of the matmul rate | waits for data | against defaults | against tuned |",
         "|---|---|---|---|---|---|---|",
     ]
+    others = [arms.get(name, {}).get("rate", math.nan) for name in ("usual, defaults", fastest.get("tuned", ""))]
     for name, found in arms.items():
         rate = found["rate"]
         share = rate * flops / peak["bfloat16" if "bfloat16" in name else "float32"]
-        ratios = [f"{rate / arms[other]['rate']:.2f}x" for other in ("usual, defaults", tuned)]
         spread = f"{found['low']:.0f} to {found['high']:.0f}"
-        lines.append(
-            f"| {name} | {rate:.0f} | {spread} | {share:.0%} | {found['waiting']:.1%} | {' | '.join(ratios)} |"
-        )
-    lines += [
-        "",
-        f"Best of ours: {best}; of the tuned: {tuned}. Loading, decoding and building before the first step: ",
-    ]
-    lines[-1] += f"{arms[best]['prepare']:.1f} s, once."
+        ratios = " | ".join(f"{rate / other:.2f}x" for other in others)
+        lines.append(f"| {name} | {rate:.0f} | {spread} | {share:.0%} | {found['waiting']:.1%} | {ratios} |")
+    if "best" in fastest:
+        best = fastest["best"]
+        prepare = f"Loading, decoding and building before the first step: {arms[best]['prepare']:.1f} s, once."
+        lines += ["", f"Best of ours: {best}; of the tuned: {fastest['tuned']}. {prepare}"]
     return lines
 
 
-def _curve(what: str, found: dict[int, list[dict[str, Any]]], names: tuple[str, ...]) -> list[str]:
+def _curve(what: str, rows: dict[int, list[dict[str, Any] | None]], names: tuple[str, ...]) -> list[str]:
     lines = [f"| {what} | {' | '.join(f'{name}, images/s' for name in names)} |", f"|---{'|---' * len(names)}|"]
-    for key, results in found.items():
-        cells = (f"{result['rate']:.0f} ({result['low']:.0f} to {result['high']:.0f})" for result in results)
+    for key, figures in rows.items():
+        cells = (f"{f['rate']:.0f} ({f['low']:.0f} to {f['high']:.0f})" if f else "" for f in figures)
         lines.append(f"| {key} | {' | '.join(cells)} |")
     return lines
 
@@ -372,7 +395,7 @@ def main() -> None:
         return measure(options)
     kind = "gpu" if resolve_device().type == "cuda" else "cpu"
     default = Path(__file__).parent / f"pretrain_{kind}_{datetime.date.today()}.md"
-    Path(options.output or default).write_text(report(options))
+    measure_all(options, Path(options.output or default))
 
 
 if __name__ == "__main__":
