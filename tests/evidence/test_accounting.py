@@ -1,0 +1,63 @@
+"""Facts of an arm, by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from optidel_hf.evidence.accounting import count_native_pixels, coverage
+from optidel_hf.evidence.oracle import nearest_frames
+from optidel_hf.evidence.pool import stopwatch
+
+
+def test_native_pixels_are_counted_once_a_source() -> None:
+    # Two squares of 10 that share 5 x 5, one inside another, and the same square of another source.
+    assert count_native_pixels(["a", "a"], [[0, 0, 10], [5, 5, 10]]) == 175
+    assert count_native_pixels(["a", "a"], [[0, 0, 10], [2, 3, 4]]) == 100
+    assert count_native_pixels(["a", "b", "a"], [[0, 0, 10], [0, 0, 10], [20, 0, 3]]) == 209
+
+
+def test_native_pixels_agree_with_painting() -> None:
+    rng = np.random.default_rng(0)
+    crops = np.concatenate([rng.integers(0, 40, (12, 2)), rng.integers(1, 20, (12, 1))], axis=1)
+    canvas = np.zeros((60, 60), bool)
+    for x, y, side in crops:
+        canvas[y : y + side, x : x + side] = True
+    assert count_native_pixels(["a"] * 12, crops.tolist()) == canvas.sum()
+
+
+def test_coverage_is_the_mean_distance_to_the_nearest_tile_about_the_pools_mean() -> None:
+    offset = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]], np.float64)
+    pool = offset + np.array([7, 9])  # the mean is taken off
+    assert coverage(pool, pool) == pytest.approx(0)
+    assert coverage(pool, pool[:1]) == pytest.approx((0 + 1 + 2 + 1) / 4)
+    assert coverage(pool, pool[:2]) == pytest.approx((0 + 0 + 1 + 1) / 4)
+
+
+def test_nearest_frames_come_in_order_of_their_nearest_label_image() -> None:
+    degrees = np.deg2rad([0, 30, 90, 180, 270, 330])
+    frames = np.stack([np.cos(degrees), np.sin(degrees)], axis=1)
+    frames -= frames.mean(axis=0)
+    labels = frames[[3]] * 2 + frames[[0]] * 0.01
+    assert nearest_frames(frames, labels, 1).tolist() == [3]
+    assert set(nearest_frames(frames + 5, np.concatenate([labels, frames[[2]]]) + 5, 2).tolist()) == {2, 3}
+
+
+def test_a_stopwatch_adds_what_failed_and_stops_when_it_ended_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = iter([10.0, 12.5, 100.0, 101.0, 500.0])
+    monkeypatch.setattr("optidel_hf.evidence.pool.time.perf_counter", lambda: next(ticks))
+    path = tmp_path / "seconds.json"
+    with pytest.raises(RuntimeError), stopwatch(path):
+        raise RuntimeError
+    assert json.loads(path.read_text()) == {"seconds": 2.5, "finished": False}
+    with stopwatch(path):
+        pass
+    assert json.loads(path.read_text()) == {"seconds": 3.5, "finished": True}
+    with stopwatch(path):
+        pass
+    assert json.loads(path.read_text()) == {"seconds": 3.5, "finished": True}

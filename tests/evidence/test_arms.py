@@ -1,0 +1,221 @@
+"""Every arm on one tiny pool: what it stores, whence, that nothing is made twice, and that no mask is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from optidel_hf import images
+from optidel_hf.curation.curated import MosaicConfig
+from optidel_hf.curation.inputs import InputConfig
+from optidel_hf.curation.patches import PatchConfig
+from optidel_hf.curation.pipeline import CurationConfig, curate
+from optidel_hf.curation.reference import ReferenceConfig
+from optidel_hf.curation.scoring import ScoreConfig
+from optidel_hf.curation.selection_config import SelectionConfig
+from optidel_hf.curation.shards import read_columns
+from optidel_hf.errors import UserError
+from optidel_hf.evidence import arms
+from optidel_hf.evidence.arms import ARMS, ArmData, Pool, arms_table, build_arm
+from optidel_hf.pretraining.stored import StoredImages, open_images
+
+
+BUDGET, USABLE, SIDE = 0.1, 21, 32
+STORED = 2  # round(0.1 x 21)
+LOOSE = {"max_area": 0.9, "min_area": 0.001, "box_nms_thresh": 0.95, "crop_nms_thresh": 0.95}
+SMALL = {"reference_width": 64, "reference_layers": 1, "reference_batch_size": 8, "reference_steps": 2}
+BUDGETED = [name for name, arm in ARMS.items() if arm.unit and arm.budgeted]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def planted(image_folder: Path) -> tuple[list[str], torch.Tensor]:
+    """Two frames of the pool, as the label pool's images."""
+    names = ["frame-05.png", "frame-11.png"]
+    frames = [Image.open(image_folder / name) for name in names]
+    squares = [images.cut_square(frame, images.centre_square(*frame.size), SIDE) for frame in frames]
+    return names, torch.from_numpy(np.stack([np.asarray(square) for square in squares])).permute(0, 3, 1, 2)
+
+
+@pytest.fixture(scope="module")
+def pool(image_folder: Path, tiny_sam: str, tmp_path_factory: pytest.TempPathFactory) -> Pool:
+    return Pool(
+        InputConfig(str(image_folder), held_out=0.1),
+        tmp_path_factory.mktemp("arms") / "out",
+        PatchConfig(sam=tiny_sam, patch_size=SIDE, min_image_side=16, **LOOSE),
+        ReferenceConfig(**SMALL),
+        ScoreConfig(partitions=1),
+        MosaicConfig(image_size=SIDE),
+        device="cpu",
+    )
+
+
+@pytest.fixture(scope="module")
+def opened() -> list[str]:
+    """Paths of the images that were opened while the arms were made."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def built(pool: Pool, planted: tuple[list[str], torch.Tensor], opened: list[str]) -> dict[str, ArmData]:
+    plain = images._open_lazily
+
+    def spy(value: object) -> Image.Image:
+        if isinstance(value, dict) and value["bytes"] is None:
+            opened.append(value["path"])
+        return plain(value)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(images, "_open_lazily", spy)
+        return {name: build_arm(name, BUDGET, 0, pool, label_images=planted[1]) for name in ARMS}
+
+
+def tiles(data: ArmData) -> list[list[dict]]:
+    return read_columns(Path(data.dataset), ["tiles"])["tiles"].to_pylist()
+
+
+def sources(data: ArmData) -> list[str]:
+    return [tile["source"] for mosaic in tiles(data) for tile in mosaic]
+
+
+def pixels(folder: Path | str) -> torch.Tensor:
+    stored = open_images(str(folder), size=SIDE)
+    assert isinstance(stored, StoredImages)
+    return stored.read_all(1)
+
+
+@pytest.mark.parametrize("name", BUDGETED)
+def test_arms_of_one_budget_store_the_same_pixels(name: str, built: dict[str, ArmData]) -> None:
+    arm, facts = ARMS[name], built[name].facts
+    assert facts["stored_pixels"] == STORED * SIDE**2
+    mosaics = tiles(built[name])
+    assert len(mosaics) == facts["images"] == STORED * arm.shrink**2
+    assert {len(mosaic) for mosaic in mosaics} == {arm.tiles}
+    assert facts["sources"] == len(set(sources(built[name])))
+    assert facts["curation_seconds"] > 0
+    assert {"null_entropy", "cond_entropy", "coverage"} < set(facts)
+
+
+def test_full_stores_every_usable_image_once_and_its_mosaics_a_quarter(built: dict[str, ArmData]) -> None:
+    assert built["full"].facts["images"] == USABLE
+    assert len(set(sources(built["full"]))) == len(sources(built["full"])) == USABLE
+    assert built["full_mosaics"].facts["images"] == USABLE // 4
+    assert len(set(sources(built["full_mosaics"]))) == len(sources(built["full_mosaics"])) == USABLE // 4 * 4
+
+
+def test_no_pretraining_is_no_dataset(built: dict[str, ArmData]) -> None:
+    assert built["none"].dataset is None
+    assert set(built["none"].facts.values()) == {0.0}
+
+
+def test_held_out_images_are_in_no_arm(pool: Pool, built: dict[str, ArmData]) -> None:
+    held = set(pq.read_table(pool.output / "image" / "held_out.parquet")["source"].to_pylist())
+    assert len(held) == 24 - USABLE
+    for data in built.values():
+        assert data.dataset is None or held.isdisjoint(sources(data))
+
+
+@pytest.mark.parametrize("name", ["optidel", "hardest", "random_images"])
+def test_product_arms_are_what_curate_makes(name: str, pool: Pool, built: dict[str, ArmData], tmp_path: Path) -> None:
+    arm = ARMS[name]
+    config = CurationConfig(
+        pool.inputs,
+        str(tmp_path / "out"),
+        replace(pool.patches, unit=arm.unit),
+        pool.reference,
+        pool.score,
+        SelectionConfig(budget=BUDGET, strategy=arm.strategy, tiles_per_mosaic=arm.tiles),
+        pool.mosaic,
+        reuse=str(pool.output / "seed-0000" / arm.unit),
+        device="cpu",
+    )
+    assert torch.equal(pixels(curate(config) / "curated"), pixels(built[name].dataset))
+
+
+def test_oracle_finds_planted_frames(planted: tuple[list[str], torch.Tensor], built: dict[str, ArmData]) -> None:
+    assert sorted(sources(built["oracle"])) == planted[0]
+
+
+def test_nothing_but_the_pools_images_is_opened(
+    image_folder: Path, built: dict[str, ArmData], opened: list[str]
+) -> None:
+    assert set(opened) == {str(path) for path in image_folder.iterdir()}
+
+
+def test_arms_are_made_once_and_again_the_same(pool: Pool, built: dict[str, ArmData]) -> None:
+    path = next(Path(built["optidel"].dataset).glob("*.parquet"))
+    made, written = path.read_bytes(), path.stat().st_mtime_ns
+    assert build_arm("optidel", BUDGET, 0, pool) == built["optidel"]
+    assert path.stat().st_mtime_ns == written
+    path.unlink()
+    (path.parents[1] / "facts.json").unlink()
+    again = build_arm("optidel", BUDGET, 0, pool)
+    assert path.read_bytes() == made
+    seconds = {name: data.facts.pop("curation_seconds") for name, data in (("a", again), ("b", built["optidel"]))}
+    assert again == built["optidel"]
+    assert seconds["a"] == seconds["b"]
+
+
+def test_a_seed_redraws_but_patches_are_cut_once(pool: Pool, built: dict[str, ArmData]) -> None:
+    other = build_arm("hardest", BUDGET, 1, replace(pool, measured=False))
+    shard = next((pool.output / "patch" / "patches").glob("*.parquet"))
+    assert (pool.output / "seed-0001" / "patch" / "patches" / shard.name).samefile(shard)
+    folds = [pq.read_table(pool.output / f"seed-000{seed}/patch/reference/folds.parquet") for seed in (0, 1)]
+    assert not folds[0].equals(folds[1])
+    assert "coverage" not in other.facts
+    drawn = [sources(build_arm("random_patch_mosaics", BUDGET, seed, pool)) for seed in (0, 1)]
+    assert drawn[0] != drawn[1]
+
+
+def test_a_killed_build_keeps_its_shards_and_its_seconds(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    unmeasured = replace(pool, measured=False)
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(arms, "count_contents", die)
+        with pytest.raises(KeyboardInterrupt):
+            build_arm("random_images", BUDGET, 7, unmeasured)
+    folder = pool.output / "arms" / "random_images_0.1_0007"
+    shard = next((folder / "curated").glob("*.parquet"))
+    written = shard.stat().st_mtime_ns
+    assert not (folder / "facts.json").exists()
+    build_arm("random_images", BUDGET, 7, unmeasured)
+    assert (folder / "facts.json").exists()
+    assert shard.stat().st_mtime_ns == written
+
+
+def test_another_configuration_is_refused_in_the_same_folder(pool: Pool, built: dict[str, ArmData]) -> None:
+    with pytest.raises(UserError, match=r"random_images_0\.1_0000 was made from another"):
+        build_arm("random_images", BUDGET, 0, replace(pool, mosaic=MosaicConfig(image_size=16)))
+
+
+def test_what_cannot_be_made_is_said(pool: Pool) -> None:
+    with pytest.raises(UserError, match="Arm 'best' is not known: choose one of none, full"):
+        build_arm("best", BUDGET, 0, pool)
+    with pytest.raises(UserError, match="needs label_images"):
+        build_arm("oracle", BUDGET, 3, pool)
+    with pytest.raises(UserError, match="needs 84 patches and the pool has 21"):
+        build_arm("image_mosaics", 1.0, 0, pool)
+
+
+def test_the_table_names_every_arm_and_its_question() -> None:
+    lines = arms_table().splitlines()
+    assert lines[2].startswith("| **`none`** | ")
+    assert len(lines) == 2 + len(ARMS)
+    assert all(line.endswith("? |") for line in lines[2:])
