@@ -9,10 +9,10 @@ INSTALLED := $(VENV)/.installed
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint format types bench clean
+.PHONY: help env demo reproduce test lint format types bench clean
 
 help:  ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 env: $(INSTALLED)  ## Create the environment from constraints.txt
 
@@ -23,6 +23,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: $(INSTALLED)  ## Run the whole method on the embedded sample, offline
 	$(OFFLINE) $(BIN)/optidel demo
+
+reproduce: $(INSTALLED)  ## Run a small grid of evidence on the embedded sample, offline
+	$(OFFLINE) $(BIN)/optidel reproduce --config recipes/configs/sample.yaml
 
 test: $(INSTALLED)  ## Run every test, offline
 	$(OFFLINE) $(BIN)/pytest

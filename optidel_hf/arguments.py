@@ -29,7 +29,7 @@ def parse(dataclasses: Sequence[type], arguments: Sequence[str], prog: str, desc
     parser = _Parser(list(dataclasses), prog=prog, description=description, allow_abbrev=False)
     fields = {action.dest for action in parser._actions} - {"help"}
     parser.add_argument("--config", metavar="FILE", help="YAML file of `flag: value` lines; flags given here win.")
-    file = _config_file(arguments)
+    file = config_file(arguments)
     values = vars(parser.parse_args([*(_flags_of(file, fields) if file else []), *arguments]))
     values.pop("config")
     try:
@@ -51,8 +51,8 @@ class _Parser(HfArgumentParser):
         raise UserError(f"{message} (--help lists the flags).")
 
 
-def _config_file(arguments: Sequence[str]) -> Path | None:
-    """The value of `--config`, read before the rest: the file may hold what is required."""
+def config_file(arguments: Sequence[str]) -> Path | None:
+    """The value of `--config`, which is read before the rest: the file may hold what is required."""
     finder = _Parser([], add_help=False, allow_abbrev=False)
     finder.add_argument("--config", type=Path)
     return finder.parse_known_args(list(arguments))[0].config

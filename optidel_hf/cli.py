@@ -31,6 +31,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "pretrain": commands.pretrain,
     "evaluate": commands.evaluate,
     "information": commands.information,
+    "reproduce": commands.reproduce,
     "report": commands.report,
     "push": commands.push,
     "rebuild": commands.rebuild,
@@ -46,6 +47,7 @@ USAGE = """usage: optidel COMMAND [flags]
   select     ... up to the selection            mosaic    ... up to the curated images
   status     how far a curation has come
   pretrain   a ViT on curated images            evaluate  models by downstream segmentation
+  reproduce  does it help: arms x budgets x seeds, pre-trained and judged
   information  of models on held-out frames, in bits
   report     one HTML file of it all            demo      the whole method on the embedded sample
   push       what was made to the Hub           rebuild   curated images from a published selection

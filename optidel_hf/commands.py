@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from optidel_hf.flags import (
 
 if TYPE_CHECKING:
     from optidel_hf.evaluation.probes import ProbeConfig
+    from optidel_hf.evidence.config import Experiment
     from optidel_hf.pretraining.config import PretrainConfig
     from optidel_hf.pretraining.trainer import Pretrainer
 
@@ -146,6 +148,39 @@ def evaluate(arguments: Sequence[str]) -> None:
     evaluate_segmentation(config)
     say((Path(config.output_dir) / "results.md").read_text())
     say(f"results: {Path(config.output_dir) / 'results.json'}")
+
+
+def reproduce(arguments: Sequence[str]) -> None:
+    """Does curation help, and by how much: arms x budgets x seeds, pre-trained and judged by few labels."""
+    from optidel_hf.arguments import config_file
+    from optidel_hf.curation.patch_config import PatchConfig
+    from optidel_hf.curation.reference import ReferenceConfig
+    from optidel_hf.curation.scoring import ScoreConfig
+    from optidel_hf.evidence.config import PretrainFlags, ReproduceConfig, make_experiment
+    from optidel_hf.evidence.grid import Grid
+    from optidel_hf.evidence.reads import require_declared
+    from optidel_hf.processes import share_cores
+
+    share_cores()
+    configs = (ReproduceConfig, PretrainFlags, PatchConfig, ReferenceConfig, ScoreConfig)
+    experiment = make_experiment(*_parse(configs, arguments, "reproduce", reproduce.__doc__))
+    if experiment.grid.final:
+        if (file := config_file(arguments)) is None:
+            raise UserError("--final needs --config FILE: the configuration has to be committed before its result.")
+        declared = make_experiment(*_parse(configs, ["--config", str(file)], "reproduce", reproduce.__doc__))
+        require_declared(experiment, declared, file)
+    if path := Grid(_with_sample(experiment)).run():
+        say(f"results: {path}")
+
+
+def _with_sample(experiment: Experiment) -> Experiment:
+    """The embedded sample in place of a pool or a downstream set that is not given."""
+    grid = experiment.grid
+    if EMBEDDED in (grid.pool, grid.downstream):
+        pool, downstream = sample_pool(), SAMPLE_DIR / "downstream"
+        grid = replace(grid, pool=str(pool)) if grid.pool == EMBEDDED else grid
+        grid = replace(grid, downstream=str(downstream)) if grid.downstream == EMBEDDED else grid
+    return replace(experiment, grid=grid)
 
 
 def report(arguments: Sequence[str]) -> None:

@@ -98,21 +98,26 @@ def judge(models: Mapping[str, str | Path], curation_dir: str | Path, device: st
     frames, groups = held_out_frames(folder)
     judged = {}
     for name, checkpoint in models.items():
-        reference = open_reference(str(checkpoint), None, str(resolve_device(device)))
-        starts = range(0, len(frames), FRAMES_AT_ONCE)
-        parts = [
-            measure_frames(reference.model, load_pixels(frames[start : start + FRAMES_AT_ONCE], reference))
-            for start in starts
-        ]
-        figures = information(Moments(*(np.concatenate(values) for values in zip(*parts))), groups)
-        target = "normalised" if reference.model.config.norm_pix_loss else "raw"
-        judged[name] = {**figures, "target": target, "masks": MASKS, "partitions": PARTITIONS}
+        judged[name] = judge_on(frames, groups, checkpoint, device)
         if Path(checkpoint).is_dir():
             write_text(json.dumps(judged[name], indent=2) + "\n", Path(checkpoint) / "held_out.json")
     path = folder / "held_out.json"
     before = json.loads(path.read_text()) if path.exists() else {}
     write_text(json.dumps({**before, **judged}, indent=2) + "\n", path)
     return judged
+
+
+def judge_on(frames: Sequence[Any], groups: Sequence[str], checkpoint: str | Path, device: str) -> dict[str, Any]:
+    """What [`judge`] says of one model, on undecoded frames and the group of each."""
+    reference = open_reference(str(checkpoint), None, str(resolve_device(device)))
+    starts = range(0, len(frames), FRAMES_AT_ONCE)
+    parts = [
+        measure_frames(reference.model, load_pixels(list(frames[start : start + FRAMES_AT_ONCE]), reference))
+        for start in starts
+    ]
+    figures = information(Moments(*(np.concatenate(values) for values in zip(*parts))), groups)
+    target = "normalised" if reference.model.config.norm_pix_loss else "raw"
+    return {**figures, "target": target, "masks": MASKS, "partitions": PARTITIONS}
 
 
 def held_out_frames(folder: Path) -> tuple[list[Any], list[str]]:

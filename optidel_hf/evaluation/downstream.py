@@ -94,22 +94,34 @@ def load_downstream(
     Raises:
         `UserError`: if the split, an image or a mask is missing or broken, or all masks are empty.
     """
-    if (Path(dataset) / "images").is_dir():
-        pairs = list(_folder_pairs(Path(dataset), split))
-    else:
-        pairs = list(_table_pairs(dataset, split, image_column, mask_column))
+    pairs = list_pairs(dataset, split, image_column, mask_column)
     excluded = set(exclude)
     kept = [pair for pair in pairs if pair[0] not in excluded]
     if not kept:
         raise UserError(f"{dataset}: no image is left in split '{split}' after excluding {len(pairs)}.")
-    if without := [name for name, _, mask in kept if mask is None]:
-        raise UserError(f"{dataset}, split '{split}': '{without[0]}' has no mask; add it or exclude '{without[0]}'.")
     logger.info("%s, split %s: %d images, %d excluded", dataset, split, len(kept), len(pairs) - len(kept))
-    loaded = _load(kept, image_size, split)
+    return load_pairs(kept, image_size, f"{dataset}, split '{split}'")
+
+
+def list_pairs(dataset: str, split: str, image_column: str = "image", mask_column: str = "mask") -> list[Pair]:
+    """Name, image and mask (none where it is missing) of every row of a split, nothing of which is opened yet."""
+    if (Path(dataset) / "images").is_dir():
+        return list(_folder_pairs(Path(dataset), split))
+    return list(_table_pairs(dataset, split, image_column, mask_column))
+
+
+def load_pairs(pairs: Sequence[Pair], image_size: int, where: str) -> DownstreamSet:
+    """
+    Open listed images and their masks, resized to `image_size`.
+
+    Raises:
+        `UserError`: beginning with `where`, if a mask is missing or all are empty, or an image or mask is broken.
+    """
+    if without := [name for name, _, mask in pairs if mask is None]:
+        raise UserError(f"{where}: '{without[0]}' has no mask; add it or exclude '{without[0]}'.")
+    loaded = _load(pairs, image_size, where)
     if not loaded.masks.any():
-        raise UserError(
-            f"{dataset}, split '{split}': no mask has a pixel above {MASK_THRESHOLD}; objects must be white (255)."
-        )
+        raise UserError(f"{where}: no mask has a pixel above {MASK_THRESHOLD}; objects must be white (255).")
     return loaded
 
 
@@ -144,12 +156,12 @@ def _table_pairs(dataset: str, split: str, image_column: str, mask_column: str) 
         yield Path(path).stem if path else row["source"], row[image_column], row[mask_column]
 
 
-def _load(pairs: Sequence[Pair], image_size: int, split: str) -> DownstreamSet:
+def _load(pairs: Sequence[Pair], image_size: int, where: str) -> DownstreamSet:
     images = np.empty((len(pairs), image_size, image_size, 3), dtype=np.uint8)
     masks = np.empty((len(pairs), image_size, image_size), dtype=np.uint8)
     with ThreadPoolExecutor(DECODING_THREADS) as pool:
         decoded = pool.map(partial(_decode, image_size=image_size), pairs)
-        for row, (image, mask) in enumerate(tqdm(decoded, total=len(pairs), desc=f"reading {split}", unit="img")):
+        for row, (image, mask) in enumerate(tqdm(decoded, total=len(pairs), desc=f"reading {where}", unit="img")):
             images[row], masks[row] = image, mask
     channels_first = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
     return DownstreamSet([name for name, *_ in pairs], channels_first, torch.from_numpy(masks))

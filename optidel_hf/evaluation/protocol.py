@@ -22,7 +22,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from optidel_hf.evaluation.backbone import Backbone
 from optidel_hf.evaluation.downstream import DownstreamSet
-from optidel_hf.evaluation.metrics.mean_iou.mean_iou import MeanIoU
+from optidel_hf.evaluation.metrics.mean_iou.mean_iou import MeanIoU, confusion_matrix
 
 
 NUM_CLASSES = 2  # background, object
@@ -180,6 +180,17 @@ def score(model: Segmenter, data: DownstreamSet, batch_size: int) -> dict:
         predictions = model(images.to(device)).argmax(dim=1)
         metric.add_batch(predictions=predictions.cpu().numpy(), references=masks.numpy())
     return metric.compute()
+
+
+@torch.no_grad()
+def image_confusions(model: Segmenter, data: DownstreamSet, batch_size: int) -> np.ndarray:
+    """The confusion matrix of every image, `(N, C, C)` int64, rows are references; their sum is that of [`score`]."""
+    device = next(model.parameters()).device
+    confusions = []
+    for images, masks in zip(data.images.split(batch_size), data.masks.split(batch_size), strict=True):
+        predictions = model(images.to(device)).argmax(dim=1).cpu().numpy()
+        confusions += [confusion_matrix(*pair, NUM_CLASSES) for pair in zip(predictions, masks.numpy(), strict=True)]
+    return np.stack(confusions)
 
 
 @torch.no_grad()

@@ -1,0 +1,210 @@
+"""
+One cell of the grid: an arm's data for one budget and seed, its pre-training, and the downstream runs that judge it.
+
+    OUT/models/0003_optidel_0.05/    the pre-trained model; `step-000100/` the encoder at an earlier checkpoint
+    OUT/cells/validation/0003_optidel_0.05.parquet    one row a downstream run, once all of them are done
+
+A killed cell goes on from its last checkpoint; its model stays, so that the final reading judges what validation saw.
+
+Shapes: `N` judged images, `C` classes.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import time
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from optidel_hf.curation.heldout import hold_out, judge_on
+from optidel_hf.curation.inputs import open_sources
+from optidel_hf.devices import resolve_device
+from optidel_hf.evaluation.backbone import Backbone, load_backbone
+from optidel_hf.evaluation.downstream import DownstreamSet
+from optidel_hf.evaluation.metrics.mean_iou.mean_iou import class_iou
+from optidel_hf.evaluation.protocol import Segmenter, image_confusions, labelled_rows, train
+from optidel_hf.evidence.arms import ARMS, ArmData, build_arm
+from optidel_hf.evidence.config import Experiment, ReproduceConfig
+from optidel_hf.evidence.pool import Pool
+from optidel_hf.images import decode_reason
+from optidel_hf.pretraining.batches import image_processor
+from optidel_hf.pretraining.config import PretrainConfig
+from optidel_hf.pretraining.objectives import OBJECTIVES
+from optidel_hf.pretraining.objectives.objective import save_model
+from optidel_hf.pretraining.stored import open_images
+from optidel_hf.pretraining.trainer import Pretrainer
+
+
+FINISHED = "pretrain_config.json"  # what `Pretrainer.save` writes last
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One arm for one budget and seed. Arms without a budget have 1 (the whole pool) or 0 (no pre-training)."""
+
+    arm: str
+    budget: float
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.seed:04d}_{self.arm}_{self.budget:g}"
+
+
+@dataclass(frozen=True)
+class Judges:
+    """What is labelled and what judges, the same for every cell."""
+
+    candidates: DownstreamSet
+    judged: DownstreamSet
+
+
+def enumerate_cells(grid: ReproduceConfig) -> list[Cell]:
+    """All cells by seed, then by arm: an interrupted grid has whole seeds, which are what comparisons need."""
+    seeds = range(grid.seed, grid.seed + grid.seeds)
+    cells = [
+        Cell(arm, own_budget(arm, budget), seed) for seed in seeds for arm in grid.arms for budget in grid.budgets
+    ]
+    return list(dict.fromkeys(cells))
+
+
+def own_budget(arm: str, budget: float) -> float:
+    """The budget of an arm where one is asked for."""
+    if ARMS[arm].unit is None:
+        return 0.0
+    return budget if ARMS[arm].budgeted else 1.0
+
+
+def run_cell(cell: Cell, experiment: Experiment, judges: Judges) -> list[dict[str, Any]]:
+    """
+    Make, pre-train and judge one cell, or go on with it.
+
+    Args:
+        cell ([`Cell`]).
+        experiment ([`Experiment`]): what the grid is told.
+        judges ([`Judges`]): what is labelled and what judges, at the side of pre-training.
+
+    Returns:
+        `list[dict]`: fields of `RESULT_SCHEMA`, one a downstream run: checkpoint by checkpoint, labels, mode.
+    """
+    grid, images = experiment.grid, judges.candidates.images  # which only the oracle sees
+    data = build_arm(cell.arm, cell.budget, cell.seed, experiment.pool(), label_images=images)
+    model = pretrain_cell(cell, data, experiment) if data.dataset else untrained(cell, experiment)
+    facts = {"arm": cell.arm, "budget": cell.budget, "seed": cell.seed, "split": grid.split, **data.facts}
+    facts |= {"steps": max(model.encoders), "pretrain_seconds": model.seconds, "vinfo_held_out": model.information}
+    batch = experiment.pretrain.batch_size
+    return [
+        facts
+        | {"step": step, "images_seen": step * batch, "labels": labels, "mode": mode}
+        | judge(encoder, judges, grid, cell.seed, labels, mode)
+        for step, encoder in model.encoders.items()
+        for labels in grid.labels
+        for mode in grid.modes
+    ]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The encoders of a cell by their step, what they cost, and what the last one knows of held-out images."""
+
+    encoders: dict[int, Backbone]
+    seconds: float = 0.0
+    information: float | None = None
+
+
+def untrained(cell: Cell, experiment: Experiment) -> Trained:
+    """What the seed's pre-training starts from, a new encoder or a checkpoint's: the arm without pre-training."""
+    config = replace(experiment.pretrain, seed=cell.seed)
+    return Trained({0: Backbone(OBJECTIVES[config.objective].from_config(config, "eager").backbone())})
+
+
+def pretrain_cell(cell: Cell, data: ArmData, experiment: Experiment) -> Trained:
+    """Pre-train on an arm's data, or find that done."""
+    config = cell_pretraining(cell, experiment)
+    folder, every = Path(config.output_dir), config.checkpoint_every
+    if not (folder / FINISHED).exists():
+        _pretrain(config, str(data.dataset), str(cell))
+    steps = range(every, config.steps + 1, every)
+    encoders = {step: load_backbone(str(_saved(folder, step) if step < config.steps else folder)) for step in steps}
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    seconds = json.loads((folder / FINISHED).read_text())["seconds"]
+    return Trained(encoders, seconds, held_out_information(folder, experiment))
+
+
+def cell_pretraining(cell: Cell, experiment: Experiment) -> PretrainConfig:
+    """The pre-training of all cells with this one's seed and folder, and a checkpoint wherever it is judged."""
+    grid, steps = experiment.grid, experiment.pretrain.steps
+    return replace(
+        experiment.pretrain,
+        seed=cell.seed,
+        output_dir=str(experiment.output / "models" / str(cell)),
+        checkpoint_every=steps // grid.checkpoints,
+        keep_checkpoints=grid.checkpoints,
+        device=grid.device,
+    )
+
+
+def _pretrain(config: PretrainConfig, dataset: str, description: str) -> None:
+    images = open_images(dataset, size=config.image_size, stream=config.residency == "stream")
+    trainer = Pretrainer(config, images, description)
+    trainer.train()
+    for step in range(config.checkpoint_every, config.steps + 1, config.checkpoint_every):
+        trainer.accelerator.load_state(str(trainer.out / "checkpoints" / f"step-{step:06d}"))
+        if step < config.steps:
+            processor = image_processor(trainer.model.config.image_size)
+            save_model(trainer.whole().backbone(), processor, _saved(trainer.out, step))
+    trainer.save()
+
+
+def _saved(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:06d}"
+
+
+def held_out_information(folder: Path, experiment: Experiment) -> float | None:
+    """Held-out V-information of a cell's model, bits per value; none without held-out images or a prediction."""
+    pool = experiment.pool()
+    if not pool.inputs.held_out or experiment.pretrain.objective != "mae":
+        return None
+    frames, groups = _held_out_frames(pool)
+    return judge_on(frames, groups, folder, pool.device)["v_information"]
+
+
+@cache
+def _held_out_frames(pool: Pool) -> tuple[list[Any], list[str]]:
+    """The readable images that no arm sees, undecoded, and the group of each."""
+    inputs = pq.read_table(pool.output / "inputs" / "inputs.parquet", columns=["source", "group"]).to_pydict()
+    held = hold_out(inputs["group"], pool.inputs.held_out)
+    group_of = {source: group for source, group in zip(inputs["source"], inputs["group"]) if group in held}
+    sources = open_sources(pool.inputs)
+    frames = sources.select([row for row, source in enumerate(sources["source"]) if source in group_of])
+    pairs = zip(frames["image"], frames["source"])
+    readable = [(image, group_of[source]) for image, source in pairs if decode_reason(image)[0] is not None]
+    return [image for image, _ in readable], [group for _, group in readable]
+
+
+def judge(
+    encoder: Backbone, judges: Judges, grid: ReproduceConfig, seed: int, labels: int, mode: str
+) -> dict[str, Any]:
+    """One downstream run: `miou`, `confusion` and `downstream_seconds`; the encoder stays as it is."""
+    began = time.perf_counter()
+    candidates = judges.candidates
+    labelled = candidates.subset(labelled_rows(len(candidates), labels, seed))
+    with torch.random.fork_rng():  # the head's weights are the seed's, and the caller's state is kept
+        torch.manual_seed(seed)
+        segmenter = Segmenter(copy.deepcopy(encoder), candidates.images.shape[-1]).to(resolve_device(grid.device))
+        steps, rate = grid.schedule(mode)
+        batch_size = grid.downstream_batch_size
+        train(segmenter, labelled, mode, seed=seed, steps=steps, batch_size=batch_size, learning_rate=rate)
+    confusion = image_confusions(segmenter, judges.judged, batch_size)
+    return {
+        "miou": float(np.nanmean(class_iou(confusion.sum(axis=0)))),
+        "confusion": confusion.ravel().tolist(),
+        "downstream_seconds": time.perf_counter() - began,
+    }

@@ -1,0 +1,257 @@
+"""
+What a grid of evidence is told: arms x budgets x seeds, their training, and how few labels judge them.
+
+One seed redraws everything (subset, folds, pre-training, labels, head), and all arms share it, as they share steps and
+samples seen. The configuration's hash is over what one cell's result depends on: not over which cells there are, where
+they lie, or what computes them, so that cells of several machines can be put together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields, make_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from optidel_hf.checkpoints import checkpoint_fingerprint
+from optidel_hf.curation.curated import MosaicConfig
+from optidel_hf.curation.inputs import InputConfig
+from optidel_hf.curation.patch_config import PatchConfig
+from optidel_hf.curation.reference import ReferenceConfig
+from optidel_hf.curation.scoring import ScoreConfig
+from optidel_hf.errors import UserError
+from optidel_hf.evaluation.segmentation import MODES
+from optidel_hf.evidence.pool import Pool
+from optidel_hf.flags import EMBEDDED
+from optidel_hf.pretraining.config import PretrainConfig
+
+
+CORE_ARMS = (
+    "none",
+    "full",
+    "full_mosaics",
+    "random_images",
+    "image_mosaics",
+    "random_patch_mosaics",
+    "hardest",
+    "optidel",
+)
+VALIDATION, TEST = "validation", "test"
+PREFIX = "pretrain_"
+# What the grid itself says of a pre-training.
+OWN_FIELDS = ("output_dir", "seed", "device", "resume", "checkpoint_every", "keep_checkpoints", "evaluate_every")
+# Which cells there are, where they lie and what computes them: a cell's result does not depend on it.
+FREE_FIELDS = (
+    "pool",
+    "downstream",
+    "arms",
+    "budgets",
+    "seeds",
+    "seed",
+    "output_dir",
+    "curation_dir",
+    "merge",
+    "final",
+    "test_reads",
+    "device",
+)
+
+
+@dataclass(frozen=True)
+class ReproduceConfig:
+    """The grid and its few-label protocol. Raises `ValueError` on values that cannot be meant."""
+
+    pool: str = field(
+        default=EMBEDDED, metadata={"help": "Images to select from: folder, tables or Hub id; or 'embedded'."}
+    )
+    group_column: str | None = field(
+        default=None, metadata={"help": "The pool's video or patient (else near-duplicate groups)."}
+    )
+    limit: int | None = field(default=None, metadata={"help": "Take the first N images of the pool only."})
+    held_out: float = field(
+        default=0.1, metadata={"help": "Share of the pool that no arm sees, for held-out V-information; 0: none."}
+    )
+    downstream: str = field(
+        default=EMBEDDED,
+        metadata={"help": "Folder with images/ and masks/, or a table or Hub id with both; or 'embedded'."},
+    )
+    arms: list[str] = field(
+        default_factory=lambda: list(CORE_ARMS), metadata={"help": "What to compare; by default the core arms."}
+    )
+    budgets: list[float] = field(default_factory=lambda: [0.05], metadata={"help": "Shares of the pool's images."})
+    seeds: int = field(default=11, metadata={"help": "Number of seeds; a seed redraws everything, for all arms."})
+    seed: int = field(default=0, metadata={"help": "The first seed; the others follow."})
+    labels: list[int] = field(
+        default_factory=lambda: [100], metadata={"help": "Numbers of labelled images, drawn by the seed; 0: all."}
+    )
+    modes: list[str] = field(
+        default_factory=lambda: list(MODES), metadata={"help": "finetune (encoder and head) and probe (the head)."}
+    )
+    label_split: str = field(default="train", metadata={"help": "Split that labels are drawn from."})
+    label_range: str | None = field(
+        default=None, metadata={"help": "FIRST:LAST, the names in that split that labels are drawn from; else all."}
+    )
+    validation_split: str = field(default="validation", metadata={"help": "Split that judges without --final."})
+    test_split: str = field(default="test", metadata={"help": "Split that judges with --final."})
+    test_range: str | None = field(
+        default=None, metadata={"help": "FIRST:LAST, names of the label split that are a part of the test as well."}
+    )
+    exclude: list[str] = field(default_factory=list, metadata={"help": "Names to leave out, such as duplicates."})
+    near_distance: int = field(
+        default=40, metadata={"help": "Label candidates are dropped within this dHash distance of a test image."}
+    )
+    finetune_steps: int = field(default=200, metadata={"help": "Steps of fine-tuning, for every arm."})
+    finetune_learning_rate: float = field(default=5e-4, metadata={"help": "Peak rate of fine-tuning."})
+    probe_steps: int = field(default=200, metadata={"help": "Steps of probing, for every arm."})
+    probe_learning_rate: float = field(default=1e-3, metadata={"help": "Peak rate of probing."})
+    downstream_batch_size: int = field(default=32, metadata={"help": "Labelled images a step."})
+    checkpoints: int = field(
+        default=1, metadata={"help": "Evenly spaced checkpoints that are judged; the last is the end of training."}
+    )
+    measured: bool = field(
+        default=True, metadata={"help": "Measure each arm's entropies and coverage, which scores every seed's pool."}
+    )
+    output_dir: str = field(default="runs/reproduce", metadata={"help": "Folder for cells, models and results."})
+    curation_dir: str | None = field(
+        default=None, metadata={"help": "Folder of the arms' data, which grids may share; else in output_dir."}
+    )
+    merge: list[str] = field(
+        default_factory=list, metadata={"help": "Output folders of the same configuration, from other machines."}
+    )
+    final: bool = field(
+        default=False, metadata={"help": "Judge on the test labels, which nothing else opens, and write that down."}
+    )
+    test_reads: str = field(
+        default="benchmarks/test_reads.md", metadata={"help": "File in which readings of the test labels are listed."}
+    )
+    device: str = field(default="auto", metadata={"help": "auto (cuda, mps, xpu, then cpu) or one of these."})
+
+    def __post_init__(self) -> None:
+        positive = ("seeds", "finetune_steps", "probe_steps", "downstream_batch_size", "checkpoints")
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        if not self.arms or not self.budgets or not self.labels:
+            raise ValueError("arms, budgets and labels each need at least one value.")
+        for name in ("arms", "budgets", "labels", "modes"):
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise ValueError(f"{name} names something twice: {getattr(self, name)}.")
+        if not self.modes or set(self.modes) - set(MODES):
+            raise ValueError(f"modes must be among {', '.join(MODES)}, not {self.modes}.")
+        if not all(0 < budget <= 1 for budget in self.budgets):
+            raise ValueError(f"budgets are shares of the pool, above 0 and at most 1, not {self.budgets}.")
+        if min(self.labels) < 0 or self.seed < 0 or self.near_distance < 0:
+            raise ValueError("labels, seed and near_distance must not be negative.")
+        if len({self.label_split, self.validation_split, self.test_split}) < 3:
+            raise ValueError("label_split, validation_split and test_split must be three splits.")
+        for name in ("label_range", "test_range"):
+            self.names(name)
+
+    @property
+    def split(self) -> str:
+        """Which part judges: validation, or the test where the reading is final."""
+        return TEST if self.final else VALIDATION
+
+    def schedule(self, mode: str) -> tuple[int, float]:
+        """Steps and peak learning rate of fine-tuning or probing."""
+        if mode == "finetune":
+            return self.finetune_steps, self.finetune_learning_rate
+        return self.probe_steps, self.probe_learning_rate
+
+    def names(self, which: str) -> tuple[str, str] | None:
+        """First and last name of `label_range` or `test_range`; none where there is no limit."""
+        value = getattr(self, which)
+        if value is None:
+            return None
+        first, _, last = value.partition(":")
+        if not first or not last or first > last:
+            raise ValueError(f"{which} is '{value}': it is FIRST:LAST, two names in the order of the alphabet.")
+        return first, last
+
+
+_HINTS = get_type_hints(PretrainConfig)
+# Every field of a pre-training as a flag `--pretrain_...`, but for those that the grid sets itself.
+PretrainFlags: type = make_dataclass(
+    "PretrainFlags",
+    [
+        (PREFIX + option.name, _HINTS[option.name], field(default=option.default, metadata=option.metadata))
+        for option in fields(PretrainConfig)
+        if option.name not in OWN_FIELDS
+    ],
+    frozen=True,
+)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """
+    Everything that determines the cells of a grid.
+
+    Args:
+        grid ([`ReproduceConfig`]): which cells, and how they are judged.
+        pretrain ([`PretrainConfig`]): the same for every arm; the grid sets its seed, folder and checkpoints.
+        patches ([`PatchConfig`], *optional*): how key patches are cut.
+        reference ([`ReferenceConfig`], *optional*): the reference models; each seed fits its own.
+        score ([`ScoreConfig`], *optional*): how patches are scored.
+
+    Raises:
+        `ValueError`: if the checkpoints to be judged do not divide the steps.
+    """
+
+    grid: ReproduceConfig
+    pretrain: PretrainConfig
+    patches: PatchConfig = field(default_factory=PatchConfig)
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+
+    def __post_init__(self) -> None:
+        if self.pretrain.steps % self.grid.checkpoints:
+            raise ValueError(f"steps {self.pretrain.steps} must be a multiple of checkpoints {self.grid.checkpoints}.")
+
+    @property
+    def output(self) -> Path:
+        """The grid's folder."""
+        return Path(self.grid.output_dir)
+
+    def pool(self) -> Pool:
+        """What every arm is cut from."""
+        grid = self.grid
+        return Pool(
+            InputConfig(grid.pool, group_column=grid.group_column, limit=grid.limit, held_out=grid.held_out),
+            Path(grid.curation_dir or self.output / "curation"),
+            self.patches,
+            self.reference,
+            self.score,
+            MosaicConfig(self.pretrain.image_size),
+            grid.device,
+            grid.measured,
+        )
+
+    def determining(self) -> dict[str, Any]:
+        """The fields that one cell's result depends on; weights and not where they lie."""
+        told = {"patches": asdict(self.patches), "reference": asdict(self.reference), "score": asdict(self.score)}
+        told["patches"]["sam"] = checkpoint_fingerprint(self.patches.sam, self.patches.sam_revision)
+        told["pretrain"] = {name: v for name, v in self.pretrain.determining().items() if name not in OWN_FIELDS}
+        for part, name in (("pretrain", "model"), ("reference", "reference"), ("reference", "second_reference")):
+            if told[part][name]:
+                told[part][name] = checkpoint_fingerprint(told[part][name])
+        told["grid"] = {name: value for name, value in asdict(self.grid).items() if name not in FREE_FIELDS}
+        return {f"{part}.{name}": value for part, values in told.items() for name, value in values.items()}
+
+
+def make_experiment(grid: ReproduceConfig, flags: Any, *stages: Any) -> Experiment:
+    """
+    An [`Experiment`] from what was parsed.
+
+    Args:
+        grid ([`ReproduceConfig`]).
+        flags (`PretrainFlags`).
+        stages ([`PatchConfig`], [`ReferenceConfig`], [`ScoreConfig`]).
+
+    Raises:
+        `UserError`: if pre-training refuses a value, or the values do not go together.
+    """
+    given = {name.removeprefix(PREFIX): value for name, value in vars(flags).items()}
+    try:
+        return Experiment(grid, PretrainConfig(**given), *stages)
+    except ValueError as error:
+        raise UserError(f"pre-training: {error}") from None

@@ -1,0 +1,175 @@
+"""
+The grid: arms x budgets x seeds, cell by cell, by as many processes and machines as there are.
+
+    OUT/config.json       the configuration and its hash; another one is refused
+    OUT/cells/...         one parquet a finished cell: what exists is finished, which is the whole protocol of resuming
+    OUT/trials.jsonl      every reading of the validation part, one line a cell
+    OUT/results.parquet   the rows of all cells, and with them results.md and results.png
+
+Rank r of W takes cells r, r + W, ..., each alone on its device. What other machines computed is merged by naming their
+folders; a cell that any of them has is not computed again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from tqdm.auto import tqdm
+
+from optidel_hf.curation.shards import wait_for, write_parquet, write_text
+from optidel_hf.curation.stages import digest
+from optidel_hf.devices import hardware, resolve_device
+from optidel_hf.errors import UserError
+from optidel_hf.evidence.arms import ARMS
+from optidel_hf.evidence.cells import Cell, Judges, enumerate_cells, run_cell
+from optidel_hf.evidence.config import TEST, VALIDATION, Experiment
+from optidel_hf.evidence.labels import judged_part, label_candidates
+from optidel_hf.evidence.reads import current_commit, note_opening, note_result
+from optidel_hf.evidence.results import read_cells, write_rows
+from optidel_hf.pretraining.stored import open_images
+from optidel_hf.processes import process_rank, single_process
+
+
+logger = logging.getLogger(__name__)
+
+
+class Grid:
+    """
+    An experiment on its way to results.
+
+    Args:
+        experiment ([`Experiment`]).
+
+    Raises:
+        `UserError`: for an unknown arm, or an output or a folder to merge of another configuration.
+    """
+
+    def __init__(self, experiment: Experiment) -> None:
+        if unknown := [arm for arm in experiment.grid.arms if arm not in ARMS]:
+            raise UserError(f"--arms {unknown[0]}: no such arm; there are {', '.join(ARMS)}.")
+        self.rank, self.world = process_rank()
+        self.experiment = _on_own_device(experiment)
+        self.grid, self.output = self.experiment.grid, experiment.output
+        self.size = experiment.pretrain.image_size
+        self.cells = enumerate_cells(self.grid)
+        self.candidates = label_candidates(self.grid, self.size)
+        self.validation = judged_part(self.grid, VALIDATION, self.size)
+        self.hash = self._claim()
+
+    def run(self) -> Path | None:
+        """Compute what is not finished, then, in the first process, write the results; returns their file there."""
+        unfinished = [cell for cell in self.cells if self.find(cell) is None]
+        if unfinished and self.grid.final and self.rank == 0:
+            note_opening(Path(self.grid.test_reads), self.hash, resumed=len(unfinished) < len(self.cells))
+        mine = [cell for cell in self.cells[self.rank :: self.world] if cell in unfinished]
+        if mine:
+            with single_process():
+                self._compute(mine)
+        if self.rank > 0:
+            return None
+        wait_for(self.path(cell) for cell in self.cells if self.find(cell) is None)
+        return self._write_results(bool(unfinished))
+
+    def path(self, cell: Cell, split: str | None = None) -> Path:
+        """Where a cell's rows are written when it is finished."""
+        return self.output / "cells" / (split or self.grid.split) / f"{cell}.parquet"
+
+    def find(self, cell: Cell, split: str | None = None) -> Path | None:
+        """A finished cell's file, here or in a folder to merge."""
+        here = self.path(cell, split)
+        places = [here, *(Path(folder) / here.relative_to(self.output) for folder in self.grid.merge)]
+        return next((path for path in places if path.exists()), None)
+
+    def _compute(self, cells: Sequence[Cell]) -> None:
+        judged = judged_part(self.grid, TEST, self.size) if self.grid.final else self.validation
+        judges = Judges(self.candidates, judged)
+        device = resolve_device(self.grid.device)
+        shared = {"config_hash": self.hash, "commit": current_commit(), "hardware": hardware(device)}
+        for cell in tqdm(cells, desc="cells", unit="cell", disable=self.rank > 0):
+            rows = [row | shared for row in run_cell(cell, self.experiment, judges)]
+            write_rows(rows, {self.grid.split: judged.names}, self.path(cell))
+            self._log(rows)
+
+    def _log(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Say how a cell did and, where that was read off the validation part, write down that it was."""
+        cell = {name: rows[0][name] for name in ("arm", "budget", "seed", "split")}
+        last = [row for row in rows if row["step"] == row["steps"]]
+        scores = {f"{row['mode']}, {row['labels']} labels": round(row["miou"], 4) for row in last}
+        logger.info("%s: %s", ", ".join(f"{name} {value}" for name, value in cell.items()), scores)
+        if not self.grid.final:
+            trial = {
+                "date": datetime.now(UTC).isoformat(timespec="seconds"),
+                "config_hash": self.hash,
+                **cell,
+                **scores,
+            }
+            with (self.output / "trials.jsonl").open("a") as file:
+                file.write(json.dumps(trial) + "\n")
+
+    def _write_results(self, read: bool) -> Path:
+        """`results.parquet` with the cells of both parts as far as there are any, and the summary of them."""
+        found = [path for split in (VALIDATION, TEST) for cell in self.cells if (path := self.find(cell, split))]
+        results, path = read_cells(found, self.hash), self.output / "results.parquet"
+        write_parquet(results, path)
+        if self.grid.final and read:
+            note_result(Path(self.grid.test_reads), self.hash, _result_text(results))
+        return path
+
+    def _claim(self) -> str:
+        """The configuration's hash, after comparing it with what the output and the folders to merge were made by."""
+        told = self.experiment.determining()
+        told["pool"] = open_images(self.grid.pool, size=self.size, limit=self.grid.limit).fingerprint
+        told["labels"], told["validation"] = self.candidates.sha256(), self.validation.sha256()
+        record: dict[str, Any] = {"hash": digest(told), "fields": told}
+        own = self.output / "config.json"
+        if self.rank == 0 and not own.exists():
+            write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", own)
+        wait_for([own])
+        for folder in (self.output, *map(Path, self.grid.merge)):
+            _refuse_other(folder, record)
+        return record["hash"]
+
+
+def _refuse_other(folder: Path, record: dict[str, Any]) -> None:
+    file = folder / "config.json"
+    if not file.exists():
+        raise UserError(f"--merge {folder}: no output of `optidel reproduce` is there (no config.json).")
+    theirs = json.loads(file.read_text())
+    if theirs["hash"] == record["hash"]:
+        return
+    before, now = theirs["fields"], json.loads(json.dumps(record["fields"]))
+    changed = [name for name in sorted(before | now) if before.get(name) != now.get(name)]
+    said = ", ".join(f"{name} was {before.get(name)!r}, now {now.get(name)!r}" for name in changed)
+    raise UserError(
+        f"{folder} holds cells of another configuration ({said}): give another --output_dir (--curation_dir "
+        f"{folder / 'curation'} shares the arms' data where these are the same), or set these fields back."
+    )
+
+
+def _on_own_device(experiment: Experiment) -> Experiment:
+    """The experiment on this process's device, of as many as there are on its machine."""
+    device = resolve_device(experiment.grid.device, rank=int(os.environ.get("LOCAL_RANK", 0)))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return replace(experiment, grid=replace(experiment.grid, device=str(device)))
+
+
+def _result_text(results: pa.Table) -> str:
+    """Mean mIoU of every arm on the test, for the list of readings."""
+    rows = results.drop_columns("confusion").to_pylist()
+    means: dict[str, list[float]] = {}
+    for row in rows:
+        if row["split"] == TEST and row["step"] == row["steps"]:
+            arm = f"{row['arm']} {row['budget']:g}, {row['mode']}, {row['labels']} labels"
+            means.setdefault(arm, []).append(row["miou"])
+    return "; ".join(f"{arm}: {np.mean(values):.4f} ({len(values)} seeds)" for arm, values in means.items())

@@ -1,0 +1,96 @@
+"""
+The few-label protocol: which images may be labelled, and which judge.
+
+Labels are drawn from a range of names of one split. The test is a split of its own and, where the set is small,
+another range of the split that labels come from, so that few labels leave many images to judge by. A label candidate
+that looks like a test image (dHash, see `near_duplicates.py`) is dropped, which takes the test's images and no mask:
+masks of the test are opened by [`judged_part`] alone, and only when it is asked for the test.
+
+Names are file stems; a range is inclusive and in the order of the alphabet.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from optidel_hf.curation.near_duplicates import difference_hash
+from optidel_hf.errors import UserError
+from optidel_hf.evaluation.downstream import DECODING_THREADS, DownstreamSet, Pair, list_pairs, load_pairs
+from optidel_hf.evidence.config import TEST, ReproduceConfig
+from optidel_hf.images import ImageRejected, open_image
+
+
+logger = logging.getLogger(__name__)
+
+
+def label_candidates(config: ReproduceConfig, image_size: int) -> DownstreamSet:
+    """
+    The images that a seed draws its labels from, with their masks.
+
+    Raises:
+        `UserError`: if a name is both a label candidate and a test image, or fewer are left than are to be labelled.
+    """
+    test = test_pairs(config)
+    candidates = _kept(config, config.label_split, config.names("label_range"))
+    if common := {name for name, *_ in test} & {name for name, *_ in candidates}:
+        raise UserError(
+            f"'{min(common)}' is both a label candidate and a test image: label_range and test_range must be apart."
+        )
+    near = near_images(candidates, test, config.near_distance)
+    kept = [pair for pair, dropped in zip(candidates, near) if not dropped]
+    logger.info("labels: %d candidates, %d dropped as near a test image", len(kept), near.sum())
+    if len(kept) < max(1, *config.labels):
+        raise UserError(
+            f"{config.downstream}: {len(kept)} label candidates are left of {len(candidates)} in split "
+            f"'{config.label_split}', and {max(config.labels)} are to be labelled: widen label_range or label fewer."
+        )
+    return load_pairs(kept, image_size, f"{config.downstream}, labels")
+
+
+def judged_part(config: ReproduceConfig, split: str, image_size: int) -> DownstreamSet:
+    """The images and masks that judge: those of `"validation"` or of the `"test"`."""
+    pairs = test_pairs(config) if split == TEST else _kept(config, config.validation_split)
+    return load_pairs(pairs, image_size, f"{config.downstream}, {split}")
+
+
+def test_pairs(config: ReproduceConfig) -> list[Pair]:
+    """The test's images and masks, none of which is opened."""
+    pairs = _kept(config, config.test_split)
+    if limits := config.names("test_range"):
+        pairs += _kept(config, config.label_split, limits)
+    return pairs
+
+
+def near_images(candidates: Sequence[Pair], others: Sequence[Pair], distance: int) -> np.ndarray:
+    """Which candidates have a dHash within `distance` bits of any other image's, `(n,)` bool."""
+    ours, theirs = (_hashes(pairs) for pairs in (candidates, others))
+    differing = np.bitwise_count(ours[:, None] ^ theirs[None]).sum(axis=2, dtype=np.int64)
+    return (differing <= distance).any(axis=1)
+
+
+def _hashes(pairs: Sequence[Pair]) -> np.ndarray:
+    """`(n, 4)` uint64."""
+    with ThreadPoolExecutor(DECODING_THREADS) as threads:
+        return np.stack(list(threads.map(_hash, pairs)))
+
+
+def _hash(pair: Pair) -> np.ndarray:
+    name, image, _ = pair
+    try:
+        return difference_hash(open_image(image))
+    except ImageRejected as rejected:
+        raise UserError(f"Image '{name}' cannot be used ({rejected}): exclude '{name}'.") from None
+
+
+def _kept(config: ReproduceConfig, split: str, limits: tuple[str, str] | None = None) -> list[Pair]:
+    excluded, listed = set(config.exclude), list_pairs(config.downstream, split)
+    inside = [pair for pair in listed if limits is None or limits[0] <= pair[0] <= limits[1]]
+    kept = [pair for pair in inside if pair[0] not in excluded]
+    if not kept:
+        where = f"between '{limits[0]}' and '{limits[1]}'" if limits else "after excluding"
+        raise UserError(f"{config.downstream}: no image of split '{split}' is left {where}.")
+    return kept

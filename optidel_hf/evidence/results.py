@@ -1,0 +1,114 @@
+"""
+Results on disk: one parquet a finished cell, and `results.parquet` with the rows of all of them.
+
+A row is a downstream run. Its `confusion` holds every judged image's confusion matrix, so that intervals may resample
+images; the images' names, in that order, stand in the schema's metadata as JSON: `{"validation": [...]}`. mIoU is of
+the pooled confusion matrix, as everywhere.
+
+Shapes: `N` judged images, `C` classes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from optidel_hf.curation.shards import write_parquet
+from optidel_hf.errors import UserError
+
+
+FACTS = (  # what an arm's data are and cost, see ArmData
+    "images",
+    "stored_pixels",
+    "stored_bytes",
+    "sources",
+    "groups",
+    "native_pixels",
+    "curation_seconds",
+    "null_entropy",
+    "coverage",
+    "cond_entropy",
+)
+RESULT_SCHEMA = pa.schema(
+    [
+        ("arm", pa.string()),
+        ("budget", pa.float64()),  # share of the pool; 0 without pre-training, 1 for the whole pool
+        ("seed", pa.int32()),
+        ("labels", pa.int32()),
+        ("mode", pa.string()),  # finetune or probe
+        ("split", pa.string()),  # validation or test
+        ("step", pa.int32()),  # of the checkpoint that is judged; the last one is `steps`
+        ("steps", pa.int32()),  # of pre-training; 0 without
+        ("miou", pa.float64()),  # fraction
+        ("confusion", pa.list_(pa.int32())),  # N x C x C, rows are references, image by image
+        ("images_seen", pa.int64()),  # by pre-training up to `step`
+        ("pretrain_seconds", pa.float64()),  # of the whole pre-training
+        ("downstream_seconds", pa.float64()),
+        ("vinfo_held_out", pa.float64()),  # bits per value, at the end of pre-training
+        *((name, pa.float64()) for name in FACTS),
+        ("config_hash", pa.string()),
+        ("commit", pa.string()),
+        ("hardware", pa.string()),
+    ]
+)
+NAMES = b"images"
+
+
+def write_rows(rows: Sequence[Mapping[str, Any]], names: Mapping[str, Sequence[str]], path: Path) -> None:
+    """
+    Write downstream runs, whole or not at all.
+
+    Args:
+        rows (`Sequence[Mapping]`): fields of `RESULT_SCHEMA`; what is missing is null.
+        names (`Mapping[str, Sequence[str]]`): the judged images of every split among the rows.
+        path (`Path`).
+    """
+    schema = RESULT_SCHEMA.with_metadata({NAMES: json.dumps(dict(names)).encode()})
+    columns = [pa.array([row.get(name) for row in rows], kind) for name, kind in zip(schema.names, schema.types)]
+    write_parquet(pa.Table.from_arrays(columns, schema=schema), path)
+
+
+def judged_names(results: pa.Table) -> dict[str, list[str]]:
+    """The names of the judged images, by split, in the order of `confusion`."""
+    return json.loads(results.schema.metadata[NAMES])
+
+
+def confusions(results: pa.Table, classes: int = 2) -> np.ndarray:
+    """The confusion matrices of rows that were judged on the same images, `(rows, N, C, C)` int64."""
+    flat = results["confusion"].combine_chunks()
+    return flat.flatten().to_numpy().astype(np.int64).reshape(len(flat), -1, classes, classes)
+
+
+def read_cells(paths: Iterable[Path], config_hash: str) -> pa.Table:
+    """
+    The rows of finished cells, in the order given.
+
+    Raises:
+        `UserError`: naming the file, if a cell is of another configuration or was judged on other images.
+    """
+    tables: list[pa.Table] = []
+    names: dict[str, list[str]] = {}
+    for path in paths:
+        table = pq.read_table(path)
+        _refuse_other_hash(table, path, config_hash)
+        for split, found in judged_names(table).items():
+            if names.setdefault(split, found) != found:
+                raise UserError(f"{path} was judged on other {split} images than the cells before it: remove it.")
+        tables.append(table.replace_schema_metadata())
+    metadata = {NAMES: json.dumps(names).encode()}
+    return pa.concat_tables(tables).replace_schema_metadata(metadata)
+
+
+def _refuse_other_hash(table: pa.Table, path: Path, config_hash: str) -> None:
+    others = set(table["config_hash"].to_pylist()) - {config_hash}
+    if others:
+        raise UserError(
+            f"{path} is of configuration {others.pop()[:16]}, and this grid's is {config_hash[:16]}: merge outputs of "
+            "one configuration (each has its config.json), or give another --output_dir."
+        )
