@@ -152,7 +152,8 @@ class ResidentPool:
 
 class StoredPool:
     """
-    A pool that stays in its table: rows are read and decoded by threads, a few batches ahead.
+    A pool that stays in its table: rows are read and decoded by threads, a few batches ahead. For a tile its whole
+    mosaic is decoded.
 
     Args:
         stored ([`~optidel_hf.pretraining.stored.StoredImages`]): the table.
