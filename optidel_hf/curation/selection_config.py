@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from optidel_hf.curation.mosaic import grid_side
-from optidel_hf.curation.scoring import SCORES
+from optidel_hf.curation.scoring import LEARNABILITY, SCORES
 from optidel_hf.curation.selection import DIVERSITY, KEEP, STRATEGIES, mosaics_in_budget
 from optidel_hf.errors import UserError
 
@@ -40,8 +40,8 @@ class SelectionConfig:
     def __post_init__(self) -> None:
         if self.strategy not in (*STRATEGIES, AUTO):
             raise UserError(f"strategy is '{self.strategy}': choose one of {', '.join((*STRATEGIES, AUTO))}.")
-        if self.score is not None and self.score not in SCORES:
-            raise UserError(f"score is '{self.score}': choose one of {', '.join(SCORES)}.")
+        if self.score is not None and self.score not in (*SCORES, LEARNABILITY):
+            raise UserError(f"score is '{self.score}': choose one of {', '.join((*SCORES, LEARNABILITY))}.")
         if self.trim is not None and not 0 <= self.trim < 1:
             raise UserError(f"trim is {self.trim}: it is the fraction of patches that is cut, from 0 to below 1.")
         if self.keep not in KEEP:

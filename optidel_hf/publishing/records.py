@@ -26,8 +26,9 @@ SCORES = {
     "null_entropy": "bits per value",
     "pvi": "bits per value",
     "difficulty": "nats, free of contrast and size",
+    "learnability": "bits per value gained by longer training",
 }
-"""The score columns that are drawn, with their units."""
+"""The score columns that are drawn, with their units; the last only where it was asked for."""
 
 NUISANCES = ("contrast", "area", "side")
 """What a score should not merely repeat: a patch's contrast, its mask's area, its side in source pixels."""
@@ -283,10 +284,12 @@ def _count_patches(folder: Path) -> tuple[int, int]:
 
 
 def _read_scores(folder: Path) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    names = [*SCORES, "contrast", "area", "fold"]
-    tables = [pq.read_table(path, columns=[*names, "crop"]) for path in shards(folder)]
-    if not tables:
+    paths = shards(folder)
+    if not paths:
         return {}, np.zeros(1, dtype=np.int64)
+    there = pq.read_schema(paths[0]).names
+    names = [name for name in (*SCORES, "contrast", "area", "fold") if name in there]
+    tables = [pq.read_table(path, columns=[*names, "crop"]) for path in paths]
     table = pa.concat_tables(tables)
     columns = {name: _floats(table[name]) for name in names}
     columns["side"] = _floats(pc.list_element(table["crop"], 2))

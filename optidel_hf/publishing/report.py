@@ -167,7 +167,7 @@ def fold_means(record: CurationRecord) -> list[dict[str, Any]]:
         {
             "fold": int(fold),
             "patches": int((folds == fold).sum()),
-            "means": {name: _mean(record.columns[name][folds == fold]) for name in SCORES},
+            "means": {name: _mean(record.columns[name][folds == fold]) for name in SCORES if name in record.columns},
             "v_information": calibration.get(int(fold), {}).get("v_information_held_out"),
             "calibration": _calibration(record.columns["cond_entropy"][folds == fold], calibration.get(int(fold), {})),
             "reliability": calibration.get(int(fold), {}).get("reliability"),

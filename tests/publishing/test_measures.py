@@ -122,6 +122,14 @@ def test_a_selection_without_scores_of_its_own_is_measured_by_those_beside_it(ou
     assert "Mean" in build_report(out, out / "report.html").read_text()
 
 
+def test_learnability_is_shown_where_it_was_measured(out: Path, tmp_path: Path) -> None:
+    assert "learnability" not in build_report(out, tmp_path / "without.html").read_text()
+    for path in shards(out / "scores"):
+        table = pq.read_table(path)
+        pq.write_table(table.append_column("learnability", pa.array(np.linspace(0.1, 0.5, len(table)))), path)
+    assert "learnability (bits per value gained" in build_report(out, tmp_path / "with.html").read_text()
+
+
 def test_a_pilot_is_told_with_its_lead() -> None:
     found = {"arm": "medium", "over": "easiest", "gain": 0.1, "low": 0.05, "high": 0.15, "repeats": 5}
     assert pilot_text({"pilot": {**found, "counts": [400, 800, 1600]}}) == (

@@ -10,6 +10,7 @@ import numpy as np
 
 ENLARGED = "dropped: enlarged too much"
 OUTLIER = "dropped: outlier cut, among the very hardest"
+UNLEARNT = "dropped: hard, and longer training does not help"
 SPOILT = {
     "border": "dropped: spoilt by a flat border",
     "text": "dropped: spoilt by burned-in text",
@@ -18,7 +19,7 @@ SPOILT = {
 }
 """Reason for each nuisance column."""
 UNUSUAL = "dropped: too far from its cluster's centre"
-BEFORE_RANKING = (ENLARGED, *SPOILT.values(), OUTLIER, UNUSUAL)
+BEFORE_RANKING = (ENLARGED, *SPOILT.values(), UNLEARNT, OUTLIER, UNUSUAL)
 """Reasons of patches that a strategy never got to rank."""
 
 
