@@ -33,8 +33,9 @@ class Options:
         trim (`float`, *optional*): share of the hardest that is cut; without one the cut is estimated from the pool
             (`optidel`, `ccs`).
         keep (`str`): `"far"` from their cluster's centre or `"near"` it (`prototypes`, `semdedup`, `meddel`).
-        max_distance (`float`): cosine distance to the cluster's centre beyond which a patch is cut (`meddel`).
+        max_distance (`float`): distance to the cluster's centre beyond which a patch is cut (`meddel`).
         diversity (`str`): what is maximised beside hardness, `"coverage"` or `"logdet"` (`optidel`).
+        distance (`str`): to the cluster's centre, `"cosine"` or `"euclidean"` (`prototypes`, `semdedup`, `meddel`).
     """
 
     seed: int
@@ -42,6 +43,7 @@ class Options:
     keep: str
     max_distance: float
     diversity: str = "coverage"
+    distance: str = "cosine"
 
 
 @dataclass(frozen=True)
