@@ -64,6 +64,7 @@ class CurationRecord:
         calibration (`list[dict]`): Each fold's `calibration.json`.
         agreement (`dict`): The reference's `reliability.json`: rank correlations between models.
         judged (`dict[str, dict]`): Held-out V-information of pre-trained models, by the arm's name.
+        downstream (`dict[str, dict]`): The same on a downstream set's images.
     """
 
     folder: Path
@@ -81,6 +82,7 @@ class CurationRecord:
     calibration: list[dict[str, Any]]
     agreement: dict[str, Any]
     judged: dict[str, dict[str, Any]]
+    downstream: dict[str, dict[str, Any]]
 
     @property
     def mosaics(self) -> int:
@@ -132,6 +134,7 @@ def read_curation(curation_dir: str | Path) -> CurationRecord:
         calibration=[read_json(path) for path in sorted(folder.glob("reference/fold-*/calibration.json"))],
         agreement=read_json(agreement) if (agreement := folder / "reference" / "reliability.json").is_file() else {},
         judged=read_json(folder / "held_out.json") if (folder / "held_out.json").is_file() else {},
+        downstream=read_json(folder / "downstream.json") if (folder / "downstream.json").is_file() else {},
     )
 
 
