@@ -101,7 +101,7 @@ def hold_out(groups: Sequence[str], share: float, seed: int = 0) -> set[str]:
     images = Counter(groups)
     if share and len(images) < 2:
         raise UserError("--held_out needs at least two groups of images, and these are all of one.")
-    order = sorted(images, key=lambda name: hashlib.sha256(f"held out {seed}:{name}".encode()).hexdigest())
+    order = sorted(images, key=lambda name: _hash(f"held out {seed}:{name}"))
     largest = max(order, key=images.__getitem__, default=None)
     held: set[str] = set()
     wanted = share * len(groups)
@@ -110,6 +110,10 @@ def hold_out(groups: Sequence[str], share: float, seed: int = 0) -> set[str]:
             held.add(group)
             wanted -= images[group]
     return held
+
+
+def _hash(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()
 
 
 def judge(
@@ -201,7 +205,7 @@ def _judge_contrastive(checkpoint: str, frames: Frames, device: str) -> dict[str
     whole = [[0, 0, 0]] * len(frames.images)  # views are seeded by source and crop
     columns = {"image": frames.images, "source": frames.sources, "group": frames.groups, "crop": whole}
     table = Dataset.from_dict(columns, features=FRAME_FEATURES)
-    encoder, groups = load_encoder(checkpoint, device), sorted(set(frames.groups))
+    encoder, groups = load_encoder(checkpoint, device), sorted(set(frames.groups), key=_hash)
     if len(groups) < 3:
         raise UserError(
             f"A contrastive model tells images apart, and these are of {len(groups)} group(s): give at least 3."

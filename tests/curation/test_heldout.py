@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -202,7 +203,8 @@ def test_a_contrastive_model_is_judged_by_its_own_projection(downstream: Path, t
     frames, encoder = downstream_frames(images, "validation"), load_encoder(models["random"], "cpu")
     batch = {"image": frames.images, "source": frames.sources, "crop": [[0, 0, 0]] * 24}
     views, losses = embed_views(encoder, batch, 0), []
-    chosen = {group: frames.groups.index(group) for group in sorted(set(frames.groups))}
+    order = sorted(set(frames.groups), key=lambda group: sha256(group.encode()).hexdigest())
+    chosen = {group: frames.groups.index(group) for group in order}
     first = min((0, 1), key=lambda row: _key(0, frames.sources[row], 0, 0, 0))  # of the two that are alike
     chosen[frames.groups[0]] = first
     *others, spare = chosen
@@ -212,6 +214,12 @@ def test_a_contrastive_model_is_judged_by_its_own_projection(downstream: Path, t
             cosines = torch.stack([right[row], *against]) @ view[row] / found["temperature"]
             losses.append(torch.logsumexp(cosines, 0) - cosines[0])
     assert found["conditional_entropy"] == pytest.approx(torch.stack(losses).mean().item() / np.log(2), abs=1e-4)
+    pair = downstream / "pair"
+    pair.mkdir()
+    for i in (0, 1):
+        picture(i).save(pair / f"{i}.png")
+    with pytest.raises(UserError, match=r"these are of 2 group\(s\): give at least 3"):
+        judge(models, tmp_path, "cpu", str(pair))
     assert json.loads((tmp_path / "random" / "downstream.json").read_text()) == found
 
 
