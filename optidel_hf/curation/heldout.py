@@ -177,7 +177,10 @@ def held_out_frames(folder: Path) -> Frames:
 
 def downstream_frames(images: str, split: str | None = None) -> Frames:
     """The readable images of a downstream set, in near-duplicate groups; a folder that holds masks is refused."""
-    frames = open_sources(InputConfig(images, split))
+    try:
+        frames = open_sources(InputConfig(images, split))
+    except UserError as error:
+        raise UserError(str(error).replace("--dataset", "--images")) from None
     return _readable(frames, group_images(frames), f"of {images}")
 
 

@@ -180,7 +180,9 @@ def test_masks_are_never_read(downstream: Path, tmp_path: Path, capsys: pytest.C
     command = ["information", "--models", f"a={save_mae(tmp_path / 'mae', tiny_mae())}", "--device", "cpu"]
     command += ["--curation_dir", str(tmp_path / "none"), "--images"]
     assert main([*command, str(downstream)]) == 2
-    assert "'masks' that looks like masks, not images" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "'masks' that looks like masks, not images" in said
+    assert f"--images {downstream / 'images'}" in said
     assert main([*command, str(downstream / "images"), "--split", "validation"]) == 0
     said = capsys.readouterr().out
     assert "24 frames, 23 groups), bits per value, raw pixels" in said
