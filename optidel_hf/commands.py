@@ -195,15 +195,16 @@ def report(arguments: Sequence[str]) -> None:
 
 
 def information(arguments: Sequence[str]) -> None:
-    """Held-out V-information of pre-trained models, on frames that no stage of a curation has seen."""
-    from optidel_hf.curation.heldout import judge
+    """V-information of pre-trained models on images that they have not seen: a curation's held-out or given ones."""
+    from optidel_hf.curation.heldout import DOWNSTREAM_FILE, HELD_OUT_FILE, judge
+    from optidel_hf.publishing.measures import held_out_text, judged_unit
 
     (config,) = _parse((InformationConfig,), arguments, "information", information.__doc__)
-    judged = judge(named_folders(config.models), config.curation_dir, config.device)
+    judged = judge(named_folders(config.models), config.curation_dir, config.device, config.images, config.split)
     for name, figures in judged.items():
-        interval = "" if figures["low"] is None else f" (95 % {figures['low']:.3f} to {figures['high']:.3f})"
-        say(f"{name}: {figures['v_information']:.3f} bits per value of {figures['target']} pixels{interval}")
-    say(f"information: {Path(config.curation_dir) / 'held_out.json'}")
+        say(f"{name}: {held_out_text(figures)}, {judged_unit(figures)}")
+    file, folder = DOWNSTREAM_FILE if config.images else HELD_OUT_FILE, Path(config.curation_dir)
+    say(f"information: {folder / file if folder.is_dir() else f'{file} beside each model'}")
 
 
 def named_folders(entries: Sequence[str]) -> dict[str, str]:

@@ -61,11 +61,18 @@ class ReportConfig:
 
 @dataclass(frozen=True)
 class InformationConfig:
-    """Which models to judge, on which curation's held-out images."""
+    """Which models to judge, on which images."""
 
-    models: list[str] = field(metadata={"help": "`name=folder` of pre-trained masked autoencoders."})
+    models: list[str] = field(metadata={"help": "`name=folder` of pre-trained models (mae or simclr)."})
     curation_dir: str = field(
         default=str(SAMPLE_CURATION_DIR), metadata={"help": "Output of `optidel curate --held_out ...`."}
+    )
+    images: str | None = field(
+        default=None,
+        metadata={"help": "A downstream set's images to judge on instead: a folder (without masks) or dataset."},
+    )
+    split: str | None = field(
+        default=None, metadata={"help": "Its validation part (of a folder: what file names begin with)."}
     )
     device: str = field(default="auto", metadata={"help": "auto (cuda, mps, xpu, then cpu) or one of these."})
 

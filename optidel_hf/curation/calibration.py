@@ -2,6 +2,8 @@
 What a reference folder holds: for each fold a ViT-MAE and what its scores are measured against.
 
     REFERENCE/{folds.parquet, reliability.json, fold-0/{calibration.json, model.safetensors, ...}, fold-1/}
+
+With `learnability`, `fold-0/early/` and `fold-1/early/` each hold the model of a shorter training on the same patches.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from optidel_hf.pretraining.objectives.mae import load_mae
 
 
 FITTED_HERE = "."  # the calibration lies beside the weights that it belongs to
+EARLY = "early"  # folder of the early model, within its fold's
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,20 @@ def load_reference(folder: str | Path, fold: int, device: str) -> Reference:
             f"{calibration.normalised_target}: calibrate it again in another folder."
         )
     return reference
+
+
+@lru_cache(maxsize=4)
+def load_early(folder: str | Path, fold: int, device: str) -> Reference:
+    """
+    The early model of one fold, once a process.
+
+    Raises:
+        `UserError`: if the reference was fitted without.
+    """
+    checkpoint = Path(folder) / f"fold-{fold}" / EARLY
+    if not checkpoint.is_dir():
+        raise UserError(f"{folder} has no early model of fold {fold}: fit it with --learnability in another folder.")
+    return open_reference(str(checkpoint), None, device)
 
 
 def open_reference(checkpoint: str, revision: str | None, device: str) -> Reference:

@@ -97,8 +97,11 @@ class CandidateBank:
             wrong[row, k] = similar[row, -1]
         return wrong
 
+    def both_ways(self, first: Tensor, second: Tensor, groups: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Similarities of each view to the other, `(2B,)`, and to the wrong candidates, `(2B, N)`."""
+        wrong = torch.cat([self.similarities(view, groups) for view in (first, second)])
+        return (first * second).sum(1).repeat(2), wrong
+
     def loss(self, first: Tensor, second: Tensor, groups: Sequence[str], temperature: float) -> Tensor:
         """Mean InfoNCE loss in nats of both directions, as in NT-Xent: views `(B, W)` twice to `(B,)`."""
-        right = (first * second).sum(1)
-        forth, back = (info_nce(right, self.similarities(view, groups), temperature) for view in (first, second))
-        return (forth + back) / 2
+        return info_nce(*self.both_ways(first, second, groups), temperature).unflatten(0, (2, -1)).mean(0)

@@ -43,7 +43,7 @@ from optidel_hf.curation.scoring import DECODERS, KEY_FEATURES, normalise
 from optidel_hf.curation.shards import write_text
 from optidel_hf.devices import resolve_device
 from optidel_hf.errors import UserError
-from optidel_hf.images import cut_square, open_image
+from optidel_hf.images import centre_square, cut_square, open_image
 
 
 logger = logging.getLogger(__name__)
@@ -184,12 +184,10 @@ def calibrate_contrastive(
     calibrating, drawn = set(groups[:held]), groups[held : held + candidates]
     if len(drawn) < 3:
         raise UserError(f"The pool has {len(groups)} group(s): contrastive scores need at least 4.")
-    representatives = _one_of_each(patches, drawn, seed)
-    bank = CandidateBank(embed_views(encoder, representatives, seed)[0], tuple(representatives["group"]))
+    bank = draw_bank(encoder, patches, drawn, seed)
     part = _rows_of(patches, calibrating, seed)
     first, second = embed_views(encoder, part, seed)
-    right = (first * second).sum(1).repeat(2)
-    wrong = torch.cat([bank.similarities(view, part["group"]) for view in (first, second)])
+    right, wrong = bank.both_ways(first, second, part["group"])
     temperature = fit_temperature(right, wrong)
     known = float(information(info_nce(right, wrong, temperature), bank.candidates).mean())
     facts = ContrastiveFacts(str(backbone), seed, temperature, bank.groups, len(part["group"]), known)
@@ -201,6 +199,12 @@ def calibrate_contrastive(
     return output
 
 
+def draw_bank(encoder: Encoder, patches: Dataset, groups: Sequence[str], seed: int) -> CandidateBank:
+    """One view of one patch of each of these groups; the last group's is the spare."""
+    representatives = _one_of_each(patches, groups, seed)
+    return CandidateBank(embed_views(encoder, representatives, seed)[0], tuple(representatives["group"]))
+
+
 def embed_views(encoder: Encoder, batch: Mapping[str, Any], seed: int, patches_per_batch: int = 64) -> list[Tensor]:
     """Embeddings `(B, W)` of the two views of every patch: of `image`, seeded by its `source` and `crop`."""
     size = encoder.model.config.image_size
@@ -208,6 +212,8 @@ def embed_views(encoder: Encoder, batch: Mapping[str, Any], seed: int, patches_p
     def views(row: int) -> np.ndarray:
         rng = np.random.default_rng(int(_key(seed, batch["source"][row], *map(int, batch["crop"][row])), 16))
         image = open_image(batch["image"][row])
+        x, y, side = centre_square(*image.size)  # of a whole frame; a patch is square
+        image = image.crop((x, y, x + side, y + side))
         return np.stack([np.asarray(draw_view(image, rng, size)) for _ in range(2)])
 
     rows, embedded = iter(range(len(batch["source"]))), []

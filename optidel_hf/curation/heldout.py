@@ -13,6 +13,14 @@ channel means; both are refitted for every model. The target is the model's own,
 by patch: figures of the two are not comparable. Intervals resample groups, as frames of one group are no independent
 samples.
 
+A contrastive model predicts no pixels. It is judged by the information of its own projection about which of C frames,
+one a group, the other view shows (`contrastive.py`), at most log2 C bits a frame: bank and views are the same for
+every model, and the temperature is refitted on the frames, as s^2 is. Of one parameter that overrates next to nothing,
+while a part of a small set that is kept for it can miss it by far.
+
+What is held out comes from the pool. Whether a model knows what it will be used for shows on the images of the
+downstream set's validation part (`--images`, without masks), by the same measures.
+
 Shapes: `n` frames, `C` channels, `B` frames at a time, `K` masks a partition, `L` tokens.
 """
 
@@ -20,18 +28,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from datasets import Dataset, Features, Image, List, Value
 from torch import Tensor
 from transformers import ViTMAEForPreTraining
 
-from optidel_hf.curation.inputs import InputConfig, open_sources
+from optidel_hf.curation import contrastive
+from optidel_hf.curation.contrastive import fit_temperature
+from optidel_hf.curation.contrastive_scoring import HEAD_FILE, draw_bank, embed_views, load_encoder
+from optidel_hf.curation.inputs import InputConfig, group_images, open_sources
 from optidel_hf.curation.reference import open_reference
 from optidel_hf.curation.scoring import ScoreConfig, load_pixels, measure
 from optidel_hf.curation.shards import write_text
@@ -43,6 +56,26 @@ from optidel_hf.images import decode_reason
 MASKS, PARTITIONS = 4, 2
 FRAMES_AT_ONCE = 64
 RESAMPLES = 1000
+CANDIDATES = contrastive.candidates_in_batch(256)  # at most
+VIEW = "other view"
+"""Target of a contrastive model, where others have `raw` or `normalised` pixels."""
+HELD_OUT_FILE, DOWNSTREAM_FILE = "held_out.json", "downstream.json"
+FRAME_FEATURES = Features(
+    {
+        "image": Image(decode=False),
+        "source": Value("string"),
+        "group": Value("string"),
+        "crop": List(Value("int32"), length=3),
+    }
+)
+
+
+class Frames(NamedTuple):
+    """Readable images to judge models on."""
+
+    images: list[Any]  # undecoded
+    sources: list[str]
+    groups: list[str]
 
 
 class Moments(NamedTuple):
@@ -68,7 +101,7 @@ def hold_out(groups: Sequence[str], share: float, seed: int = 0) -> set[str]:
     images = Counter(groups)
     if share and len(images) < 2:
         raise UserError("--held_out needs at least two groups of images, and these are all of one.")
-    order = sorted(images, key=lambda name: hashlib.sha256(f"held out {seed}:{name}".encode()).hexdigest())
+    order = sorted(images, key=lambda name: _hash(f"held out {seed}:{name}"))
     largest = max(order, key=images.__getitem__, default=None)
     held: set[str] = set()
     wanted = share * len(groups)
@@ -79,61 +112,136 @@ def hold_out(groups: Sequence[str], share: float, seed: int = 0) -> set[str]:
     return held
 
 
-def judge(models: Mapping[str, str | Path], curation_dir: str | Path, device: str = "auto") -> dict[str, Any]:
+def _hash(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+def judge(
+    models: Mapping[str, str | Path],
+    curation_dir: str | Path,
+    device: str = "auto",
+    images: str | None = None,
+    split: str | None = None,
+) -> dict[str, Any]:
     """
-    Held-out V-information of pre-trained models; written as `held_out.json` into the curation and beside each model.
+    V-information of pre-trained models on frames that none has seen.
+
+    Written as `held_out.json`, or `downstream.json` for given `images`, into the curation and beside each model.
 
     Args:
-        models (`Mapping[str, str]`): folders of pre-trained ViT-MAEs, by the arm's name.
-        curation_dir (`str` or `Path`): a curation that held images out.
+        models (`Mapping[str, str]`): folders of pre-trained ViT-MAEs, or of ViTs with a projection head, by the arm's
+            name.
+        curation_dir (`str` or `Path`): a curation that held images out; for given `images`, any.
+        device (`str`, *optional*, defaults to `"auto"`).
+        images (`str`, *optional*): folder or dataset of a downstream set's images to judge on instead.
+        split (`str`, *optional*): split of `images`; of a folder, what file names begin with.
 
     Returns:
         `dict`: by name, `v_information` with its 95 % interval `low` and `high`, the two entropies behind it,
-        `frames`, `groups` and the `target`.
+        `frames`, `groups` and the `target`: `raw` or `normalised` pixels, in bits per value, or the `other view`, in
+        bits a frame.
 
     Raises:
-        `UserError`: if the curation held nothing out or a model is no masked autoencoder.
+        `UserError`: if the curation held nothing out, no image can be read, or a model is of neither kind.
     """
     folder = Path(curation_dir)
-    frames, groups = held_out_frames(folder)
-    judged = {}
-    for name, checkpoint in models.items():
-        judged[name] = judge_on(frames, groups, checkpoint, device)
-        if Path(checkpoint).is_dir():
-            write_text(json.dumps(judged[name], indent=2) + "\n", Path(checkpoint) / "held_out.json")
-    path = folder / "held_out.json"
+    frames = downstream_frames(images, split) if images else held_out_frames(folder)
+    file = DOWNSTREAM_FILE if images else HELD_OUT_FILE
+    path = folder / file
     before = json.loads(path.read_text()) if path.exists() else {}
-    write_text(json.dumps({**before, **judged}, indent=2) + "\n", path)
+    judged: dict[str, Any] = {}
+    for name, checkpoint in models.items():
+        judged[name] = judge_on(frames, checkpoint, device)
+        if Path(checkpoint).is_dir():
+            write_text(json.dumps(judged[name], indent=2) + "\n", Path(checkpoint) / file)
+    if folder.is_dir():
+        write_text(json.dumps({**before, **judged}, indent=2) + "\n", path)
     return judged
 
 
-def judge_on(frames: Sequence[Any], groups: Sequence[str], checkpoint: str | Path, device: str) -> dict[str, Any]:
-    """What [`judge`] says of one model, on undecoded frames and the group of each."""
-    reference = open_reference(str(checkpoint), None, str(resolve_device(device)))
-    starts = range(0, len(frames), FRAMES_AT_ONCE)
-    parts = [
-        measure_frames(reference.model, load_pixels(list(frames[start : start + FRAMES_AT_ONCE]), reference))
-        for start in starts
-    ]
-    figures = information(Moments(*(np.concatenate(values) for values in zip(*parts))), groups)
-    target = "normalised" if reference.model.config.norm_pix_loss else "raw"
-    return {**figures, "target": target, "masks": MASKS, "partitions": PARTITIONS}
+def judge_on(frames: Frames, checkpoint: str | Path, device: str) -> dict[str, Any]:
+    """What [`judge`] says of one model."""
+    judge_model = _judge_contrastive if (Path(checkpoint) / HEAD_FILE).exists() else _judge_masked
+    return judge_model(str(checkpoint), frames, str(resolve_device(device)))
 
 
-def held_out_frames(folder: Path) -> tuple[list[Any], list[str]]:
-    """The readable frames that a curation held out, undecoded, and the group of each."""
+def held_out_frames(folder: Path) -> Frames:
+    """The readable frames that a curation held out."""
     path = folder / "held_out.parquet"
     if not path.exists():
-        raise UserError(f"{folder} held no image out: curate into another folder with --held_out 0.1.")
+        raise UserError(
+            f"{folder} held no image out: curate into another folder with --held_out 0.1, or give --images."
+        )
     held = dict(zip(*(pq.read_table(path)[name].to_pylist() for name in ("source", "group"))))
     config = InputConfig(**json.loads((folder / "config.json").read_text())["inputs"])
     sources = open_sources(config)
     rows = [row for row, source in enumerate(sources["source"]) if source in held]
     frames = sources.select(rows)
-    readable = [(v, held[s]) for v, s in zip(frames["image"], frames["source"]) if decode_reason(v)[0] is not None]
+    return readable_frames(frames, [held[source] for source in frames["source"]], f"that {path} lists")
+
+
+def downstream_frames(images: str, split: str | None = None) -> Frames:
+    """The readable images of a downstream set, in near-duplicate groups; a folder that holds masks is refused."""
+    try:
+        frames = open_sources(InputConfig(images, split))
+    except UserError as error:
+        raise UserError(str(error).replace("--dataset", "--images")) from None
+    return readable_frames(frames, group_images(frames), f"of {images}")
+
+
+def readable_frames(frames: Dataset, groups: list[str], which: str) -> Frames:
+    """
+    The images of a table that can be opened, in its order; `which` they are is for the message where none can.
+
+    Raises:
+        `UserError`: if none can.
+    """
+    rows = zip(frames["image"], frames["source"], groups)
+    readable = [row for row in rows if decode_reason(row[0])[0] is not None]
     if not readable:
-        raise UserError(f"None of the {len(held)} images that {path} lists can be read.")
-    return [value for value, _ in readable], [group for _, group in readable]
+        raise UserError(f"None of the {len(frames)} images {which} can be read.")
+    return Frames(*map(list, zip(*readable)))
+
+
+def _judge_masked(checkpoint: str, frames: Frames, device: str) -> dict[str, Any]:
+    reference = open_reference(checkpoint, None, device)
+    starts = range(0, len(frames.images), FRAMES_AT_ONCE)
+    parts = [
+        measure_frames(reference.model, load_pixels(frames.images[start : start + FRAMES_AT_ONCE], reference))
+        for start in starts
+    ]
+    figures = information(Moments(*(np.concatenate(values) for values in zip(*parts))), frames.groups)
+    target = "normalised" if reference.model.config.norm_pix_loss else "raw"
+    return {**figures, "target": target, "masks": MASKS, "partitions": PARTITIONS}
+
+
+def _judge_contrastive(checkpoint: str, frames: Frames, device: str) -> dict[str, Any]:
+    whole = [[0, 0, 0]] * len(frames.images)  # views are seeded by source and crop
+    columns = {"image": frames.images, "source": frames.sources, "group": frames.groups, "crop": whole}
+    table = Dataset.from_dict(columns, features=FRAME_FEATURES)
+    encoder, groups = load_encoder(checkpoint, device), sorted(set(frames.groups), key=_hash)
+    if len(groups) < 3:
+        raise UserError(
+            f"A contrastive model tells images apart, and these are of {len(groups)} group(s): give at least 3."
+        )
+    bank = draw_bank(encoder, table, groups[:CANDIDATES], seed=0)
+    first, second = embed_views(encoder, table[:], seed=0)
+    temperature = fit_temperature(*bank.both_ways(first, second, frames.groups))
+    bits = contrastive.information(bank.loss(first, second, frames.groups, temperature), bank.candidates).numpy()
+    low, high = interval(lambda weight: float(weight @ bits / weight.sum()), frames.groups)
+    known, ceiling = float(bits.mean()), math.log2(bank.candidates)
+    return {
+        "v_information": known,
+        "low": low,
+        "high": high,
+        "null_entropy": ceiling,
+        "conditional_entropy": ceiling - known,
+        "frames": len(bits),
+        "groups": len(groups),
+        "target": VIEW,
+        "candidates": bank.candidates,
+        "temperature": temperature,
+    }
 
 
 @torch.inference_mode()
@@ -152,21 +260,30 @@ def measure_frames(model: ViTMAEForPreTraining, pixels: Tensor) -> Moments:
 
 def information(moments: Moments, groups: Sequence[str], seed: int = 0) -> dict[str, Any]:
     """I_V with its 95 % interval over resampled groups, and the two entropies whose difference it is."""
+    known, null, conditional = _information(moments, np.ones(len(groups)))
+    low, high = interval(lambda weight: _information(moments, weight)[0], groups, seed)
+    return {
+        "v_information": known,
+        "low": low,
+        "high": high,
+        "null_entropy": null,
+        "conditional_entropy": conditional,
+        "frames": len(groups),
+        "groups": len(set(groups)),
+    }
+
+
+def interval(
+    estimate: Callable[[np.ndarray], float], groups: Sequence[str], seed: int = 0
+) -> tuple[float, float] | tuple[None, None]:
+    """The 95 % interval, over resampled groups, of what `estimate` gives for frames that count `weight` times."""
     codes = np.unique(np.asarray(groups), return_inverse=True)[1]
     number = int(codes.max()) + 1
+    if number == 1:
+        return None, None
     drawn = np.random.default_rng(seed).multinomial(number, np.full(number, 1 / number), size=RESAMPLES)
-    estimate = _information(moments, np.ones(len(codes)))
-    spread = [_information(moments, times[codes])[0] for times in drawn]
-    low, high = np.quantile(spread, [0.025, 0.975]) if number > 1 else (None, None)
-    return {
-        "v_information": estimate[0],
-        "low": None if low is None else float(low),
-        "high": None if high is None else float(high),
-        "null_entropy": estimate[1],
-        "conditional_entropy": estimate[2],
-        "frames": len(codes),
-        "groups": number,
-    }
+    low, high = np.quantile([estimate(times[codes]) for times in drawn], [0.025, 0.975])
+    return float(low), float(high)
 
 
 def _information(moments: Moments, weight: np.ndarray) -> tuple[float, float, float]:

@@ -111,6 +111,12 @@ def list_inputs(dataset: Dataset, output: Path, images_per_shard: int, max_pixel
     return inputs
 
 
+def group_images(dataset: Dataset) -> list[str]:
+    """Near-duplicate group of each image of a small set, which needs no shards; an unreadable one is its own group."""
+    hashed = _hash_rows(dataset, MAX_IMAGE_PIXELS)
+    return _components(hashed["source"].to_pylist(), hashed["dhash"].to_pylist())
+
+
 def inputs_hash(inputs: pa.Table) -> str:
     """sha256 over source, group and size of every input."""
     rows = zip(*(inputs[name].to_pylist() for name in ("source", "group", "size")))

@@ -44,7 +44,7 @@ from optidel_hf.curation.mosaic import grid_side
 from optidel_hf.curation.patches import NO_PATCH, PATCH_FEATURES, PatchConfig, SamPatchExtractor
 from optidel_hf.curation.pilot import PilotConfig, settle_strategy
 from optidel_hf.curation.reference import ReferenceConfig, assign_folds, calibrate_checkpoint, fit_scorer
-from optidel_hf.curation.scoring import ScoreConfig, VInformationScorer
+from optidel_hf.curation.scoring import LEARNABILITY, ScoreConfig, VInformationScorer
 from optidel_hf.curation.selection import mosaics_in_budget, select
 from optidel_hf.curation.selection_config import AUTO, SelectionConfig
 from optidel_hf.curation.shards import (
@@ -137,7 +137,7 @@ class _Run:
     @cached_property
     def reference_stage(self) -> Stage:
         config = self.config.reference
-        fields = asdict(config) | {"score": asdict(self.config.score)}
+        fields = asdict(config) | {"score": self._scoring}
         if config.reference:
             fields["weights"] = checkpoint_fingerprint(config.reference, config.reference_revision)
         if config.second_reference:
@@ -146,12 +146,20 @@ class _Run:
 
     @cached_property
     def score_stage(self) -> Stage:
-        return Stage(self.output / "scores", asdict(self.config.score), self.reference_stage.hash)
+        return Stage(self.output / "scores", self._scoring, self.reference_stage.hash)
+
+    @property
+    def _scoring(self) -> dict[str, Any]:
+        """The fields of scoring; `learnability` where it is asked for alone: what was scored without it stays good."""
+        fields = asdict(self.config.score)
+        return {name: value for name, value in fields.items() if name != LEARNABILITY or value}
 
     @cached_property
     def selection_stage(self) -> Stage:
         upstream = self.score_stage.hash if self.config.selection.scored else self.patch_stage.hash
         fields = asdict(self.config.selection)
+        if fields["distance"] == SelectionConfig.distance:
+            del fields["distance"]  # what was selected before there was a choice stays good
         if self.config.selection.strategy == AUTO:
             fields |= asdict(self.config.pilot)
         return Stage(self.output / ".selection", fields, upstream)
@@ -308,6 +316,13 @@ class _Run:
             require_kind("--reference", reference.reference, revision, "vit_mae", "facebook/vit-mae-base")
         if reference.second_reference:
             require_kind("--second_reference", reference.second_reference, None, "vit_mae", "facebook/vit-mae-base")
+        if self.config.selection.score == LEARNABILITY and not self.config.score.learnability:
+            raise UserError("--score learnability needs --learnability, which adds that column.")
+        if reference.reference and self.config.score.learnability:
+            raise UserError(
+                "--learnability compares an early and a late model of one training, and --reference is a late one "
+                "alone: leave one of the two out."
+            )
         if not reference.reference and patches.patch_size % reference.reference_token:
             raise UserError(
                 f"patch_size {patches.patch_size} is no multiple of reference_token {reference.reference_token}, the "

@@ -4,6 +4,11 @@ The reference model, with its calibration: a ViT-MAE fitted on the pool by two-f
 A masked autoencoder memorises what it trains on, so no patch is scored by a model that saw its group: whole groups
 are dealt into two folds, a model is fitted on each, and each scores the other's patches. A tenth of a fold's groups is
 kept from its training; variances, null, the difficulty fit and the number of mask partitions come from there.
+
+Where scores are to say what longer training gains (`learnability`), each fold also keeps an early model: the same
+weights trained on the same patches for a fifth of the steps, under a schedule of its own. A snapshot of the long run
+would cost nothing, but at a high learning rate a model is worse than its steps allow (Hoffmann et al. 2022, arXiv
+2203.15556, on loss curves of cosines that are too long), and what annealing gains would pass for learning.
 """
 
 from __future__ import annotations
@@ -13,7 +18,7 @@ import logging
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +28,7 @@ import torch
 from datasets import Dataset
 
 from optidel_hf.curation import agreement, vinfo
-from optidel_hf.curation.calibration import FITTED_HERE, Calibration, Reference, open_reference
+from optidel_hf.curation.calibration import EARLY, FITTED_HERE, Calibration, Reference, open_reference
 from optidel_hf.curation.reliability import (
     MOST_PARTITIONS,
     RELIABLE,
@@ -41,6 +46,7 @@ from optidel_hf.pretraining.trainer import PretrainConfig, Pretrainer
 logger = logging.getLogger(__name__)
 
 MODEL_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
+EARLY_SHARE = 0.2  # of a fold's steps, those of its early model
 TARGET_PATCHES, TARGET_MARGIN = 256, 0.05  # on which a checkpoint's target is checked, and by how many bits
 
 
@@ -188,13 +194,14 @@ def _fit_fold(
         )
     chosen = sorted(train, key=lambda i: _hash(config.reference_seed, str(i)))[: config.max_reference_patches]
     partial = output / f".fold-{fold}.partial"
-    trainer = Pretrainer(
-        training_config(config, partial, patches, device),
-        decode_patches(patches.select(sorted(chosen))),
-        description=f"reference model, fold {fold}",
-    )
-    trainer.train()
-    trainer.save()
+    images = decode_patches(patches.select(sorted(chosen)))
+    early = replace(config, reference_steps=max(1, round(EARLY_SHARE * config.reference_steps)))
+    runs = [("early model", partial / EARLY, early)] if score.learnability else []
+    for name, target, told in (*runs, ("reference model", partial, config)):
+        run = training_config(told, target, patches, device)
+        trainer = Pretrainer(run, images, description=f"{name}, fold {fold}")
+        trainer.train()
+        trainer.save()
     reference = open_reference(str(partial), None, str(resolve_device(device)))
     calibration = _calibrate(reference, held, FITTED_HERE, None, score)
     _publish_fold(partial, output / f"fold-{fold}", calibration)
@@ -204,9 +211,10 @@ def _publish_fold(partial: Path, target: Path, calibration: Calibration) -> None
     """Keep what scoring reads and nothing that holds a time, so that a resumed run ends with the same bytes."""
     whole = target.with_name(f".{target.name}.whole")
     shutil.rmtree(whole, ignore_errors=True)
-    whole.mkdir()
-    for name in MODEL_FILES:
-        shutil.copyfile(partial / name, whole / name)
+    for model in (".", EARLY) if (partial / EARLY).exists() else (".",):
+        (whole / model).mkdir()
+        for name in MODEL_FILES:
+            shutil.copyfile(partial / model / name, whole / model / name)
     calibration.save(whole / "calibration.json")
     whole.rename(target)
 

@@ -23,7 +23,14 @@ from torch import Tensor
 from transformers import ViTMAEForPreTraining
 
 from optidel_hf.curation import vinfo
-from optidel_hf.curation.calibration import Calibration, Reference, load_calibration, load_folds, load_reference
+from optidel_hf.curation.calibration import (
+    Calibration,
+    Reference,
+    load_calibration,
+    load_early,
+    load_folds,
+    load_reference,
+)
 from optidel_hf.curation.masking import hidden_mean, mask_partition, mask_ratio
 from optidel_hf.curation.nuisance import NUISANCES, nuisances
 from optidel_hf.devices import resolve_device
@@ -44,6 +51,7 @@ KEY_FEATURES = Features(
     }
 )
 SCORES = ("cond_entropy", "null_entropy", "pvi", "pvi_std", "recon_error", "contrast", "difficulty")
+LEARNABILITY = "learnability"
 VARIANCES = ("global", "channel", "position")
 DECODERS = 4
 
@@ -61,6 +69,10 @@ class ScoreConfig:
         default="global", metadata={"help": f"Values that share a variance, one of: {', '.join(VARIANCES)}."}
     )
     patches_per_batch: int = field(default=64, metadata={"help": "Patches in one forward pass of a mask."})
+    learnability: bool = field(
+        default=False,
+        metadata={"help": "Add the column learnability: what longer training gains, by an early model of each fold."},
+    )
 
     def __post_init__(self) -> None:
         if (self.partitions is not None and self.partitions < 1) or self.masks < 2:
@@ -100,7 +112,8 @@ class VInformationScorer:
     partitions; NaN for one), `recon_error` (mean squared error, in the target's units), `contrast` (standard
     deviation of the normalised pixels), `difficulty` (nats, free of contrast and size), what spoils a patch
     (`border`, `text`, `saturation`, `defocus`: see [`nuisances`]), `fold` (the model that scored the row), `embedding`
-    (float16, L2-normalised mean token of one model for all rows).
+    (float16, L2-normalised mean token of one model for all rows); where `config` asks for it, `learnability`, which
+    takes the masked passes of the fold's early model as well.
     """
 
     reference: str | Path
@@ -115,6 +128,7 @@ class VInformationScorer:
             {
                 **KEY_FEATURES,
                 **{name: Value("float32") for name in (*SCORES, *NUISANCES)},
+                **({LEARNABILITY: Value("float32")} if self.config.learnability else {}),
                 "fold": Value("int8"),
                 "embedding": List(Value("float16"), length=width),
             }
@@ -143,16 +157,23 @@ class VInformationScorer:
     def _score(self, decoded: Iterator[np.ndarray], sides: Tensor, fold: int, device: str) -> dict[str, Tensor]:
         calibration, first = load_calibration(self.reference, fold), load_reference(self.reference, 0, device)
         model = load_reference(self.reference, fold, device).model
+        early = load_early(self.reference, fold, device).model if self.config.learnability else None
         partitions = range(self.config.partitions or calibration.partitions)
-        measured, spoilt, embedded = [], [], []
+        measured, begun, spoilt, embedded = [], [], [], []
         while images := list(islice(decoded, self.config.patches_per_batch)):
             patches = torch.from_numpy(np.stack(images)).to(device)
             pixels = normalise(patches, first.mean, first.std)
             measured.append(measure(model, pixels, self.config, partitions))
+            if early is not None:
+                begun.append(measure(early, pixels, self.config, partitions))
             embedded.append(embed(first.model, pixels).half())
             spoilt.append(nuisances(patches))
+        columns = _score_columns(Measures.gather(measured), calibration, sides)
+        if begun:
+            error = Measures.gather(begun).errors.mean((1, 2))
+            columns[LEARNABILITY] = vinfo.learnability(error, columns["recon_error"]).float()
         return {
-            **_score_columns(Measures.gather(measured), calibration, sides),
+            **columns,
             **{name: torch.cat([part[name] for part in spoilt]).cpu() for name in NUISANCES},
             "embedding": torch.cat(embedded).cpu(),
         }

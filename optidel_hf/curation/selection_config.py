@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from optidel_hf.curation.mosaic import grid_side
-from optidel_hf.curation.scoring import SCORES
-from optidel_hf.curation.selection import DIVERSITY, KEEP, STRATEGIES, mosaics_in_budget
+from optidel_hf.curation.scoring import LEARNABILITY, SCORES
+from optidel_hf.curation.selection import DISTANCES, DIVERSITY, KEEP, STRATEGIES, mosaics_in_budget
 from optidel_hf.errors import UserError
 
 
@@ -31,7 +31,10 @@ class SelectionConfig:
         default="far",
         metadata={"help": "far from or near their cluster's centre: what prototypes, semdedup and meddel keep."},
     )
-    max_distance: float = field(default=0.9, metadata={"help": "Cosine distance to that centre that meddel allows."})
+    max_distance: float = field(default=0.9, metadata={"help": "Distance to that centre that meddel allows."})
+    distance: str = field(
+        default="cosine", metadata={"help": f"Which distance to that centre, one of: {', '.join(DISTANCES)}."}
+    )
     diversity: str = field(
         default="coverage", metadata={"help": "What optidel maximises beside hardness: coverage or logdet (ablation)."}
     )
@@ -40,12 +43,14 @@ class SelectionConfig:
     def __post_init__(self) -> None:
         if self.strategy not in (*STRATEGIES, AUTO):
             raise UserError(f"strategy is '{self.strategy}': choose one of {', '.join((*STRATEGIES, AUTO))}.")
-        if self.score is not None and self.score not in SCORES:
-            raise UserError(f"score is '{self.score}': choose one of {', '.join(SCORES)}.")
+        if self.score is not None and self.score not in (*SCORES, LEARNABILITY):
+            raise UserError(f"score is '{self.score}': choose one of {', '.join((*SCORES, LEARNABILITY))}.")
         if self.trim is not None and not 0 <= self.trim < 1:
             raise UserError(f"trim is {self.trim}: it is the fraction of patches that is cut, from 0 to below 1.")
         if self.keep not in KEEP:
             raise UserError(f"keep is '{self.keep}': choose one of {', '.join(KEEP)}.")
+        if self.distance not in DISTANCES:
+            raise UserError(f"distance is '{self.distance}': choose one of {', '.join(DISTANCES)}.")
         if self.diversity not in DIVERSITY:
             raise UserError(f"diversity is '{self.diversity}': choose one of {', '.join(DIVERSITY)}.")
         grid_side(self.tiles_per_mosaic)

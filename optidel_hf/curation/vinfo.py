@@ -25,6 +25,8 @@ from torch import Tensor
 
 # Of normalised pixels: under the variance that rounding to 8 bits leaves, so that nothing constant is infinitely sure.
 LEAST_VARIANCE = 1e-5
+# About the variance of a JPEG's noise: errors and contrasts below it are no difference between two patches.
+NOISE_VARIANCE = 1e-3
 
 
 def code_length(squared_error: Tensor, variance: float | Tensor) -> Tensor:
@@ -122,7 +124,7 @@ class DifficultyFit:
     intercept: float
     contrast_slope: float
     side_slope: float
-    tau: float = 1e-3
+    tau: float = NOISE_VARIANCE
 
     def difficulty(self, error: Tensor, variance: Tensor, side: Tensor) -> Tensor:
         """log e minus its expectation, in nats: positive is harder than patches of its contrast and size."""
@@ -130,7 +132,7 @@ class DifficultyFit:
         return torch.log(error.clamp_min(1e-12)) - (self.intercept + expected)
 
 
-def fit_difficulty(error: Tensor, variance: Tensor, side: Tensor, tau: float = 1e-3) -> DifficultyFit:
+def fit_difficulty(error: Tensor, variance: Tensor, side: Tensor, tau: float = NOISE_VARIANCE) -> DifficultyFit:
     """Least squares for [`DifficultyFit`] on held-out samples; all arguments of shape `(n,)`, side in pixels."""
     design = torch.stack([torch.log(variance + tau), torch.log(side)], dim=1).double().cpu()
     target = torch.log(error.clamp_min(1e-12)).double().cpu()
@@ -139,3 +141,17 @@ def fit_difficulty(error: Tensor, variance: Tensor, side: Tensor, tau: float = 1
     slopes = torch.linalg.lstsq(design - centre, (target - level).unsqueeze(1), driver="gelsd").solution.flatten()
     contrast_slope, side_slope = slopes.tolist()
     return DifficultyFit(float(level - slopes @ centre), contrast_slope, side_slope, tau)
+
+
+def learnability(early_error: Tensor, late_error: Tensor) -> Tensor:
+    """
+    Bits per value that longer training gains on each sample: 1/2 log2((e_early + tau) / (e_late + tau)).
+
+    RHO-LOSS (Mindermann et al. 2022, arXiv 2206.07137) trains on what has a high loss so far and a low irreducible
+    one, for loss that does not fall is noise. The early model's code length stands for the first and the late model's
+    for the second, each with the variance that suits the sample best: their difference is this ratio of mean squared
+    errors, in which contrast cancels, and 0 where nothing more is learnt. A shared variance would not do: it gives a
+    flat patch bits for its flatness, and takes them from a contrasted one that both models predict equally badly.
+    """
+    early, late = (error.double() + NOISE_VARIANCE for error in (early_error, late_error))
+    return 0.5 * torch.log2(early / late)

@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from optidel_hf.curation.heldout import hold_out, judge_on
+from optidel_hf.curation.heldout import Frames, hold_out, judge_on, readable_frames
 from optidel_hf.curation.inputs import open_sources
 from optidel_hf.devices import resolve_device
 from optidel_hf.evaluation.backbone import Backbone, load_backbone
@@ -34,7 +34,6 @@ from optidel_hf.evaluation.protocol import Segmenter, image_confusions, labelled
 from optidel_hf.evidence.arms import ARMS, ArmData, build_arm
 from optidel_hf.evidence.config import Experiment, ReproduceConfig
 from optidel_hf.evidence.pool import Pool
-from optidel_hf.images import decode_reason
 from optidel_hf.pretraining.batches import image_processor
 from optidel_hf.pretraining.config import PretrainConfig
 from optidel_hf.pretraining.objectives import OBJECTIVES
@@ -168,25 +167,22 @@ def _saved(folder: Path, step: int) -> Path:
 
 
 def held_out_information(folder: Path, experiment: Experiment) -> float | None:
-    """Held-out V-information of a cell's model, bits per value; none without held-out images or a prediction."""
+    """Held-out V-information of a cell's model, in bits per value (simclr: a frame); none without held-out images."""
     pool = experiment.pool()
-    if not pool.inputs.held_out or experiment.pretrain.objective != "mae":
+    if not pool.inputs.held_out:
         return None
-    frames, groups = _held_out_frames(pool)
-    return judge_on(frames, groups, folder, pool.device)["v_information"]
+    return judge_on(_held_out_frames(pool), folder, pool.device)["v_information"]
 
 
 @cache
-def _held_out_frames(pool: Pool) -> tuple[list[Any], list[str]]:
-    """The readable images that no arm sees, undecoded, and the group of each."""
+def _held_out_frames(pool: Pool) -> Frames:
+    """The readable images that no arm sees."""
     inputs = pq.read_table(pool.output / "inputs" / "inputs.parquet", columns=["source", "group"]).to_pydict()
     held = hold_out(inputs["group"], pool.inputs.held_out)
     group_of = {source: group for source, group in zip(inputs["source"], inputs["group"]) if group in held}
     sources = open_sources(pool.inputs)
     frames = sources.select([row for row, source in enumerate(sources["source"]) if source in group_of])
-    pairs = zip(frames["image"], frames["source"])
-    readable = [(image, group_of[source]) for image, source in pairs if decode_reason(image)[0] is not None]
-    return [image for image, _ in readable], [group for _, group in readable]
+    return readable_frames(frames, [group_of[source] for source in frames["source"]], "that are held out")
 
 
 def judge(

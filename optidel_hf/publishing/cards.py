@@ -20,7 +20,7 @@ from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard,
 from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 
 from optidel_hf.errors import UserError
-from optidel_hf.publishing.measures import chosen_rows, held_out_text, pilot_text, set_measures
+from optidel_hf.publishing.measures import chosen_rows, held_out_text, judged_unit, pilot_text, set_measures
 from optidel_hf.publishing.records import SCORES, CurationRecord, funnel, read_curation, read_json, shards
 
 
@@ -329,7 +329,7 @@ def _held_out(path: Path) -> str:
     if not path.is_file():
         return "not measured (`optidel information` on a curation that held images out)"
     figures = read_json(path)
-    return f"{held_out_text(figures)}, bits per value of {figures['target']} pixels"
+    return f"{held_out_text(figures)}, {judged_unit(figures)}"
 
 
 def _read_results(results: str | Path) -> dict[str, Any]:

@@ -121,13 +121,20 @@ def _touched_rows(record: CurationRecord) -> list[dict[str, str]]:
 
 
 def _held_out_rows(record: CurationRecord) -> list[dict[str, str]]:
-    name = "(iii) held-out V-information"
-    if not record.judged:
-        return [_row(name, "bits per value", NOT_JUDGED if record.held_out else NOT_HELD_OUT)]
-    return [
-        _row(f"{name} of {arm}", f"bits per value, {figures['target']} pixels", held_out_text(figures))
-        for arm, figures in record.judged.items()
-    ]
+    name, further = "(iii) held-out V-information", "(iii) V-information on downstream images"
+    known = [(f"{name} of {arm}", figures) for arm, figures in record.judged.items()]
+    known += [(f"{further}, {arm}", figures) for arm, figures in record.downstream.items()]
+    rows = [_row(title, judged_unit(figures), held_out_text(figures)) for title, figures in known]
+    if record.judged:
+        return rows
+    return [_row(name, "bits per value", NOT_JUDGED if record.held_out else NOT_HELD_OUT), *rows]
+
+
+def judged_unit(figures: dict[str, Any]) -> str:
+    """What a model's held-out V-information is measured in: a contrastive model knows of views, others of pixels."""
+    if figures["target"] == "other view":
+        return f"bits a frame, at most {figures['null_entropy']:.2f}"
+    return f"bits per value, {figures['target']} pixels"
 
 
 def held_out_text(figures: dict[str, Any]) -> str:

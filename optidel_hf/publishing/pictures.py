@@ -36,7 +36,7 @@ def contact_sheet(record: CurationRecord) -> bytes:
 
 def score_histograms(record: CurationRecord) -> bytes:
     """Every score's distribution as PNG, two panels a row: all key patches filled, the chosen as a line."""
-    names = [name for name in SCORES if np.isfinite(record.columns[name]).any()]
+    names = [name for name in SCORES if name in record.columns and np.isfinite(record.columns[name]).any()]
     sheet = Image.new("RGB", (2 * WIDTH, -(-len(names) // 2) * HEIGHT), PAPER)
     draw, rows = ImageDraw.Draw(sheet), chosen_rows(record)
     for number, name in enumerate(names):

@@ -26,8 +26,9 @@ SCORES = {
     "null_entropy": "bits per value",
     "pvi": "bits per value",
     "difficulty": "nats, free of contrast and size",
+    "learnability": "bits per value gained by longer training",
 }
-"""The score columns that are drawn, with their units."""
+"""The score columns that are drawn, with their units; the last only where it was asked for."""
 
 NUISANCES = ("contrast", "area", "side")
 """What a score should not merely repeat: a patch's contrast, its mask's area, its side in source pixels."""
@@ -63,6 +64,7 @@ class CurationRecord:
         calibration (`list[dict]`): Each fold's `calibration.json`.
         agreement (`dict`): The reference's `reliability.json`: rank correlations between models.
         judged (`dict[str, dict]`): Held-out V-information of pre-trained models, by the arm's name.
+        downstream (`dict[str, dict]`): The same on a downstream set's images.
     """
 
     folder: Path
@@ -80,6 +82,7 @@ class CurationRecord:
     calibration: list[dict[str, Any]]
     agreement: dict[str, Any]
     judged: dict[str, dict[str, Any]]
+    downstream: dict[str, dict[str, Any]]
 
     @property
     def mosaics(self) -> int:
@@ -131,6 +134,7 @@ def read_curation(curation_dir: str | Path) -> CurationRecord:
         calibration=[read_json(path) for path in sorted(folder.glob("reference/fold-*/calibration.json"))],
         agreement=read_json(agreement) if (agreement := folder / "reference" / "reliability.json").is_file() else {},
         judged=read_json(folder / "held_out.json") if (folder / "held_out.json").is_file() else {},
+        downstream=read_json(folder / "downstream.json") if (folder / "downstream.json").is_file() else {},
     )
 
 
@@ -283,10 +287,12 @@ def _count_patches(folder: Path) -> tuple[int, int]:
 
 
 def _read_scores(folder: Path) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    names = [*SCORES, "contrast", "area", "fold"]
-    tables = [pq.read_table(path, columns=[*names, "crop"]) for path in shards(folder)]
-    if not tables:
+    paths = shards(folder)
+    if not paths:
         return {}, np.zeros(1, dtype=np.int64)
+    there = pq.read_schema(paths[0]).names
+    names = [name for name in (*SCORES, "contrast", "area", "fold") if name in there]
+    tables = [pq.read_table(path, columns=[*names, "crop"]) for path in paths]
     table = pa.concat_tables(tables)
     columns = {name: _floats(table[name]) for name in names}
     columns["side"] = _floats(pc.list_element(table["crop"], 2))

@@ -121,19 +121,26 @@ def selection_reasons(record: CurationRecord) -> list[tuple[str, int]]:
 
 def goal_agreement(record: CurationRecord, rows: list[dict[str, Any]]) -> list[str]:
     """
-    How the arms' held-out V-information ranks them beside their mean IoU, one sentence a mode of evaluation.
+    How the arms' V-information ranks them beside their mean IoU, one sentence a mode of evaluation.
+
+    Arms whose targets differ, such as raw pixels and other views, are ranked apart: their bits are not comparable.
 
     Args:
-        record (`CurationRecord`): A curation on whose held-out images the arms' models were judged.
+        record (`CurationRecord`): A curation on whose held-out images the arms' models were judged, or for which they
+            were judged on downstream images.
         rows (`list[dict]`): The evaluation's rows, with `arm`, `mode` and `miou_mean`.
     """
     sentences = []
-    for mode in dict.fromkeys(row["mode"] for row in rows):
-        both = {row["arm"]: row["miou_mean"] for row in rows if row["mode"] == mode and row["arm"] in record.judged}
-        information = np.array([record.judged[arm]["v_information"] for arm in both])
-        rho = _rank_correlation(information, np.array(list(both.values())))
-        if rho is not None:
-            sentences.append(f"{_number(rho, 2)} over {len(both)} arms ({mode})")
+    for judged, where in ((record.judged, ""), (record.downstream, ", on downstream images")):
+        targets = {arm: figures["target"] for arm, figures in judged.items()}
+        for mode in dict.fromkeys(row["mode"] for row in rows):
+            for target in sorted(set(targets.values())):
+                both = {row["arm"]: row["miou_mean"] for row in rows if row["mode"] == mode}
+                arms = [arm for arm in both if targets.get(arm) == target]
+                information = np.array([judged[arm]["v_information"] for arm in arms])
+                rho = _rank_correlation(information, np.array([both[arm] for arm in arms]))
+                if rho is not None:
+                    sentences.append(f"{_number(rho, 2)} over {len(arms)} arms ({mode}{where})")
     return sentences
 
 
@@ -167,7 +174,7 @@ def fold_means(record: CurationRecord) -> list[dict[str, Any]]:
         {
             "fold": int(fold),
             "patches": int((folds == fold).sum()),
-            "means": {name: _mean(record.columns[name][folds == fold]) for name in SCORES},
+            "means": {name: _mean(record.columns[name][folds == fold]) for name in SCORES if name in record.columns},
             "v_information": calibration.get(int(fold), {}).get("v_information_held_out"),
             "calibration": _calibration(record.columns["cond_entropy"][folds == fold], calibration.get(int(fold), {})),
             "reliability": calibration.get(int(fold), {}).get("reliability"),

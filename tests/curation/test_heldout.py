@@ -5,24 +5,32 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import save_file
 from tiny_reference import picture, save_mae, tiny_mae
+from transformers import ViTConfig, ViTModel
 
 from optidel_hf.cli import main
+from optidel_hf.curation.calibration import open_reference
+from optidel_hf.curation.contrastive_scoring import _key, embed_views, load_encoder
 from optidel_hf.curation.curated import MosaicConfig
-from optidel_hf.curation.heldout import Moments, hold_out, information, judge, measure_frames
+from optidel_hf.curation.heldout import Moments, downstream_frames, hold_out, information, judge, measure_frames
 from optidel_hf.curation.inputs import InputConfig
 from optidel_hf.curation.masking import mask_partition
 from optidel_hf.curation.patches import PatchConfig
 from optidel_hf.curation.pipeline import CurationConfig, curate
+from optidel_hf.curation.scoring import load_pixels
 from optidel_hf.curation.selection_config import SelectionConfig
 from optidel_hf.curation.shards import read_columns
 from optidel_hf.errors import UserError
+from optidel_hf.images import open_image
+from optidel_hf.pretraining.batches import image_processor
 
 
 def test_whole_groups_are_held_out_whatever_the_order() -> None:
@@ -122,3 +130,106 @@ def test_without_held_out_images_nothing_is_judged(tmp_path: Path, capsys: pytes
         judge({"a": tmp_path}, tmp_path)
     assert main(["information", "--models", f"a={tmp_path}", "--curation_dir", str(tmp_path)]) == 2
     assert "held no image out" in capsys.readouterr().err
+
+
+# A downstream set, and contrastive models
+
+
+@pytest.fixture
+def downstream(tmp_path: Path) -> Path:
+    """24 images of a validation part and others, two of which are alike, beside the masks that go with them."""
+    root = tmp_path / "downstream"
+    for folder in ("images", "masks"):
+        (root / folder).mkdir(parents=True)
+        for i in range(30):
+            part = "validation" if i < 24 else "train"
+            picture(1 if i == 0 else i, 48).resize((60, 48)).save(root / folder / f"{part}_{i:02d}.png")
+    return root
+
+
+def save_simclr(folder: Path, constant: bool = False) -> str:
+    """A ViT with a projection head of random weights, or one that projects everything to the same point."""
+    torch.manual_seed(0)
+    sizes = {"image_size": 32, "patch_size": 8, "hidden_size": 32, "intermediate_size": 64}
+    config = ViTConfig(**sizes, num_hidden_layers=1, num_attention_heads=2, initializer_range=0.3)
+    ViTModel(config, add_pooling_layer=False).save_pretrained(folder / "backbone")
+    image_processor(32).save_pretrained(folder / "backbone")
+    first, second = torch.randn(32, 32) * (not constant), torch.randn(16, 32)
+    weights = {"0.weight": first, "0.bias": torch.full((32,), float(constant)), "2.weight": second}
+    save_file(weights, folder / "projection_head.safetensors")
+    return str(folder)
+
+
+def test_models_are_judged_on_a_downstream_sets_validation_part(downstream: Path, tmp_path: Path) -> None:
+    name = save_mae(tmp_path / "mae", tiny_mae(1))
+    images = str(downstream / "images")
+    judged = judge({"a": name}, tmp_path, "cpu", images, "validation")["a"]
+    assert (judged["frames"], judged["groups"], judged["target"]) == (24, 23, "raw")
+    paths = sorted((downstream / "images").glob("validation_*"))
+    reference = open_reference(name, None, "cpu")
+    moments = measure_frames(reference.model, load_pixels([open_image(path) for path in paths], reference))
+    expected = information(moments, ["0", "0", *map(str, range(2, 24))])
+    assert judged["v_information"] == pytest.approx(expected["v_information"], abs=1e-5)
+    for folder in (tmp_path, tmp_path / "mae"):
+        assert (folder / "downstream.json").exists()
+        assert not (folder / "held_out.json").exists()
+    assert judge({"a": name}, tmp_path, "cpu", images)["a"]["frames"] == 30
+
+
+def test_masks_are_never_read(downstream: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["information", "--models", f"a={save_mae(tmp_path / 'mae', tiny_mae())}", "--device", "cpu"]
+    command += ["--curation_dir", str(tmp_path / "none"), "--images"]
+    assert main([*command, str(downstream)]) == 2
+    said = capsys.readouterr().err
+    assert "'masks' that looks like masks, not images" in said
+    assert f"--images {downstream / 'images'}" in said
+    assert main([*command, str(downstream / "images"), "--split", "validation"]) == 0
+    said = capsys.readouterr().out
+    assert "24 frames, 23 groups), bits per value, raw pixels" in said
+    assert "downstream.json beside each model" in said
+
+
+def test_a_contrastive_model_is_judged_by_its_own_projection(downstream: Path, tmp_path: Path) -> None:
+    images = str(downstream / "images")
+    models = {name: save_simclr(tmp_path / name, constant=name == "constant") for name in ("random", "constant")}
+    judged = judge(models, tmp_path, "cpu", images, "validation")
+    # One candidate a group. What tells nothing apart has no bit, whatever its temperature.
+    assert {figures["candidates"] for figures in judged.values()} == {23}
+    assert judged["constant"]["v_information"] == pytest.approx(0, abs=1e-3)  # cosines are rounded
+    found = judged["random"]
+    assert found["target"] == "other view"
+    assert found["low"] < found["v_information"] < found["high"] < np.log2(23)
+    assert found["v_information"] > 0
+    assert found["null_entropy"] == pytest.approx(np.log2(23))
+    # By hand: each view against the other of its frame and one of each other group, the spare for its own.
+    frames, encoder = downstream_frames(images, "validation"), load_encoder(models["random"], "cpu")
+    batch = {"image": frames.images, "source": frames.sources, "crop": [[0, 0, 0]] * 24}
+    views, losses = embed_views(encoder, batch, 0), []
+    order = sorted(set(frames.groups), key=lambda group: sha256(group.encode()).hexdigest())
+    chosen = {group: frames.groups.index(group) for group in order}
+    first = min((0, 1), key=lambda row: _key(0, frames.sources[row], 0, 0, 0))  # of the two that are alike
+    chosen[frames.groups[0]] = first
+    *others, spare = chosen
+    for row, group in enumerate(frames.groups):
+        against = [views[0][chosen[spare if other == group else other]] for other in others]
+        for view, right in (views, views[::-1]):
+            cosines = torch.stack([right[row], *against]) @ view[row] / found["temperature"]
+            losses.append(torch.logsumexp(cosines, 0) - cosines[0])
+    assert found["conditional_entropy"] == pytest.approx(torch.stack(losses).mean().item() / np.log(2), abs=1e-4)
+    pair = downstream / "pair"
+    pair.mkdir()
+    for i in (0, 1):
+        picture(i).save(pair / f"{i}.png")
+    with pytest.raises(UserError, match=r"these are of 2 group\(s\): give at least 3"):
+        judge(models, tmp_path, "cpu", str(pair))
+    assert json.loads((tmp_path / "random" / "downstream.json").read_text()) == found
+
+
+def test_views_of_a_frame_are_those_of_its_centre_square(downstream: Path, tmp_path: Path) -> None:
+    encoder = load_encoder(save_simclr(tmp_path / "simclr"), "cpu")
+    frames = downstream_frames(str(downstream / "images"), "validation")
+    batch = {"source": frames.sources[:3], "crop": [[0, 0, 0]] * 3}
+    squares = [open_image(value).crop((6, 0, 54, 48)) for value in frames.images[:3]]
+    whole, cut = (embed_views(encoder, {**batch, "image": values}, 0) for values in (frames.images, squares))
+    for view in (0, 1):
+        torch.testing.assert_close(whole[view], cut[view])

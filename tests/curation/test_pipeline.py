@@ -114,6 +114,12 @@ def test_two_ranks_write_the_same_patches_scores_and_mosaics(
     assert files(tmp_path / "out") == files(finished)
 
 
+def test_what_was_scored_without_learnability_stays_good(finished: Path) -> None:
+    for stage in ("scores", "reference"):
+        fields = json.loads((finished / stage / "config.json").read_text())["fields"]
+        assert "learnability" not in {**fields, **fields.get("score", {})}
+
+
 def test_curated_images_are_the_tiles_that_the_selection_names(finished: Path, image_folder: Path) -> None:
     curated = load_dataset(str(finished / "curated"), split="train")
     chosen = pq.read_table(finished / "selection.parquet").to_pylist()

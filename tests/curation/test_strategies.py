@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from scipy.spatial import cKDTree
 
+from optidel_hf.curation.selection import DISTANCES
 from optidel_hf.curation.selection.candidates import Candidates, standardize_within
 from optidel_hf.curation.selection.choice import OUTLIER, UNUSUAL, Options
+from optidel_hf.curation.selection.clusters import cluster
 from optidel_hf.curation.selection.duplicates import _nearest_before, meddel, semdedup
 from optidel_hf.curation.selection.prototypes import prototypes
 from optidel_hf.curation.selection.strata import ccs
@@ -26,8 +28,10 @@ def candidates(
     return Candidates(rows, rows if source is None else source, rows, hardness, score, embedding)
 
 
-def options(seed: int = 0, trim: float = 0.0, keep: str = "far", max_distance: float = 0.9) -> Options:
-    return Options(seed, trim, keep, max_distance)
+def options(
+    seed: int = 0, trim: float = 0.0, keep: str = "far", max_distance: float = 0.9, distance: str = "cosine"
+) -> Options:
+    return Options(seed, trim, keep, max_distance, distance=distance)
 
 
 def at_angles(*angles: float) -> np.ndarray:
@@ -58,6 +62,23 @@ def test_prototypes_by_hand() -> None:
     assert len(np.unique(choice.clusters[::3])) == 4
 
 
+def test_prototypes_by_either_distance_by_hand() -> None:
+    # As above, at 10, 20, 30 and 45 degrees. A cluster's centre has the length (1 + 2 cos a) / 3, so by Euclid the
+    # patch on the axis is 2 (1 - cos a) / 3 away from it: .010, .040, .089, .195. Those at +-10 degrees are .174 away
+    # by Euclid, and by cosine the patches on the axes are not away at all.
+    embedding = np.zeros((12, 5))
+    for axis, angle in enumerate(np.deg2rad([10, 20, 30, 45])):
+        for row, turn in enumerate((0.0, angle, -angle)):
+            embedding[3 * axis + row, [axis, 4]] = np.cos(turn), np.sin(turn)
+    pool = candidates(12, embedding)
+    for distance, nearest in (("cosine", [0, 3, 6, 9]), ("euclidean", [0, 1, 2, 3, 6])):
+        choice = prototypes(pool, len(nearest), options(keep="near", distance=distance))
+        assert sorted(choice.chosen.tolist()) == nearest
+        assert choice.facts == {"keep": "near", "distance": distance}
+    known = cluster(pool, 4, 0, "euclidean").distance
+    assert known[[0, 3, 6, 9, 1]] == pytest.approx([0.0101, 0.0402, 0.0893, 0.1953, 0.1737], abs=1e-4)
+
+
 # semdedup and meddel
 
 
@@ -70,7 +91,8 @@ def test_duplicates_by_hand() -> None:
             four, five = (strategy(pool, count, options(keep=keep)) for count in (4, 5))
             assert set(four.chosen.tolist()) == {3, 4, 5, kept}
             assert set(five.chosen.tolist()) == {3, 4, 5, kept, then}
-            assert five.facts == {"keep": keep, "cosine_threshold": pytest.approx(np.cos(np.deg2rad(cosine)))}
+            threshold = {"keep": keep, "cosine_threshold": pytest.approx(np.cos(np.deg2rad(cosine)))}
+            assert five.facts == threshold | ({"distance": "cosine"} if strategy is meddel else {})
             assert "like an earlier one" in five.reasons[({0, 1, 2} - {kept, then}).pop()]
 
 
@@ -82,6 +104,23 @@ def test_meddel_cuts_what_is_far_from_its_centre_as_far_as_the_budget_allows() -
         assert choice.reasons[2] == UNUSUAL
     assert set(meddel(pool, 5, options(max_distance=0.01)).chosen.tolist()) == {0, 1, 3, 4, 5}
     assert len(meddel(pool, 6, options(max_distance=0.01)).chosen) == 6
+
+
+def test_meddel_cuts_by_either_distance_by_hand() -> None:
+    # The fan's centre has the length .976, so by Euclid its patches are .230, .061 and .288 away from it.
+    pool = candidates(6, at_angles(0, 10, 30))
+    assert cluster(pool, 4, 0, "euclidean").distance[:3] == pytest.approx([0.2300, 0.0615, 0.2880], abs=1e-4)
+    for distance, cut in (("cosine", []), ("euclidean", [2])):
+        choice = meddel(pool, 4, options(max_distance=0.25, distance=distance))
+        assert np.flatnonzero(choice.reasons == UNUSUAL).tolist() == cut
+        assert choice.facts["distance"] == distance
+
+
+def test_what_is_deduplicated_does_not_depend_on_the_distance() -> None:
+    z = np.random.default_rng(0).normal(size=(60, 6)) + 1
+    pool = candidates(60, z / np.linalg.norm(z, axis=1, keepdims=True))
+    by = [semdedup(pool, 20, options(distance=distance)) for distance in DISTANCES]
+    assert by[0].chosen.tolist() == by[1].chosen.tolist()
 
 
 def test_the_nearest_before_is_the_same_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:

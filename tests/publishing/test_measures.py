@@ -122,6 +122,30 @@ def test_a_selection_without_scores_of_its_own_is_measured_by_those_beside_it(ou
     assert "Mean" in build_report(out, out / "report.html").read_text()
 
 
+def test_arms_whose_bits_are_not_comparable_are_ranked_apart(out: Path, results: Callable, tmp_path: Path) -> None:
+    table = results(tmp_path / "results.json", {"a": 0.5, "b": 0.6, "c": 0.7, "d": 0.8, "e": 0.9, "f": 1.0})
+    one = {"low": None, "high": None, "frames": 9, "groups": 9, "null_entropy": 3.0}
+    pixels = {
+        arm: {**one, "v_information": bits, "target": "raw"} for arm, bits in (("a", 0.1), ("b", 0.2), ("c", 0.3))
+    }
+    views = {arm: {**one, "v_information": bits, "target": "other view"} for arm, bits in zip("def", (2.9, 2.5, 2.7))}
+    (out / "held_out.json").write_text(json.dumps({**pixels, **views}))
+    (out / "downstream.json").write_text(json.dumps(pixels))
+    page = build_report(out, tmp_path / "report.html", None, table).read_text()
+    assert "−0.50 over 3 arms (finetune); 1.00 over 3 arms (finetune)" in page
+    assert "1.00 over 3 arms (probe, on downstream images)" in page
+    assert "bits a frame, at most 3.00" in page
+    assert "(iii) V-information on downstream images, a" in page
+
+
+def test_learnability_is_shown_where_it_was_measured(out: Path, tmp_path: Path) -> None:
+    assert "learnability" not in build_report(out, tmp_path / "without.html").read_text()
+    for path in shards(out / "scores"):
+        table = pq.read_table(path)
+        pq.write_table(table.append_column("learnability", pa.array(np.linspace(0.1, 0.5, len(table)))), path)
+    assert "learnability (bits per value gained" in build_report(out, tmp_path / "with.html").read_text()
+
+
 def test_a_pilot_is_told_with_its_lead() -> None:
     found = {"arm": "medium", "over": "easiest", "gain": 0.1, "low": 0.05, "high": 0.15, "repeats": 5}
     assert pilot_text({"pilot": {**found, "counts": [400, 800, 1600]}}) == (

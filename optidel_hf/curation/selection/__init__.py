@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from optidel_hf.curation.selection.select import (
+    DISTANCES,
     DIVERSITY,
     KEEP,
     STRATEGIES,
@@ -13,4 +14,4 @@ from optidel_hf.curation.selection.select import (
 )
 
 
-__all__ = ["DIVERSITY", "KEEP", "STRATEGIES", "Selection", "eligible", "mosaics_in_budget", "select"]
+__all__ = ["DISTANCES", "DIVERSITY", "KEEP", "STRATEGIES", "Selection", "eligible", "mosaics_in_budget", "select"]

@@ -11,6 +11,7 @@ from optidel_hf.errors import UserError
 
 
 NUISANCES = ("border", "text", "saturation", "defocus")
+LEARNABILITY = "learnability"
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Candidates:
         score (`np.ndarray` of shape `(n,)`): the score itself, larger is harder, in its fold's standard deviations.
         embedding (`np.ndarray` of shape `(n, width)`, float32, or `None`).
         nuisances (`dict[str, np.ndarray]`): what spoils each patch, by column, where the table says so.
+        learning (`np.ndarray` of shape `(n, 2)`, *optional*): where the table has learnability, that over its fold's
+            median, and the within-fold rank of the raw error.
     """
 
     rows: np.ndarray
@@ -35,6 +38,7 @@ class Candidates:
     score: np.ndarray
     embedding: np.ndarray | None
     nuisances: dict[str, np.ndarray] = field(default_factory=dict)
+    learning: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -55,7 +59,7 @@ def read_candidates(
     sources = columns["source"]
     order = np.lexsort((*columns["bbox"].T[::-1], sources.astype(str)))
     rows = order[eligible[order]]
-    hardness, standard = np.zeros(len(rows)), np.zeros(len(rows))
+    hardness, standard, learning = np.zeros(len(rows)), np.zeros(len(rows)), None
     if score is not None and len(rows):
         values = columns[score][rows].astype(np.float64)
         if np.isnan(values).any():
@@ -64,10 +68,13 @@ def read_candidates(
         sign = -1.0 if score == "pvi" else 1.0  # little usable information is hard
         fold = columns["fold"][rows]
         hardness, standard = rank_within(sign * values, fold), standardize_within(sign * values, fold)
+        if {LEARNABILITY, "recon_error"} <= set(columns):
+            gain, error = (columns[name][rows].astype(np.float64) for name in (LEARNABILITY, "recon_error"))
+            learning = np.stack([over_median_within(gain, fold), rank_within(error, fold)], axis=1)
     embedding = columns["embedding"][rows].astype(np.float32) if embeddings else None
     nuisances = {name: columns[name][rows] for name in NUISANCES if name in set(columns)}
     group = _codes(columns["group"][rows])
-    return Candidates(rows, _codes(sources[rows]), group, hardness, standard, embedding, nuisances)
+    return Candidates(rows, _codes(sources[rows]), group, hardness, standard, embedding, nuisances, learning)
 
 
 def rank_within(values: np.ndarray, fold: np.ndarray) -> np.ndarray:
@@ -87,6 +94,16 @@ def standardize_within(values: np.ndarray, fold: np.ndarray) -> np.ndarray:
         offset = values[rows] - values[rows].mean()
         standard[rows] = offset / (offset.std() or 1.0)
     return standard
+
+
+def over_median_within(values: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    """Values over their fold's median; infinite where that is not positive, so that none is small beside it."""
+    relative = np.full(len(values), np.inf)
+    for model in np.unique(fold):
+        rows = fold == model
+        if (median := np.median(values[rows])) > 0:
+            relative[rows] = values[rows] / median
+    return relative
 
 
 def hardest_first(candidates: Candidates) -> np.ndarray:

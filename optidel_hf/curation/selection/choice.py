@@ -10,6 +10,7 @@ import numpy as np
 
 ENLARGED = "dropped: enlarged too much"
 OUTLIER = "dropped: outlier cut, among the very hardest"
+UNLEARNT = "dropped: hard, and longer training does not help"
 SPOILT = {
     "border": "dropped: spoilt by a flat border",
     "text": "dropped: spoilt by burned-in text",
@@ -18,7 +19,7 @@ SPOILT = {
 }
 """Reason for each nuisance column."""
 UNUSUAL = "dropped: too far from its cluster's centre"
-BEFORE_RANKING = (ENLARGED, *SPOILT.values(), OUTLIER, UNUSUAL)
+BEFORE_RANKING = (ENLARGED, *SPOILT.values(), UNLEARNT, OUTLIER, UNUSUAL)
 """Reasons of patches that a strategy never got to rank."""
 
 
@@ -32,8 +33,9 @@ class Options:
         trim (`float`, *optional*): share of the hardest that is cut; without one the cut is estimated from the pool
             (`optidel`, `ccs`).
         keep (`str`): `"far"` from their cluster's centre or `"near"` it (`prototypes`, `semdedup`, `meddel`).
-        max_distance (`float`): cosine distance to the cluster's centre beyond which a patch is cut (`meddel`).
+        max_distance (`float`): distance to the cluster's centre beyond which a patch is cut (`meddel`).
         diversity (`str`): what is maximised beside hardness, `"coverage"` or `"logdet"` (`optidel`).
+        distance (`str`): to the cluster's centre, `"cosine"` or `"euclidean"` (`prototypes`, `semdedup`, `meddel`).
     """
 
     seed: int
@@ -41,6 +43,7 @@ class Options:
     keep: str
     max_distance: float
     diversity: str = "coverage"
+    distance: str = "cosine"
 
 
 @dataclass(frozen=True)

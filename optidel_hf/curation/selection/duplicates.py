@@ -29,7 +29,7 @@ def semdedup(candidates: Candidates, count: int, options: Options) -> Choice:
 
     With `keep="far"`, the paper's default, those far from the centroid (the hard ones) come first and so stay.
     """
-    clusters = cluster(candidates, count, options.seed)
+    clusters = cluster(candidates, count, options.seed, options.distance)
     return _deduplicate(candidates, count, clusters, np.arange(len(candidates)), options.keep)
 
 
@@ -38,13 +38,16 @@ def meddel(candidates: Candidates, count: int, options: Options) -> Choice:
     `semdedup` on what lies within `max_distance` of its centroid, as far as the budget leaves enough.
 
     The paper's pseudo-code deletes the duplicate nearer to the centroid (`keep="far"`), its text the one farther from
-    it (`keep="near"`). It does not say which distance its 0.9 is of: ours is the cosine distance, 0 to 2.
+    it (`keep="near"`). It does not say which distance its 0.9 is of, hence `distance`. By cosine it is an angle of 84
+    degrees to the centroid, by Euclid one of 53 to 64 unless a cluster scatters so far that its mean nearly vanishes.
+    Mean tokens lie closer than either: of 1,102 patches of real frames in 10 clusters 0.9 cuts none and one.
     """
-    clusters = cluster(candidates, count, options.seed)
+    clusters = cluster(candidates, count, options.seed, options.distance)
     nearest_first = np.argsort(clusters.distance, kind="stable")
     valid = max(count, int((clusters.distance <= options.max_distance).sum()))
     choice = _deduplicate(candidates, count, clusters, np.sort(nearest_first[:valid]), options.keep)
     choice.reasons[nearest_first[valid:]] = UNUSUAL
+    choice.facts["distance"] = options.distance
     return choice
 
 

@@ -12,6 +12,13 @@ far they reach, do not move it:
 `difficulty` is a log error less what contrast and size explain, and so about normal where nothing is wrong. What
 spoils a patch has columns of its own (`border`, `text`, `saturation`, `defocus`, each from 0 to 1), each cut where it
 exceeds the same limit and at least what an eye would object to: where half of a pool is soft, soft is no reason.
+
+A table with the column `learnability` tells noise from what is merely hard, as RHO-LOSS (Mindermann et al. 2022, arXiv
+2206.07137) does: of the quarter with the highest raw error a patch is cut if longer training has gained less than a
+tenth of what it gained on the median patch. Learnability has a natural zero, so no spread is needed; where the median
+patch gained nothing either, the two models say nothing and nothing is cut. The error is the raw one because what is
+flat cannot be learnt any better either, and does no harm; and because `difficulty`, which expects a high error where
+contrast is high, is fitted on what noise there is.
 """
 
 from __future__ import annotations
@@ -21,11 +28,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from optidel_hf.curation.selection.candidates import Candidates, hardest_first
-from optidel_hf.curation.selection.choice import OUTLIER, SPOILT
+from optidel_hf.curation.selection.choice import OUTLIER, SPOILT, UNLEARNT
 
 
 DEVIATIONS = 3.5
 QUARTILE = 0.6745  # of a standard normal
+LEAST_GAIN, HARD_SHARE = 0.1, 0.25  # of the median's learnability; of the patches, by raw error
 LEAST = {"border": 0.25, "text": 0.02, "saturation": 0.1, "defocus": 0.6}
 
 
@@ -34,7 +42,7 @@ class Cut(NamedTuple):
     Args:
         pool (`np.ndarray` of shape `(m,)`): candidate indices that are left, hardest first.
         reasons (`np.ndarray` of shape `(n,)`, object): why each candidate was cut; empty for those left.
-        facts (`dict`): `trim`, and for each reason the `limit` that it stands for and how many it `cut`.
+        facts (`dict`): `trim`, and for each reason the `limit` of its column, if there is one, and how many it `cut`.
     """
 
     pool: np.ndarray
@@ -44,25 +52,28 @@ class Cut(NamedTuple):
 
 def cut_outliers(candidates: Candidates, count: int, trim: float | None) -> Cut:
     """
-    Leave out spoilt and outlying patches, the hardest of them first, as far as that leaves `count`.
+    Leave out spoilt, unlearnable and outlying patches, the hardest of them first, as far as that leaves `count`.
 
     Args:
         trim (`float`, *optional*): cut this share of the hardest instead, whatever they are; 0 cuts nothing.
     """
     order = hardest_first(candidates)
     why = np.full(len(order), "", dtype=object)
-    limits: dict[str, float] = {}
+    limits: dict[str, float | None] = {OUTLIER: None}
     if trim is None:
-        limits = _limits(candidates)
-        why[candidates.score > limits[OUTLIER]] = OUTLIER
+        known = _limits(candidates)
+        limits = {**known, **({} if candidates.learning is None else {UNLEARNT: None})}
+        why[candidates.score > known[OUTLIER]] = OUTLIER
+        if candidates.learning is not None:
+            gain, error = candidates.learning.T
+            why[(error > 1 - HARD_SHARE) & (gain < LEAST_GAIN)] = UNLEARNT
         for name, values in candidates.nuisances.items():
-            why[values > limits[SPOILT[name]]] = SPOILT[name]
+            why[values > known[SPOILT[name]]] = SPOILT[name]
     else:
         why[order[: int(trim * len(order))]] = OUTLIER
     flagged = order[why[order] != ""]
     why[flagged[len(order) - count :]] = ""
-    counts = {reason: int((why == reason).sum()) for reason in limits or [OUTLIER]}
-    cut = {reason: {"limit": limits.get(reason), "count": number} for reason, number in counts.items()}
+    cut = {reason: {"limit": limit, "count": int((why == reason).sum())} for reason, limit in limits.items()}
     return Cut(order[why[order] == ""], why, {"trim": trim, "cut": cut})
 
 

@@ -62,6 +62,7 @@ STRATEGIES = {
     "zcore": Strategy(zcore, score=None, embedding=True),
 }
 KEEP = ("far", "near")
+DISTANCES = ("cosine", "euclidean")
 DIVERSITY = ("coverage", "logdet")
 MAX_LOST_TO_UPSCALE = 0.1
 MAX_LISTED = 100
@@ -102,6 +103,7 @@ def select(
     keep: str = "far",
     max_distance: float = 0.9,
     diversity: str = "coverage",
+    distance: str = "cosine",
     explain: bool = False,
 ) -> Selection:
     """
@@ -124,23 +126,26 @@ def select(
         images (`int`, *optional*): usable source images; counted from `source` by default.
         trim (`float`, *optional*):
             Share of the hardest that `optidel` and `ccs` cut. By default they cut what is spoilt (by `border`, `text`,
-            `saturation`, `defocus`, where the table has these columns) or lies beyond the tail of the pool's scores.
+            `saturation`, `defocus`, where the table has these columns), is hard while longer training does not help
+            (by `learnability`, where the table has it) or lies beyond the tail of the pool's scores.
         max_upscale (`float`, *optional*, defaults to 2.0):
             Patches enlarged by more are left out where that costs under a tenth of the pool.
         keep (`str`, *optional*, defaults to `"far"`):
             Of patches (`prototypes`) or near-duplicates (`semdedup`, `meddel`) those `"far"` from their cluster's
             centre, or those `"near"`.
         max_distance (`float`, *optional*, defaults to 0.9):
-            Cosine distance to its cluster's centre beyond which `meddel` cuts a patch.
+            Distance to its cluster's centre beyond which `meddel` cuts a patch.
         diversity (`str`, *optional*, defaults to `"coverage"`):
             What `optidel` maximises beside hardness: `"coverage"` of the pool (facility location), or, as an ablation
             for pools up to about 10^5 patches, the log-determinant of what is chosen, `"logdet"`.
+        distance (`str`, *optional*, defaults to `"cosine"`):
+            Which distance to the cluster's centre `prototypes` and `meddel` mean, `"cosine"` or `"euclidean"`.
         explain (`bool`, *optional*, defaults to `False`): whether to return a reason for every row.
 
     Raises:
         `UserError`: if the budget rounds to nothing or exceeds the patches, or a column is missing.
     """
-    _check(table, strategy, score, keep, diversity, explain)
+    _check(table, strategy, score, keep, diversity, distance, explain)
     chooser, columns = STRATEGIES[strategy], _Columns(table)
     score = chooser.score and (score or chooser.score)
     images = images or len(set(columns["source"]))
@@ -151,7 +156,7 @@ def select(
     if count > len(candidates):
         affordable = len(candidates) // tiles_per_mosaic / images
         raise UserError(_too_few(budget, images, count, len(candidates), affordable))
-    choice = chooser.choose(candidates, count, Options(seed, trim, keep, max_distance, diversity))
+    choice = chooser.choose(candidates, count, Options(seed, trim, keep, max_distance, diversity, distance))
     clusters = np.full(count, -1, dtype=np.int32) if choice.clusters is None else choice.clusters[choice.chosen]
     mosaic, slot = pair(candidates.source[choice.chosen], clusters, tiles_per_mosaic)
     facts = {
@@ -217,7 +222,13 @@ class _Columns(Mapping[str, np.ndarray]):
 
 
 def _check(
-    table: Dataset | pa.Table, strategy: str, score: str | None, keep: str, diversity: str, explain: bool
+    table: Dataset | pa.Table,
+    strategy: str,
+    score: str | None,
+    keep: str,
+    diversity: str,
+    distance: str,
+    explain: bool,
 ) -> None:
     if strategy not in STRATEGIES:
         raise UserError(f"Strategy '{strategy}' is not known: choose one of {', '.join(STRATEGIES)}.")
@@ -225,6 +236,8 @@ def _check(
         raise UserError(f"keep is '{keep}': choose 'far' or 'near', as seen from the cluster's centre.")
     if diversity not in DIVERSITY:
         raise UserError(f"diversity is '{diversity}': choose 'coverage' or 'logdet'.")
+    if distance not in DISTANCES:
+        raise UserError(f"distance is '{distance}': choose 'cosine' or 'euclidean'.")
     default, embedding = STRATEGIES[strategy].score, STRATEGIES[strategy].embedding
     needed = ["source", "group", "bbox", "upscale"] + ["crop"] * explain
     needed += [score or default, "fold"] if default else []
