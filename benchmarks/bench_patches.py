@@ -48,9 +48,9 @@ SIZES = [(352, 352), (352, 288), (512, 384), (301, 257), (640, 480), (352, 198)]
 class TimedDecoder(PointDecoder):
     """The decoder with its time taken."""
 
-    def __init__(self, model: SamModel, embedding: Tensor) -> None:
+    def __init__(self, model: SamModel, embedding: Tensor, compiled: bool = False) -> None:
         with CLOCK.part("decoder"):
-            super().__init__(model, embedding)
+            super().__init__(model, embedding, compiled)
 
     def __call__(self, points: Tensor, least_iou: float = float("-inf")) -> Decoded:
         with CLOCK.part("decoder"):
@@ -200,23 +200,32 @@ def roofline(generator: MaskGenerator, work: Work, ious: Tensor, seconds: float)
     ]
 
 
+def sides_of(generators: dict[str, MaskGenerator]) -> dict[str, Callable[[Image.Image], object]]:
+    """Stock at each precision, and ours at each and, where asked for, compiled."""
+    sides: dict[str, Callable[[Image.Image], object]] = {}
+    for name, generator in generators.items():
+        if not generator.config.sam_compile:
+            sides[f"stock {name}"] = Stock(generator)
+        sides[f"ours {name}"] = ours(generator)
+    return sides
+
+
 def warm(generators: dict[str, MaskGenerator], image: Image.Image) -> None:
     """Run every side over a few points."""
+    usual = {name: generator.thresholds for name, generator in generators.items()}
     for generator in generators.values():
-        usual = generator.thresholds
-        generator.thresholds = usual._replace(points_per_side=8)
-        Stock(generator)(image), ours(generator)(image)
-        generator.thresholds = usual
+        generator.thresholds = generator.thresholds._replace(points_per_side=8)
+    for run in sides_of(generators).values():
+        run(image)
+    for name, generator in generators.items():
+        generator.thresholds = usual[name]
 
 
 def compare(
     generators: dict[str, MaskGenerator], images: list[Image.Image], repeats: int, timings: Timings
 ) -> tuple[list[str], Any]:
     """The table, and the median seconds of each side: all in turn on every image, `repeats` times."""
-    sides: dict[str, Callable[[Image.Image], object]] = {}
-    for name, generator in generators.items():
-        sides[f"stock {name}"] = Stock(generator)
-        sides[f"ours {name}"] = ours(generator)
+    sides = sides_of(generators)
     device = next(iter(generators.values())).device
     keys = [(name, repeat, i) for repeat in range(repeats) for i in range(len(images)) for name in sides]
     missing = [key for key in keys if key not in timings.rows]
@@ -259,14 +268,27 @@ def ours(generator: MaskGenerator) -> Callable[[Image.Image], object]:
     return run
 
 
-def load(size: str, per_side: int, device: str, dtypes: list[str]) -> dict[str, MaskGenerator]:
-    """The generator of a case at each precision."""
+def load_base(
+    sam: str, revision: str | None, device: torch.device, dtype: torch.dtype, compiled: bool
+) -> tuple[SamModel, SamProcessor]:
+    """In `load_sam`'s place: sam-vit-base's size and processor."""
+    model = base_model().to(device, dtype)
+    if compiled:
+        masks.compile_encoder(model)
+    return model, SamProcessor(image_processor=SamImageProcessorPil())
+
+
+def load(size: str, per_side: int, device: str, dtypes: list[str], compiled: bool) -> dict[str, MaskGenerator]:
+    """The generator of a case at each precision and, if asked for, `compiled` too."""
     if size == "base":
-        processor = SamProcessor(image_processor=SamImageProcessorPil())
-        masks.load_sam = lambda sam, revision, place, dtype: (base_model().to(place, dtype), processor)
+        masks.load_sam = load_base
     loose = {"stability_score_thresh": 0.01, "min_area": 0.0, "max_area": 1.0} if size == "base" else {}
     config = PatchConfig(points_per_side=per_side, **loose)
-    return {dtype: MaskGenerator(replace(config, sam_dtype=dtype), device) for dtype in dtypes}
+    generators = {dtype: MaskGenerator(replace(config, sam_dtype=dtype), device) for dtype in dtypes}
+    if compiled:
+        fast = {name: replace(generator.config, sam_compile=True) for name, generator in generators.items()}
+        generators |= {f"{name} compiled": MaskGenerator(config, device) for name, config in fast.items()}
+    return generators
 
 
 @torch.inference_mode()
@@ -292,6 +314,7 @@ def arguments_of_the_case() -> argparse.Namespace:
     parser.add_argument("--share", type=float, default=0.15, help="base: masks whose predicted IoU passes.")
     parser.add_argument("--device", default="cpu", help="cpu or cuda.")
     parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["float32"])
+    parser.add_argument("--compiled", action="store_true", help="Ours through torch.compile, as one more side.")
     parser.add_argument("--clock", choices=("wall", "processor"), default="wall", help="Processor: one thread only.")
     parser.add_argument("--kept", type=Path, help="File of timings: a run that was cut off goes on where it stopped.")
     return parser.parse_args()
@@ -306,7 +329,7 @@ def main() -> None:
     if arguments.device.startswith("cuda"):
         CLOCK.now = synchronised
     images = frames(arguments.images, arguments.count)
-    generators = load(arguments.size, arguments.points, arguments.device, arguments.dtypes)
+    generators = load(arguments.size, arguments.points, arguments.device, arguments.dtypes, arguments.compiled)
     first = next(iter(generators.values()))
     work, embedding = measure_work(first, images[0])
     ious = predicted_ious(first.model, embedding)
