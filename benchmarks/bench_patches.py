@@ -1,13 +1,14 @@
 """How fast key patches are found: `MaskGenerator` against the steps of transformers' mask generation, in one run.
 
     python benchmarks/bench_patches.py --images FOLDER --dtypes float32 bfloat16   # the embedded SAM, 16 x 16 points
-    python benchmarks/bench_patches.py --size base --points 32 --count 1           # sam-vit-base's, random weights
+    python benchmarks/bench_patches.py --size base --points 32 --count 3 --repeats 1 --kept t.jsonl   # random weights
     python benchmarks/bench_patches.py --size base --points 32 --device cuda --dtypes float32 bfloat16
 
 The stock side calls `SamModel` for 64 points at a time and then the image processor's own `post_process_masks` and
 `filter_masks` (boxes and run lengths included), as `MaskGenerationPipeline` does; its NMS needs torchvision, so ours
 stands in for it. Both sides are warmed and then alternate, image by image. Ours also cuts and encodes the patches.
-Prints a table in Markdown; redirect it to `benchmarks/patches_[hardware]_[date].md`.
+With `--kept` every timing is in that file as soon as it is taken, and the same command, given again, takes only those
+that are missing. Prints a table in Markdown; redirect it to `benchmarks/patches_[hardware]_[date].md`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import argparse
 import os
 import platform
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,8 @@ import numpy as np
 import torch
 import transformers
 from PIL import Image
-from stock_generation import CLOCK, Stock, accepted
+from stock_generation import Stock, accepted
+from timings import CLOCK, Timings, spread, timed
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import SamConfig, SamModel, SamProcessor
@@ -47,9 +48,9 @@ SIZES = [(352, 352), (352, 288), (512, 384), (301, 257), (640, 480), (352, 198)]
 class TimedDecoder(PointDecoder):
     """The decoder with its time taken."""
 
-    def __init__(self, model: SamModel, embedding: Tensor) -> None:
+    def __init__(self, model: SamModel, embedding: Tensor, compiled: bool = False) -> None:
         with CLOCK.part("decoder"):
-            super().__init__(model, embedding)
+            super().__init__(model, embedding, compiled)
 
     def __call__(self, points: Tensor, least_iou: float = float("-inf")) -> Decoded:
         with CLOCK.part("decoder"):
@@ -110,28 +111,6 @@ def frames(folder: str | None, count: int) -> list[Image.Image]:
     return [picture.resize(SIZES[i % len(SIZES)]) for i, picture in enumerate(pictures)]
 
 
-def peak_memory(run: Callable[[], object], device: torch.device) -> float:
-    """Highest memory during `run`, in MiB: allocated on a GPU, else resident (Linux: the mark is reset first)."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        run()
-        return torch.cuda.max_memory_allocated() / 2**20
-    Path("/proc/self/clear_refs").write_text("5")
-    run()
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
-
-
-def timed(run: Callable[[Image.Image], object], image: Image.Image) -> dict[str, float]:
-    """Seconds of one image: encoder, decoder, rest, total."""
-    CLOCK.seconds.clear()
-    began = CLOCK.now()
-    run(image)
-    total = CLOCK.now() - began
-    parts = {name: CLOCK.seconds[name] for name in ("encoder", "decoder")}
-    return {**parts, "rest": total - sum(parts.values()), "total": total}
-
-
 def operations(run: Callable[[], object]) -> float:
     """Floating-point operations of matrix products and convolutions, in GFLOP."""
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
@@ -161,10 +140,6 @@ def fastest(run: Callable[[], object], repeats: int = 5) -> float:
         run()
         seconds.append(CLOCK.now() - began)
     return min(seconds[1:])
-
-
-def spread(values: list[float], digits: int = 2) -> str:
-    return f"{np.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 class Work(NamedTuple):
@@ -225,26 +200,48 @@ def roofline(generator: MaskGenerator, work: Work, ious: Tensor, seconds: float)
     ]
 
 
-def compare(generators: dict[str, MaskGenerator], images: list[Image.Image], repeats: int) -> tuple[list[str], Any]:
-    """The table, and the median seconds of each side: all in turn on every image, `repeats` times."""
+def sides_of(generators: dict[str, MaskGenerator]) -> dict[str, Callable[[Image.Image], object]]:
+    """Stock at each precision, and ours at each and, where asked for, compiled."""
     sides: dict[str, Callable[[Image.Image], object]] = {}
     for name, generator in generators.items():
-        sides[f"stock {name}"] = Stock(generator)
+        if not generator.config.sam_compile:
+            sides[f"stock {name}"] = Stock(generator)
         sides[f"ours {name}"] = ours(generator)
+    return sides
+
+
+def warm(generators: dict[str, MaskGenerator], image: Image.Image) -> None:
+    """Run every side over a few points."""
+    usual = {name: generator.thresholds for name, generator in generators.items()}
+    for generator in generators.values():
+        generator.thresholds = generator.thresholds._replace(points_per_side=8)
+    for run in sides_of(generators).values():
+        run(image)
+    for name, generator in generators.items():
+        generator.thresholds = usual[name]
+
+
+def compare(
+    generators: dict[str, MaskGenerator], images: list[Image.Image], repeats: int, timings: Timings
+) -> tuple[list[str], Any]:
+    """The table, and the median seconds of each side: all in turn on every image, `repeats` times."""
+    sides = sides_of(generators)
     device = next(iter(generators.values())).device
-    memory = {name: peak_memory(lambda run=run: run(images[0]), device) for name, run in sides.items()}  # warms up too
-    times: dict[str, list[dict[str, float]]] = defaultdict(list)
-    for image in images * repeats:
-        for name, run in sides.items():
-            times[name].append(timed(run, image))
+    keys = [(name, repeat, i) for repeat in range(repeats) for i in range(len(images)) for name in sides]
+    missing = [key for key in keys if key not in timings.rows]
+    if missing:
+        warm(generators, images[0])
+    for key in missing:
+        timings.add(key, timed(sides[key[0]], images[key[2]], device))
+    times = {name: [timings.rows[key] for key in keys if key[0] == name] for name in sides}
     lines = [
         "| | encoder, s | decoder, s | rest, s | total, s | images/s | peak MiB |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, rows in times.items():
         cells = [spread([row[part] for row in rows], 3) for part in ("encoder", "decoder", "rest", "total")]
-        rate = 1 / np.median([row["total"] for row in rows])
-        lines.append(f"| {name} | " + " | ".join(cells) + f" | {rate:.3f} | {memory[name]:.0f} |")
+        rate, peak = 1 / np.median([row["total"] for row in rows]), max(row["peak"] for row in rows)
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {rate:.3f} | {peak:.0f} |")
     return [*lines, "", *ratios(times)], {name: np.median([r["total"] for r in rows]) for name, rows in times.items()}
 
 
@@ -271,14 +268,27 @@ def ours(generator: MaskGenerator) -> Callable[[Image.Image], object]:
     return run
 
 
-def load(size: str, per_side: int, device: str, dtypes: list[str]) -> dict[str, MaskGenerator]:
-    """The generator of a case at each precision."""
+def load_base(
+    sam: str, revision: str | None, device: torch.device, dtype: torch.dtype, compiled: bool
+) -> tuple[SamModel, SamProcessor]:
+    """In `load_sam`'s place: sam-vit-base's size and processor."""
+    model = base_model().to(device, dtype)
+    if compiled:
+        masks.compile_encoder(model)
+    return model, SamProcessor(image_processor=SamImageProcessorPil())
+
+
+def load(size: str, per_side: int, device: str, dtypes: list[str], compiled: bool) -> dict[str, MaskGenerator]:
+    """The generator of a case at each precision and, if asked for, `compiled` too."""
     if size == "base":
-        processor = SamProcessor(image_processor=SamImageProcessorPil())
-        masks.load_sam = lambda sam, revision, place, dtype: (base_model().to(place, dtype), processor)
+        masks.load_sam = load_base
     loose = {"stability_score_thresh": 0.01, "min_area": 0.0, "max_area": 1.0} if size == "base" else {}
     config = PatchConfig(points_per_side=per_side, **loose)
-    return {dtype: MaskGenerator(replace(config, sam_dtype=dtype), device) for dtype in dtypes}
+    generators = {dtype: MaskGenerator(replace(config, sam_dtype=dtype), device) for dtype in dtypes}
+    if compiled:
+        fast = {name: replace(generator.config, sam_compile=True) for name, generator in generators.items()}
+        generators |= {f"{name} compiled": MaskGenerator(config, device) for name, config in fast.items()}
+    return generators
 
 
 @torch.inference_mode()
@@ -304,17 +314,22 @@ def arguments_of_the_case() -> argparse.Namespace:
     parser.add_argument("--share", type=float, default=0.15, help="base: masks whose predicted IoU passes.")
     parser.add_argument("--device", default="cpu", help="cpu or cuda.")
     parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["float32"])
+    parser.add_argument("--compiled", action="store_true", help="Ours through torch.compile, as one more side.")
     parser.add_argument("--clock", choices=("wall", "processor"), default="wall", help="Processor: one thread only.")
+    parser.add_argument("--kept", type=Path, help="File of timings: a run that was cut off goes on where it stopped.")
     return parser.parse_args()
 
 
 def main() -> None:
     arguments = arguments_of_the_case()
+    case = {name: value for name, value in vars(arguments).items() if name != "kept"}
+    timings = Timings(arguments.kept, {**case, "torch": torch.__version__, "threads": torch.get_num_threads()})
+    earlier = len(timings.rows)
     CLOCK.now = time.process_time if arguments.clock == "processor" else time.perf_counter
     if arguments.device.startswith("cuda"):
         CLOCK.now = synchronised
     images = frames(arguments.images, arguments.count)
-    generators = load(arguments.size, arguments.points, arguments.device, arguments.dtypes)
+    generators = load(arguments.size, arguments.points, arguments.device, arguments.dtypes, arguments.compiled)
     first = next(iter(generators.values()))
     work, embedding = measure_work(first, images[0])
     ious = predicted_ious(first.model, embedding)
@@ -331,11 +346,13 @@ def main() -> None:
     print(f"points; sizes {sorted({image.size for image in images})}. Predicted IoU passes for")
     print(f"{100 * passing.float().mean():.0f} % of the masks of the first image, for one or more masks of")
     print(f"{100 * passing.any(1).float().mean():.0f} % of the points.\n")
+    if earlier:
+        print(f"{earlier} of the timings are of an earlier run that was cut off.\n")
     print("\n".join(work.lines()) + "\n", flush=True)
     for generator in generators.values():
         time_encoder(generator.model)
     masks.PointDecoder = TimedDecoder
-    table, seconds = compare(generators, images, arguments.repeats)
+    table, seconds = compare(generators, images, arguments.repeats, timings)
     print("\n".join(table) + "\n\nRoofline of ours, encoder and decoder:\n", flush=True)
     for name, generator in generators.items():
         print("\n".join(roofline(generator, work, ious, seconds[f"ours {name}"])), flush=True)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from PIL import Image
+from timings import CLOCK
 from torch import Tensor
 from transformers.models.sam.image_processing_pil_sam import (
     SamImageProcessorPil,
@@ -25,23 +23,6 @@ from optidel_hf.curation.patch_config import PatchConfig
 
 STOCK_BATCH = 64
 NEAR_A_THRESHOLD = 0.02
-
-
-class Clock:
-    """Seconds by part, of the run under way; processor time serves where others keep the machine busy."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-        self.now = time.perf_counter
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        began = self.now()
-        yield
-        self.seconds[name] += self.now() - began
-
-
-CLOCK = Clock()
 
 
 class Stock:

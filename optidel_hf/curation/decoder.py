@@ -18,6 +18,8 @@ Shapes: `P` points, `T` tokens a point (IoU, masks, prompt), `D` width of the de
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -44,6 +46,7 @@ class PointDecoder:
     Args:
         model (`SamModel`): in evaluation mode; any weights, any number of decoder layers.
         embedding (`Tensor` of shape `(D, g, g)`): the image's, from `model.get_image_embeddings`.
+        compiled (`bool`, *optional*, defaults to `False`): through `torch.compile`: a slow start once a process.
 
     Example:
 
@@ -53,7 +56,8 @@ class PointDecoder:
     ```
     """
 
-    def __init__(self, model: SamModel, embedding: Tensor) -> None:
+    def __init__(self, model: SamModel, embedding: Tensor, compiled: bool = False) -> None:
+        self.steps = _compiled_steps() if compiled else (PointDecoder._transform, PointDecoder._masks)
         self.prompt_encoder, self.decoder = model.prompt_encoder, model.mask_decoder
         self.grid = embedding.shape[-1]
         positions = _as_tokens(model.get_image_wide_positional_embeddings()[0])
@@ -74,11 +78,12 @@ class PointDecoder:
             points (`Tensor` of shape `(P, 2)`): x and y in pixels of SAM's input.
             least_iou (`float`, *optional*, defaults to minus infinity): a mask must be predicted a greater IoU.
         """
-        tokens, image = self._transform(points)
+        transform, masks = self.steps
+        tokens, image = transform(self, points)
         ious = self.decoder.iou_prediction_head(tokens[:, 0])[:, 1:].float()  # (P, K), without the single-mask output
         point, mask = (ious > least_iou).nonzero(as_tuple=True)
         chosen, place = point.unique(return_inverse=True)
-        logits = self._masks(tokens[chosen], image.of(chosen))
+        logits = masks(self, tokens[chosen], image.of(chosen))
         return Decoded(logits[place, mask], ious[point, mask], point)
 
     def _transform(self, points: Tensor) -> tuple[Tensor, _ImageTokens]:
@@ -105,6 +110,12 @@ class PointDecoder:
         pixels = F.linear(decoder.activation(quarters), *_as_linear(decoder.upscale_conv2))
         pixels = decoder.activation(pixels).unflatten(-1, (4, -1)).flatten(1, 3)  # (P, 16 L, D / 8)
         return _as_image(weights @ pixels.transpose(1, 2), self.grid)
+
+
+@lru_cache(maxsize=1)
+def _compiled_steps() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The two steps of a decoder compiled, for those of all images: what is compiled for one serves the next."""
+    return torch.compile(PointDecoder._transform), torch.compile(PointDecoder._masks)
 
 
 class _Stage(NamedTuple):

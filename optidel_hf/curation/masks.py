@@ -50,7 +50,8 @@ class MaskGenerator:
         self.thresholds = config.thresholds()
         self.device = resolve_device(device, rank)
         self.dtype = resolve_dtype(config.sam_dtype, self.device)
-        self.model, self.processor = load_sam(config.sam, config.sam_revision, self.device, self.dtype)
+        compiled = config.sam_compile
+        self.model, self.processor = load_sam(config.sam, config.sam_revision, self.device, self.dtype, compiled)
 
     @property
     def side(self) -> int:
@@ -76,7 +77,7 @@ class MaskGenerator:
 
     def _masks(self, embedding: Tensor, resized: list[int], size: tuple[int, int]) -> Masks:
         """The masks of one image of `size` (width, height), which SAM sees `resized` to (height, width)."""
-        decoder = PointDecoder(self.model, embedding)
+        decoder = PointDecoder(self.model, embedding, self.config.sam_compile)
         grid = amg.point_grid(self.thresholds.points_per_side).to(self.device)
         points = grid * grid.new_tensor(resized[::-1])  # float32 at any precision: bfloat16 skips pixels beyond 256
         at_once = self.config.points_per_batch
@@ -108,7 +109,7 @@ class MaskGenerator:
 
 @lru_cache(maxsize=2)
 def load_sam(
-    sam: str, revision: str | None, device: torch.device, dtype: torch.dtype
+    sam: str, revision: str | None, device: torch.device, dtype: torch.dtype, compiled: bool
 ) -> tuple[SamModel, SamProcessor]:
     """
     Load a `SamModel` and its processor once a process, from safetensors only.
@@ -120,4 +121,12 @@ def load_sam(
     require_kind("--sam", sam, revision, "sam", "facebook/sam-vit-base")
     model = SamModel.from_pretrained(path, revision=revision, dtype=dtype, use_safetensors=True)
     processor = SamProcessor.from_pretrained(path, revision=revision)
+    if compiled:
+        compile_encoder(model)
     return model.to(device).eval(), processor
+
+
+def compile_encoder(model: SamModel) -> None:
+    """Have the encoder run through `torch.compile` layer by layer: alike layers are compiled once, not each anew."""
+    for layer in model.vision_encoder.layers:
+        layer.compile()

@@ -46,6 +46,10 @@ class PatchConfig:
     min_image_side: int = field(default=32, metadata={"help": "Images with a shorter side under this are rejected."})
     max_aspect: float = field(default=8.0, metadata={"help": "Images longer than this many widths are rejected."})
     sam_dtype: str = field(default="float32", metadata={"help": "float32, bfloat16 or auto (bf16 where native)."})
+    sam_compile: bool = field(
+        default=False,
+        metadata={"help": "Compile SAM: pays after tens of images of a SAM as large as sam-vit-base."},
+    )
     points_per_batch: int = field(default=64, metadata={"help": "Points that SAM decodes at once for an image."})
     images_per_batch: int = field(default=4, metadata={"help": "Images that SAM encodes at once."})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import pytest
@@ -11,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import SamConfig, SamModel
 
 from optidel_hf.checkpoints import EMBEDDED, checkpoint_path
-from optidel_hf.curation.decoder import PointDecoder
+from optidel_hf.curation.decoder import PointDecoder, _compiled_steps
 
 
 TOLERANCE = 1e-4
@@ -102,6 +103,28 @@ def test_only_masks_above_the_predicted_iou_come_back() -> None:
     assert torch.equal(some.points, whole.points[passing])
     torch.testing.assert_close(some.ious, whole.ious[passing])
     torch.testing.assert_close(some.logits, whole.logits[passing], atol=1e-4, rtol=1e-4)
+
+
+def test_compiling_changes_rounding_only_and_serves_all_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The whole path but the last stage, which writes C++: that takes minutes, and is torch's own to test.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager", fullgraph=True))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    anew = functools.lru_cache(_compiled_steps.__wrapped__)
+    monkeypatch.setattr("optidel_hf.curation.decoder._compiled_steps", anew)
+    model, graphs = random_sam(), []
+    for seed in range(4):
+        embedding, points = scene(model, points=4, seed=seed)
+        with torch.inference_mode():
+            plain, compiled = (PointDecoder(model, embedding[0], compiled)(points) for compiled in (False, True))
+            least = plain.ious.sort().values[-3 - seed].item()  # another number of masks for every image
+            some = PointDecoder(model, embedding[0], compiled=True)(points, least)
+        torch.testing.assert_close(compiled.logits, plain.logits, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(compiled.ious, plain.ious)
+        torch.testing.assert_close(some.logits, plain.logits[plain.ious > least], atol=1e-4, rtol=1e-4)
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert graphs[0] >= 2  # both steps
+    assert graphs[-1] <= 5  # one of the transformer, and of the masks for 1, for this and for any number of points
 
 
 def test_no_mask_passes() -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import multiprocess
 import numpy as np
 import pytest
 import torch
@@ -238,18 +239,33 @@ def test_runs_inside_map_with_declared_features(tiny_sam: str, image_folder: Pat
     assert set(patches["source"]) == {f"s{i}" for i in range(5)}
 
 
-def test_two_processes_cut_the_same_patches_as_one(tiny_sam: str, image_folder: Path) -> None:
+@pytest.fixture(params=["fork", "spawn"])
+def start_method(request: pytest.FixtureRequest) -> Iterator[str]:
+    """How `map(num_proc=...)` starts its processes: forked by default, spawned where the parent has used CUDA."""
+    before = multiprocess.get_start_method()
+    multiprocess.set_start_method(request.param, force=True)
+    yield request.param
+    multiprocess.set_start_method(before, force=True)
+
+
+def test_two_processes_cut_the_same_patches_as_one(tiny_sam: str, image_folder: Path, start_method: str) -> None:
     extractor = SamPatchExtractor(PatchConfig(sam=tiny_sam, patch_size=16), "cpu")
     images = undecoded(sorted(image_folder.glob("*.png"))[:8])
     options = {"batched": True, "with_rank": True, "features": extractor.features, "load_from_cache_file": False}
     options["remove_columns"] = images.column_names
+
+    def saying_who(batch: dict[str, list], rank: int) -> dict[str, list]:
+        rows = extractor(batch, rank)
+        return {**rows, "group": [f"rank {rank}, {torch.get_num_threads()} thread"] * len(rows["group"])}
+
     threads = torch.get_num_threads()
     torch.set_num_threads(2)  # forked from a parent with several threads, a child with as many waits for ever
     try:
         alone = images.map(extractor, **options)
-        together = images.map(extractor, num_proc=2, **options)
+        together = images.map(saying_who, num_proc=2, **options)
     finally:
         torch.set_num_threads(threads)
+    assert set(together["group"]) == {"rank 0, 1 thread", "rank 1, 1 thread"}
     for name in ("source", "crop", "bbox", "rejected"):
         assert together[name] == alone[name]
     undecode = Features({**extractor.features, "image": ImageFeature(decode=False)})
