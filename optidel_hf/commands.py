@@ -156,26 +156,22 @@ def report(arguments: Sequence[str]) -> None:
     from optidel_hf.theory.saddle_point import saddle_point_errors
 
     (config,) = _parse((ReportConfig,), arguments, "report", report.__doc__)
+    evidence = None
+    if config.evidence:
+        from optidel_hf.evidence.page import read_evidence
+
+        evidence = read_evidence(config.evidence)
     _, facts = read_selection(Path(config.curation_dir) / "selection.parquet")
     path = build_report(
         Path(config.curation_dir),
         config.output or Path(config.curation_dir) / "report.html",
         {name: Path(folder) for name, folder in named_folders(config.pretrain_dirs).items()},
         config.results,
-        evidence=_evidence(config.evidence),
+        evidence=evidence,
         compared=compare(config.curation_dir, facts["budget"], facts["tiles_per_mosaic"]) if facts else [],
         theory=saddle_point_errors,
     )
     say(f"report: {path}")
-
-
-def _evidence(path: str | None) -> Any:
-    """A grid's results and what judges them, where they were given."""
-    if path is None:
-        return None
-    from optidel_hf.evidence.page import read_evidence
-
-    return read_evidence(path)
 
 
 def information(arguments: Sequence[str]) -> None:

@@ -6,10 +6,12 @@ from collections import Counter
 from pathlib import PurePosixPath
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from optidel_hf.publishing.figures import thumbnail
-from optidel_hf.publishing.records import CurationRecord, Key, find_rows, patch_key, read_rows, shards
+from optidel_hf.publishing.records import CurationRecord, Key, Row, patch_key, read_rows, shards
 
 
 GROUPS_DRAWN, TILES_DRAWN = 6, 8
@@ -35,34 +37,71 @@ def coverage_panel(record: CurationRecord) -> dict[str, Any] | None:
         return None
     inputs = pq.read_table(record.folder / "inputs.parquet", columns=["source", "group"])
     group = dict(zip(inputs["source"].to_pylist(), inputs["group"].to_pylist()))
-    keys = _patch_keys(record)
-    chosen = [patch_key(row) for row in record.selection.select(["source", "crop"]).to_pylist()]
-    by_source, by_group = Counter(source for source, _ in chosen), Counter(group[source] for source, _ in chosen)
-    seen = {source for source, _ in keys}
-    images, patches = Counter(group[source] for source in seen), Counter(group[source] for source, _ in keys)
-    largest = [name for name, _ in sorted(images.items(), key=lambda item: (-item[1], item[0]))]
-    drawn = [name for name in largest[:GROUPS_DRAWN] if images[name] > 1]
-    tiles = _group_tiles(record, drawn, keys, set(chosen), group)
+    chosen = {patch_key(row): row["rank"] for row in record.selection.select(["source", "crop", "rank"]).to_pylist()}
+    given, cut = Counter(source for source, _ in chosen), _patches_by_source(record)
+    by_group, patches, images = (Counter[str]() for _ in range(3))
+    for source, count in cut.items():
+        patches[group[source]] += count
+        by_group[group[source]] += given[source]
+        images[group[source]] += 1
+    largest = [name for name in _most(images) if images[name] > 1][:GROUPS_LISTED]
+    drawn = {name: _first_sources(name, group, cut, given) for name in largest[:GROUPS_DRAWN]}
+    tiles = _tiles(record, {source for part in drawn.values() for source in part}, chosen)
     return {
-        "shares": _shares({"sources": (by_source, seen), "groups": (by_group, set(images))}),
-        "copies": len(seen) - len(images),
+        "shares": _shares({"sources": (given, set(cut)), "groups": (by_group, set(images))}),
+        "copies": len(cut) - len(images),
         "groups": [
             {"name": name, "images": images[name], "patches": patches[name], "chosen": by_group[name]}
-            | {"tiles": tiles.get(name, [])}
-            for name in largest[:GROUPS_LISTED]
-            if images[name] > 1
+            | {"tiles": [tiles[source] for source in drawn.get(name, [])]}
+            for name in largest
         ],
-        "folders": _folders(seen, by_source),
+        "folders": _folders(set(cut), given),
     }
 
 
-def _patch_keys(record: CurationRecord) -> list[Key]:
-    """Every key patch, in the order of the shards."""
-    return [
-        patch_key(row)
-        for path in shards(record.folder / "patches")
-        for row in pq.read_table(path, columns=["source", "crop"]).to_pylist()
-    ]
+def _patches_by_source(record: CurationRecord) -> Counter[str]:
+    """How many key patches were cut from each source image, one shard in memory at a time."""
+    found: Counter[str] = Counter()
+    for path in shards(record.folder / "patches"):
+        for count in pc.value_counts(pq.read_table(path, columns=["source"])["source"]).to_pylist():
+            found[count["values"]] += count["counts"]
+    return found
+
+
+def _most(counts: Counter[str]) -> list[str]:
+    """Names by falling count, equal ones by name."""
+    return sorted(counts, key=lambda name: (-counts[name], name))
+
+
+def _first_sources(name: str, group: dict[str, str], cut: Counter[str], given: Counter[str]) -> list[str]:
+    """Some source images of a group, those that gave a chosen patch first."""
+    sources = [source for source in cut if group[source] == name]
+    return sorted(sources, key=lambda source: (not given[source], source))[:TILES_DRAWN]
+
+
+def _tiles(record: CurationRecord, sources: set[str], chosen: dict[Key, int]) -> dict[str, dict[str, Any]]:
+    """One patch of each of some source images: the first that was chosen, else the first that was cut."""
+    folder = record.folder / "patches"
+    found: dict[str, tuple[Key, Row]] = {}
+    for shard, path in enumerate(shards(folder)):
+        table = pq.read_table(path, columns=["source", "crop"])
+        inside = pc.indices_nonzero(
+            pc.is_in(table["source"].cast(pa.string()), pa.array(sorted(sources), pa.string()))
+        )
+        for row, values in zip(inside.to_pylist(), table.take(inside).to_pylist()):
+            key = patch_key(values)
+            best = found.setdefault(key[0], (key, (shard, row)))
+            if chosen.get(key, len(chosen)) < chosen.get(best[0], len(chosen)):
+                found[key[0]] = key, (shard, row)
+    rows = read_rows(folder, [row for _, row in found.values()], ["image"])
+    return {
+        source: {
+            "uri": thumbnail(row["image"], TILE_SIDE, TILE_BYTES),
+            "title": source,
+            "chosen": key in chosen,
+        }
+        for (source, (key, _)), row in zip(found.items(), rows)
+    }
 
 
 def _shares(counted: dict[str, tuple[Counter[str], set[str]]]) -> list[dict[str, Any]]:
@@ -78,29 +117,6 @@ def _shares(counted: dict[str, tuple[Counter[str], set[str]]]) -> list[dict[str,
     return rows
 
 
-def _group_tiles(
-    record: CurationRecord, names: list[str], keys: list[Key], chosen: set[Key], group: dict[str, str]
-) -> dict[str, list[dict[str, Any]]]:
-    """One patch a source image of some groups, the chosen first: what the groups' likeness looks like."""
-    wanted: dict[str, dict[str, Key]] = {name: {} for name in names}
-    for key in sorted((key for key in keys if group[key[0]] in wanted), key=lambda key: key not in chosen):
-        wanted[group[key[0]]].setdefault(key[0], key)
-    shown = {name: list(found.values())[:TILES_DRAWN] for name, found in wanted.items()}
-    folder = record.folder / "patches"
-    where = find_rows(folder, {key for part in shown.values() for key in part})
-    return {
-        name: [
-            {
-                "uri": thumbnail(row["image"], TILE_SIDE, TILE_BYTES),
-                "title": row["source"],
-                "chosen": patch_key(row) in chosen,
-            }
-            for row in read_rows(folder, [where[key] for key in part], ["image", "source", "crop"])
-        ]
-        for name, part in shown.items()
-    }
-
-
 def _folders(sources: set[str], by_source: Counter[str]) -> list[dict[str, Any]]:
     """The largest folders' shares of the images and of the chosen patches."""
     images, chosen = Counter(map(_folder, sources)), Counter[str]()
@@ -111,7 +127,7 @@ def _folders(sources: set[str], by_source: Counter[str]) -> list[dict[str, Any]]
     return [
         {"name": name, "images": count, "chosen": chosen[name]}
         | {"images_share": count / len(sources), "chosen_share": chosen[name] / max(1, chosen.total())}
-        for name, count in sorted(images.items(), key=lambda item: (-item[1], item[0]))[:FOLDERS_LISTED]
+        for name, count in ((name, images[name]) for name in _most(images)[:FOLDERS_LISTED])
     ]
 
 
