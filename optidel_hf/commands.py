@@ -185,12 +185,27 @@ def _with_sample(experiment: Experiment) -> Experiment:
 
 def report(arguments: Sequence[str]) -> None:
     """One HTML file: what was kept, what was dropped, what was tiled, and how it did."""
+    from optidel_hf.curation.comparison import compare
+    from optidel_hf.publishing.records import read_selection
     from optidel_hf.publishing.report import build_report
+    from optidel_hf.theory.saddle_point import saddle_point_errors
 
     (config,) = _parse((ReportConfig,), arguments, "report", report.__doc__)
-    output = config.output or str(Path(config.curation_dir) / "report.html")
-    pretrain_dirs = {name: Path(folder) for name, folder in named_folders(config.pretrain_dirs).items()}
-    path = build_report(Path(config.curation_dir), output, pretrain_dirs, config.results and Path(config.results))
+    evidence = None
+    if config.evidence:
+        from optidel_hf.evidence.page import read_evidence
+
+        evidence = read_evidence(config.evidence)
+    _, facts = read_selection(Path(config.curation_dir) / "selection.parquet")
+    path = build_report(
+        Path(config.curation_dir),
+        config.output or Path(config.curation_dir) / "report.html",
+        {name: Path(folder) for name, folder in named_folders(config.pretrain_dirs).items()},
+        config.results,
+        evidence=evidence,
+        compared=compare(config.curation_dir, facts["budget"], facts["tiles_per_mosaic"]) if facts else (),
+        theory=saddle_point_errors,
+    )
     say(f"report: {path}")
 
 

@@ -57,6 +57,7 @@ class ReportConfig:
         default_factory=list, metadata={"help": "`name=folder` of pre-trained models, for their training curves."}
     )
     results: str | None = field(default=None, metadata={"help": "results.json of `optidel evaluate`."})
+    evidence: str | None = field(default=None, metadata={"help": "results.parquet of `optidel reproduce`."})
 
 
 @dataclass(frozen=True)

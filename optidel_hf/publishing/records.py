@@ -116,7 +116,7 @@ def read_curation(curation_dir: str | Path) -> CurationRecord:
     inputs = pq.read_table(folder / "inputs.parquet", columns=["source"])
     with_patches, patches = _count_patches(folder / "patches")
     columns, offsets = _read_scores(folder / "scores")
-    selection, facts = _read_selection(folder / "selection.parquet")
+    selection, facts = read_selection(folder / "selection.parquet")
     stages = {path.parent.name: read_json(path) for path in sorted(folder.glob("*/config.json"))}
     return CurationRecord(
         folder=folder,
@@ -303,7 +303,8 @@ def _floats(column: pa.ChunkedArray) -> np.ndarray:
     return column.cast(pa.float64()).to_numpy()
 
 
-def _read_selection(path: Path) -> tuple[pa.Table | None, dict[str, Any]]:
+def read_selection(path: Path) -> tuple[pa.Table | None, dict[str, Any]]:
+    """A `selection.parquet` in order of rank, and its metadata; nothing where there is none yet."""
     if not path.is_file():
         return None, {}
     table = pq.read_table(path).sort_by("rank")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from statistics import NormalDist
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+
+from optidel_hf.publishing.panels.evidence import Evidence
 
 
 SIDE, TILE, TILES_PER_MOSAIC = 32, 16, 4
@@ -198,6 +203,78 @@ def write_results(path: Path, arms: dict[str, float]) -> Path:
     return path
 
 
+def make_evidence(arms: dict[str, tuple[float, list[float]]], seeds: int = 3, passed: bool = True) -> Evidence:
+    """A grid of arms (mean IoU, budgets) on 4 images, both modes; statistics that can be followed by hand."""
+    rows = []
+    for arm, (level, budgets) in arms.items():
+        for budget, mode, seed in itertools.product(budgets, ("finetune", "probe"), range(seeds)):
+            row = {"arm": arm, "budget": budget, "seed": seed, "labels": 100, "mode": mode, "split": "validation"}
+            row |= {"steps": 20, "pretrain_seconds": 60.0, "downstream_seconds": 5.0, "sources": 100 * budget}
+            row |= {"curation_seconds": None, "vinfo_held_out": None}
+            miou = level + 0.01 * seed - 0.1 * (mode == "probe")
+            # Of 2,000 pixels x are wrong either way, so that both classes have IoU = (1000 - x) / (1000 + x).
+            wrong = round(1000 * (1 - miou) / (1 + miou))
+            image = [1000 - wrong, wrong, wrong, 1000 - wrong]
+            for step in (10, 20):
+                rows.append(row | {"step": step, "miou": miou if step == 20 else 0.0, "confusion": image * 4})
+            rows[-1] |= {"curation_seconds": 30.0 if arm == "optidel" else None, "vinfo_held_out": level}
+
+    def spread(values: np.ndarray) -> SimpleNamespace:
+        return SimpleNamespace(difference=values.mean(), low=values.min(), high=values.max())
+
+    return Evidence(
+        pa.Table.from_pylist(rows),
+        miou_interval=lambda a: spread(mean_iou(a)),
+        paired_interval=lambda a, b: spread(mean_iou(a) - mean_iou(b)),
+        detectable=lambda a, b: 0.05,
+        passed=passed,
+        sentence="full leads none.",
+    )
+
+
+def mean_iou(confusion: np.ndarray) -> np.ndarray:
+    """Of the pooled matrices `(S, N, C, C)`: `(S,)`."""
+    pooled = confusion.sum(axis=1)
+    both = np.diagonal(pooled, axis1=1, axis2=2)
+    return (both / (pooled.sum(axis=1) + pooled.sum(axis=2) - both)).mean(axis=1)
+
+
+def complete(curation: Path, folder: Path) -> dict[str, Any]:
+    """Arguments of `build_report` for a run that has every part; the curation is changed in a copy."""
+    out = shutil.copytree(curation, folder / "out")
+    table = pq.read_table(out / "selection.parquet")
+    facts = json.loads(table.schema.metadata[b"optidel"])
+    bits = {"easiest": [0.1, 0.2, 0.3], "medium": [0.1, 0.3, 0.5], "optidel": [0.1, 0.15, 0.2]}
+    lead = {"arm": "medium", "over": "easiest", "gain": 0.2, "low": 0.1, "high": 0.3}
+    facts["pilot"] = {**lead, "bits": bits, "counts": [4, 8, 16], "repeats": 3}
+    pq.write_table(table.replace_schema_metadata({b"optidel": json.dumps(facts)}), out / "selection.parquet")
+    vit = write_training(folder / "vit", "mae", 4)
+    (vit / "reconstructions").mkdir()
+    for step in (50, 100):
+        Image.new("RGB", (96, 64), (step, 90, 60)).save(vit / f"reconstructions/step-{step:06d}.png")
+    rule = {"sources": 8, "groups": 7, "hardness": 0.61, "distance": 0.2}
+    refused = np.array([True] + [False] * 15)
+    rules = [("optidel", False), ("random", False), ("hardness alone", True)]
+    compared = [
+        SimpleNamespace(name=name, term=term, rows=np.arange(16), refused=refused, **rule) for name, term in rules
+    ]
+    arms = {
+        "none": (0.5, [0.0]),
+        "full": (0.7, [1.0]),
+        "random_images": (0.6, [0.05, 0.1]),
+        "optidel": (0.65, [0.05, 0.1]),
+    }
+    return {
+        "curation_dir": out,
+        "output": folder / "report.html",
+        "pretrain_dirs": {"optidel": vit},
+        "results": write_results(folder / "results.json", {"optidel": 0.61, "random": 0.58}),
+        "evidence": make_evidence(arms),
+        "compared": compared,
+        "theory": lambda strategy, ratio, fractions, angle: 0.5 / (1 + ratio * fractions),
+    }
+
+
 @pytest.fixture(scope="module")
 def curation(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight 64 px sources, three patches each, one named as an attacker would; four mosaics."""
@@ -215,3 +292,13 @@ def training() -> Callable[..., Path]:
 @pytest.fixture
 def results() -> Callable[..., Path]:
     return write_results
+
+
+@pytest.fixture
+def grid() -> Callable[..., Evidence]:
+    return make_evidence
+
+
+@pytest.fixture(scope="module")
+def every_part(curation: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return complete(curation, tmp_path_factory.mktemp("complete"))

@@ -175,6 +175,12 @@ def select(
     return Selection(candidates.rows[choice.chosen], mosaic, slot, clusters, facts, reasons)
 
 
+def read_pool(table: Dataset | pa.Table, score: str = "difficulty", max_upscale: float = 2.0) -> Candidates:
+    """What `optidel` chooses from: a table's patches that are not enlarged too much, with score and embedding."""
+    columns = _Columns(table)
+    return read_candidates(columns, score, _eligible(columns["upscale"], max_upscale), embeddings=True)
+
+
 def mosaics_in_budget(budget: float, images: int) -> int:
     """
     round(budget x images), half up.
