@@ -16,6 +16,7 @@ from optidel_hf.publishing.panels.evidence import evidence_panel
 pytest.importorskip("optidel_hf.evidence.inference")
 
 from optidel_hf.evidence.inference import miou_interval, paired_interval
+
 from optidel_hf.evidence.page import detectable, read_evidence
 
 

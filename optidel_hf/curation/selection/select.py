@@ -178,7 +178,7 @@ def select(
 def read_pool(table: Dataset | pa.Table, score: str = "difficulty", max_upscale: float = 2.0) -> Candidates:
     """What `optidel` chooses from: a table's patches that are not enlarged too much, with score and embedding."""
     columns = _Columns(table)
-    return read_candidates(columns, score, _eligible(columns["upscale"], max_upscale), embeddings=True)
+    return read_candidates(columns, score, eligible(columns["upscale"], max_upscale), embeddings=True)
 
 
 def mosaics_in_budget(budget: float, images: int) -> int:
