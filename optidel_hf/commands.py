@@ -168,7 +168,7 @@ def report(arguments: Sequence[str]) -> None:
         {name: Path(folder) for name, folder in named_folders(config.pretrain_dirs).items()},
         config.results,
         evidence=evidence,
-        compared=compare(config.curation_dir, facts["budget"], facts["tiles_per_mosaic"]) if facts else [],
+        compared=compare(config.curation_dir, facts["budget"], facts["tiles_per_mosaic"]) if facts else (),
         theory=saddle_point_errors,
     )
     say(f"report: {path}")
