@@ -150,8 +150,9 @@ def learnability(early_error: Tensor, late_error: Tensor) -> Tensor:
     RHO-LOSS (Mindermann et al. 2022, arXiv 2206.07137) trains on what has a high loss so far and a low irreducible
     one, for loss that does not fall is noise. The early model's code length stands for the first and the late model's
     for the second, each with the variance that suits the sample best: their difference is this ratio of mean squared
-    errors, in which contrast cancels, and 0 where nothing more is learnt. A shared variance would not do: it gives a
-    flat patch bits for its flatness, and takes them from a contrasted one that both models predict equally badly.
+    errors, in which a sample's scale cancels, and 0 where nothing more is learnt. A shared variance would not do: it
+    gives a flat patch bits for its flatness, and takes them from a contrasted one that both predict equally badly.
+    Smooth patches are still learnt first, so under a model that is trained briefly they are what is learnable.
     """
     early, late = (error.double() + NOISE_VARIANCE for error in (early_error, late_error))
     return 0.5 * torch.log2(early / late)
