@@ -78,7 +78,7 @@ class Grid:
         if self.rank > 0:
             return None
         wait_for(self.path(cell) for cell in self.cells if self.find(cell) is None)
-        return self._write_results(bool(unfinished))
+        return self._write_results()
 
     def path(self, cell: Cell, split: str | None = None) -> Path:
         """Where a cell's rows are written when it is finished."""
@@ -116,12 +116,12 @@ class Grid:
             with (self.output / "trials.jsonl").open("a") as file:
                 file.write(json.dumps(trial) + "\n")
 
-    def _write_results(self, read: bool) -> Path:
+    def _write_results(self) -> Path:
         """`results.parquet` with the cells of both parts as far as there are any, and the summary of them."""
         found = [path for split in (VALIDATION, TEST) for cell in self.cells if (path := self.find(cell, split))]
         results, path = read_cells(found, self.hash), self.output / "results.parquet"
         write_parquet(results, path)
-        if self.grid.final and read:
+        if self.grid.final:
             note_result(Path(self.grid.test_reads), self.hash, _result_text(results))
         return path
 
@@ -170,6 +170,6 @@ def _result_text(results: pa.Table) -> str:
     means: dict[str, list[float]] = {}
     for row in rows:
         if row["split"] == TEST and row["step"] == row["steps"]:
-            arm = f"{row['arm']} {row['budget']:g}, {row['mode']}, {row['labels']} labels"
+            arm = f"{row['arm']} {100 * row['budget']:g} %, {row['mode']}, {row['labels']} labels"
             means.setdefault(arm, []).append(row["miou"])
     return "; ".join(f"{arm}: {np.mean(values):.4f} ({len(values)} seeds)" for arm, values in means.items())
