@@ -24,9 +24,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from optidel_hf.curation.scoring import KEY_FEATURES, ScoreConfig, VInformationScorer
-from optidel_hf.curation.shards import read_columns
+from optidel_hf.curation.shards import existing_shards, read_columns
 from optidel_hf.images import cut_square, encode_png, open_image
 
 
@@ -49,12 +50,12 @@ def count_contents(chosen: pa.Table, curated: Path, size: int) -> dict[str, floa
         curated (`Path`): folder of its shards.
         size (`int`): side of its images, in pixels.
     """
-    images = read_columns(curated, ["image"])["image"]
-    encoded = pc.sum(pc.binary_length(pc.struct_field(images, "bytes"))).as_py()
+    lengths = [_png_bytes(path) for path in existing_shards(curated)]
+    images = sum(map(len, lengths))
     facts = {
-        "images": len(images),
-        "stored_pixels": len(images) * size**2,
-        "stored_bytes": encoded,
+        "images": images,
+        "stored_pixels": images * size**2,
+        "stored_bytes": sum(map(sum, lengths)),
         "sources": pc.count_distinct(chosen["source"]).as_py(),
         "groups": pc.count_distinct(chosen["group"]).as_py(),
         "native_pixels": count_native_pixels(chosen["source"].to_pylist(), chosen["crop"].to_pylist()),
@@ -68,6 +69,11 @@ def count_native_pixels(sources: list[str], crops: list[list[int]]) -> int:
     for source, crop in zip(sources, crops):
         squares.setdefault(source, []).append(crop)
     return sum(_union(np.array(crops)) for crops in squares.values())
+
+
+def _png_bytes(shard: Path) -> list[int]:
+    images = pq.read_table(shard, columns=["image"])["image"]
+    return pc.binary_length(pc.struct_field(images, "bytes")).to_pylist()
 
 
 def _union(crops: np.ndarray) -> int:

@@ -3,8 +3,9 @@ Arms: what each is pre-trained on, for any budget and seed, and which question i
 
 All arms of one budget b over n usable images store the same pixels, those of round(b n) images at the training
 resolution, in mosaics of M tiles or whole. Two are not cut to a budget: `full` stores all n images, `full_mosaics`
-shows each of them once, four to a mosaic, and so stores a quarter of that. All are trained for the same steps,
-whatever they store.
+shows each of them once, four to a mosaic, and so stores a quarter of that. Of the un-tiled arms `hard_patches_full`
+stores round(b n) patches at full side, and `hard_patches_small` M round(b n) at a tile's, which pre-training enlarges.
+All are trained for the same steps, whatever they store.
 
 A seed redraws what is drawn, the folds and reference models, and whatever a strategy draws; key patches and whole
 images are cut once. Nothing here opens a mask.
@@ -16,21 +17,24 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
-from optidel_hf.curation.curated import curated_shards, draft_selection
+from optidel_hf.curation.curated import check_grid, curated_shards, draft_selection
 from optidel_hf.curation.inputs import open_sources
-from optidel_hf.curation.selection import STRATEGIES, mosaics_in_budget, select
+from optidel_hf.curation.selection import STRATEGIES, eligible, mosaics_in_budget, select
+from optidel_hf.curation.selection_config import SelectionConfig
 from optidel_hf.curation.shards import write_text
 from optidel_hf.errors import UserError
 from optidel_hf.evidence.accounting import CONTENTS, count_contents, measure_tiles
+from optidel_hf.evidence.crops import crop_shares, random_crops
 from optidel_hf.evidence.oracle import embed_images, nearest_frames
 from optidel_hf.evidence.pool import IMAGES_PER_SHARD, Pool, Stock, cut, lock, read_seconds, score, stopwatch
 from optidel_hf.processes import single_process
@@ -62,12 +66,11 @@ class Arm:
     Args:
         question (`str`): what it answers, in a line.
         unit (`str`, *optional*): `"patch"`, `"image"`, or `None` where there is no pre-training.
-        strategy (`str`): of [`select`], on the unit's table.
+        strategy (`str`): of [`select`].
         tiles (`int`): in an image, 1 where it is not tiled.
-        rank_by (`str`, *optional*): score to rank by, the strategy's own by default.
         budgeted (`bool`): whether it is cut to the budget; else everything is taken.
-        shrink (`int`): shrink^2 as many images are stored, of a side that is so many times shorter.
-        candidates (`Callable`, *optional*): what the strategy chooses from, in place of the unit's table.
+        shrink (`int`): shrink^2 times as many images are stored, of a side that is as many times shorter.
+        choose (`Callable`, *optional*): how, where that is more than the strategy on the unit's table.
         oracle (`bool`): whether it is shown the label pool's images, and so is no product.
         core (`bool`): whether it is in the core grid.
     """
@@ -76,10 +79,9 @@ class Arm:
     unit: str | None = "patch"
     strategy: str = "random"
     tiles: int = 4
-    rank_by: str | None = None
     budgeted: bool = True
     shrink: int = 1
-    candidates: Callable[[Draw], pa.Table] | None = None
+    choose: Callable[[Draw], pa.Table] | None = None
     oracle: bool = False
     core: bool = False
 
@@ -119,53 +121,135 @@ class Draw:
 
     def choose(self) -> pa.Table:
         """The arm's tiles, in order of rank, with the image and the slot that each goes to."""
-        arm = self.arm
-        table = arm.candidates(self) if arm.candidates else self.stock.table()
+        return self.arm.choose(self) if self.arm.choose else self.select()
+
+    def select(self, table: pa.Table | None = None, images: int | None = None) -> pa.Table:
+        """What the arm's strategy chooses for `images` images, by default for all, from its unit or from `table`."""
         of = self.arm.shrink**2 * self.usable
+        as_curate = table is None and self.arm.budgeted  # else no candidate is too enlarged to be taken
+        table = self.stock.table() if table is None else table
         selected = select(
             table,
-            budget=self.images / of,
+            budget=(images or self.images) / of,
             images=of,
-            strategy=arm.strategy,
+            strategy=self.arm.strategy,
             seed=self.seed,
-            score=arm.rank_by,
-            tiles_per_mosaic=arm.tiles,
-            max_upscale=2.0 if arm.budgeted else np.inf,
+            tiles_per_mosaic=self.arm.tiles,
+            max_upscale=SelectionConfig.max_upscale if as_curate else np.inf,
         )
         return draft_selection(table, selected)
 
 
 def _nearest_to_labels(draw: Draw) -> pa.Table:
-    """Whole images nearest to the label images, as many as the budget holds."""
+    """Whole images nearest to the label images."""
     assert draw.label_images is not None
     table, reference = draw.stock.table(), draw.stock.folder / "reference"
     embedding = np.stack(table["embedding"].to_numpy()).astype(np.float32)
     wanted = embed_images(reference, draw.label_images, draw.pool.device)
-    return table.take(nearest_frames(embedding, wanted, draw.images))
+    return draw.select(table.take(nearest_frames(embedding, wanted, draw.images)))
 
+
+def _random_crops(draw: Draw) -> pa.Table:
+    """Random squares as large, against their image, as the tiles that the strategy chooses."""
+    whole = cut(draw.pool, "image").table()
+    crops = random_crops(whole, crop_shares(draw.select(), whole), draw.seed)
+    return replace(draw, arm=ARMS["random_patch_mosaics"]).select(crops)
+
+
+def _easiest_of_each(draw: Draw) -> pa.Table:
+    """
+    RDED's rule (arXiv 2312.03526) with our score: each image's easiest patch, and of these the easiest.
+
+    One mosaic mixes difficulties, as theirs does: of k mosaics, the tile in slot t has a rank from t k to (t + 1) k.
+    """
+    table = draw.stock.table()
+    allowed = np.flatnonzero(eligible(table["upscale"].to_numpy(), SelectionConfig.max_upscale))
+    table = table.take(allowed)
+    easiest_first = table["cond_entropy"].to_numpy().argsort(kind="stable")
+    _, first = np.unique(table["source"].to_numpy()[easiest_first].astype(str), return_index=True)
+    return draw.select(table.take(easiest_first[first]))
+
+
+def _half_whole_images(draw: Draw) -> pa.Table:
+    """Mosaics for half of the budget, rounded up, and random whole images for the other."""
+    half = draw.images // 2
+    if half == 0:
+        raise UserError(f"Budget {draw.budget:g} is {draw.images} image: half of it is none, so give a larger one.")
+    mosaics = draw.select(images=draw.images - half)
+    return _joined(mosaics, replace(draw, arm=ARMS["random_images"]).select(images=half))
+
+
+def _joined(first: pa.Table, second: pa.Table) -> pa.Table:
+    """Two selections one after the other; a column that only one has is null in the other."""
+    for column, names in (("rank", len(first)), ("mosaic", pc.max(first["mosaic"]).as_py() + 1)):
+        later = pc.add(second[column], pa.scalar(names, pa.int32()))
+        second = second.set_column(second.column_names.index(column), column, later)
+    tables = [first.replace_schema_metadata(None), second.replace_schema_metadata(None)]
+    return pa.concat_tables(tables, promote_options="default")
+
+
+BASELINES = {"semdedup": "SemDeDup", "meddel": "MedDEL", "ccs": "CCS", "prototypes": "prototypes", "zcore": "ZCore"}
 
 ARMS = {
-    "none": Arm("Does pre-training help at all?", unit=None, core=True),
-    "full": Arm("What does the whole pool give?", "image", tiles=1, budgeted=False, core=True),
-    "full_mosaics": Arm("Do mosaics help the whole pool too?", "image", budgeted=False, core=True),
-    "random_images": Arm("What does a budget give without any choice?", "image", tiles=1, core=True),
-    "image_mosaics": Arm("Is it that mosaics show more sources?", "image", core=True),
-    "random_patch_mosaics": Arm("Is it key patches and mosaics, without selection?", core=True),
-    "hardest": Arm("Does the published rule help?", strategy="hardest", core=True),
-    "optidel": Arm("Does ours, hard and diverse?", strategy="optidel", core=True),
+    "none": Arm("What does a network reach without pre-training?", unit=None, core=True),
+    "full": Arm("Does a subset match the whole pool?", "image", tiles=1, budgeted=False, core=True),
+    "full_mosaics": Arm("Is beating `full` the doing of mosaics alone?", "image", budgeted=False, core=True),
+    "random_images": Arm("What does the budget give without any choice?", "image", tiles=1, core=True),
+    "image_mosaics": Arm("Do mosaics help alone, by four times as many sources?", "image", core=True),
+    "random_patch_mosaics": Arm("What does selection add (`optidel` minus this)?", core=True),
+    "hardest": Arm("Does the published rule, the hardest patches, help?", strategy="hardest", core=True),
+    "optidel": Arm("Does choosing hard and diverse patches help?", strategy="optidel", core=True),
     "oracle": Arm(
-        "Is there room for any selection: frames nearest to the label pool?",
+        "Is there room for any selection: do frames nearest to the label pool beat random ones?",
         "image",
         tiles=1,
-        candidates=_nearest_to_labels,
+        choose=_nearest_to_labels,
         oracle=True,
     ),
+    "random_crop_mosaics": Arm(
+        "What does SAM add (`random_patch_mosaics` minus this), and what zoom (this minus `image_mosaics`)?",
+        strategy="optidel",
+        choose=_random_crops,
+    ),
+    "hard_patches_small": Arm(
+        "What do mosaics add to as many hard patches, each an image of a tile's side?",
+        strategy="hardest",
+        tiles=1,
+        shrink=2,
+    ),
+    "hard_patches_full": Arm(
+        "What do mosaics add to as many images, each one hard patch?", strategy="hardest", tiles=1
+    ),
+    "easiest_per_image_mosaics": Arm(
+        "Is RDED's rule, the easiest patch of each image, better?", strategy="easiest", choose=_easiest_of_each
+    ),
+    "easiest_mosaics": Arm("Are the easiest patches better than the hardest?", strategy="easiest"),
+    "medium_mosaics": Arm("Are patches of medium difficulty better than the hardest?", strategy="medium"),
+    "hardest_images": Arm(
+        "Do whole images of the highest mean loss do harm, as PASS found?", "image", "hardest", tiles=1
+    ),
+    "optidel_images": Arm("Does the rule of `optidel` need key patches?", "image", "optidel", tiles=1),
+    "optidel_m9": Arm("Do more sources a byte help: nine tiles?", strategy="optidel", tiles=9),
+    "optidel_m16": Arm("Do still more sources a byte help: sixteen tiles?", strategy="optidel", tiles=16),
+    "optidel_half": Arm(
+        "Is half of the budget better spent on whole images?", strategy="optidel", choose=_half_whole_images
+    ),
+    **{
+        strategy: Arm(f"Does {name} on whole images, as published, do as well?", "image", strategy, tiles=1)
+        for strategy, name in BASELINES.items()
+    },
+    **{
+        f"{strategy}_mosaics": Arm(f"Does {name} on key patches, in mosaics, do as well?", strategy=strategy)
+        for strategy, name in BASELINES.items()
+    },
 }
 
 
 def build_arm(name: str, budget: float, seed: int, pool: Pool, *, label_images: torch.Tensor | None = None) -> ArmData:
     """
     Make an arm's dataset, or find it made; a killed build goes on from the shards that are whole.
+
+    Several processes may build arms of one pool: each builds whole arms, whatever launched it.
 
     Args:
         name (`str`): one of [`ARMS`].
@@ -177,8 +261,6 @@ def build_arm(name: str, budget: float, seed: int, pool: Pool, *, label_images: 
 
     Raises:
         `UserError`: if the arm is not known, the budget cannot be met, or the folder was made from another pool.
-
-    Where several processes build arms of one pool, each builds whole arms: a launcher's ranks share nothing here.
     """
     if name not in ARMS:
         raise UserError(f"Arm '{name}' is not known: choose one of {', '.join(ARMS)}.")
@@ -188,6 +270,7 @@ def build_arm(name: str, budget: float, seed: int, pool: Pool, *, label_images: 
     draw = Draw(arm, budget if arm.budgeted else 1.0, seed, pool, label_images if arm.oracle else None)
     if arm.unit is None:
         return ArmData(None, dict.fromkeys((*CONTENTS, "curation_seconds"), 0.0))
+    check_grid(arm.tiles * arm.shrink**2, pool.mosaic.image_size)
     folder = pool.output / "arms" / f"{name}_{draw.budget:g}_{seed:04d}"
     with lock(folder), single_process():
         _claim(folder, draw)
@@ -207,8 +290,9 @@ def arms_table() -> str:
 def _make(draw: Draw, folder: Path) -> dict[str, float]:
     """Choose, render and account."""
     find_source, size = _source_finder(draw.pool), draw.pool.mosaic.image_size // draw.arm.shrink
-    logger.info("arm %s: %d of %d images", folder.name, draw.images, draw.usable)
-    needed = draw.stock.seconds  # before the watch starts: what is shared has seconds of its own
+    # What arms share has seconds of its own: it is made before the watch starts.
+    needed, images = draw.stock.seconds, draw.images
+    logger.info("arm %s: %d of %d usable images", folder.name, images, draw.usable)
     with stopwatch(folder / "seconds.json"):
         chosen = draw.choose()
         curated_shards(chosen, find_source, size, folder / "curated", IMAGES_PER_SHARD)
@@ -225,9 +309,7 @@ def _claim(folder: Path, draw: Draw) -> None:
     labels = draw.label_images
     recipe = asdict(draw.pool) | {
         "label_images": None if labels is None else hashlib.sha256(labels.numpy().tobytes()).hexdigest(),
-        "rule": {
-            name: value for name, value in vars(draw.arm).items() if name not in ("question", "candidates", "core")
-        },
+        "rule": {name: value for name, value in vars(draw.arm).items() if name not in ("question", "choose", "core")},
         "budget": draw.budget,
         "seed": draw.seed,
     }

@@ -43,6 +43,8 @@ def embed_images(reference: Path, images: Tensor, device: str) -> np.ndarray:
     """
     Embeddings of label images by the model that embedded the pool.
 
+    The downstream set squashes its images to a square, of the pool's frames the centred square is cut.
+
     Args:
         reference (`Path`): folder of the seed's reference models.
         images (`Tensor` of shape `(m, 3, S', S')`, uint8): enlarged or reduced to the model's side.

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock, Timeout
 
 from optidel_hf.evidence.accounting import count_native_pixels, coverage
 from optidel_hf.evidence.oracle import nearest_frames
-from optidel_hf.evidence.pool import stopwatch
+from optidel_hf.evidence.pool import lock, stopwatch
 
 
 def test_native_pixels_are_counted_once_a_source() -> None:
@@ -61,3 +62,11 @@ def test_a_stopwatch_adds_what_failed_and_stops_when_it_ended_well(
     with stopwatch(path):
         pass
     assert json.loads(path.read_text()) == {"seconds": 3.5, "finished": True}
+
+
+def test_a_locked_folder_is_nobody_elses_until_it_is_let_go(tmp_path: Path) -> None:
+    other = FileLock(tmp_path / ".patch.lock", timeout=0)
+    with lock(tmp_path / "patch"), pytest.raises(Timeout):
+        other.acquire()
+    other.acquire()
+    other.release()

@@ -27,7 +27,8 @@ from optidel_hf.evidence.arms import ARMS, ArmData, Pool, arms_table, build_arm
 from optidel_hf.pretraining.stored import StoredImages, open_images
 
 
-BUDGET, USABLE, SIDE = 0.1, 21, 32
+BUDGET, USABLE = 0.1, 21
+PATCH, SIDE = 32, 48  # of patches when they are scored, and of the images that are stored
 STORED = 2  # round(0.1 x 21)
 LOOSE = {"max_area": 0.9, "min_area": 0.001, "box_nms_thresh": 0.95, "crop_nms_thresh": 0.95}
 SMALL = {"reference_width": 64, "reference_layers": 1, "reference_batch_size": 8, "reference_steps": 2}
@@ -47,7 +48,7 @@ def planted(image_folder: Path) -> tuple[list[str], torch.Tensor]:
     """Two frames of the pool, as the label pool's images."""
     names = ["frame-05.png", "frame-11.png"]
     frames = [Image.open(image_folder / name) for name in names]
-    squares = [images.cut_square(frame, images.centre_square(*frame.size), SIDE) for frame in frames]
+    squares = [images.cut_square(frame, images.centre_square(*frame.size), PATCH) for frame in frames]
     return names, torch.from_numpy(np.stack([np.asarray(square) for square in squares])).permute(0, 3, 1, 2)
 
 
@@ -56,7 +57,7 @@ def pool(image_folder: Path, tiny_sam: str, tmp_path_factory: pytest.TempPathFac
     return Pool(
         InputConfig(str(image_folder), held_out=0.1),
         tmp_path_factory.mktemp("arms") / "out",
-        PatchConfig(sam=tiny_sam, patch_size=SIDE, min_image_side=16, **LOOSE),
+        PatchConfig(sam=tiny_sam, patch_size=PATCH, min_image_side=16, **LOOSE),
         ReferenceConfig(**SMALL),
         ScoreConfig(partitions=1),
         MosaicConfig(image_size=SIDE),
@@ -104,7 +105,7 @@ def test_arms_of_one_budget_store_the_same_pixels(name: str, built: dict[str, Ar
     assert facts["stored_pixels"] == STORED * SIDE**2
     mosaics = tiles(built[name])
     assert len(mosaics) == facts["images"] == STORED * arm.shrink**2
-    assert {len(mosaic) for mosaic in mosaics} == {arm.tiles}
+    assert {len(mosaic) for mosaic in mosaics} == ({1, 4} if name == "optidel_half" else {arm.tiles})
     assert facts["sources"] == len(set(sources(built[name])))
     assert facts["curation_seconds"] > 0
     assert {"null_entropy", "cond_entropy", "coverage"} < set(facts)
@@ -148,6 +149,64 @@ def test_product_arms_are_what_curate_makes(name: str, pool: Pool, built: dict[s
 
 def test_oracle_finds_planted_frames(planted: tuple[list[str], torch.Tensor], built: dict[str, ArmData]) -> None:
     assert sorted(sources(built["oracle"])) == planted[0]
+
+
+def test_random_crops_have_the_sizes_of_the_patches_that_optidel_chose(
+    image_folder: Path, built: dict[str, ArmData]
+) -> None:
+    def shares(name: str) -> list[float]:
+        chosen = [tile for mosaic in tiles(built[name]) for tile in mosaic]
+        return sorted(t["crop"][2] / min(Image.open(image_folder / t["source"]).size) for t in chosen)
+
+    np.testing.assert_allclose(shares("random_crop_mosaics"), shares("optidel"), atol=0.5 / 80)
+
+
+def test_easiest_of_each_image_is_rdeds_rule(pool: Pool, built: dict[str, ArmData]) -> None:
+    names = ["source", "crop", "cond_entropy", "fold", "upscale"]
+    rows = read_columns(pool.output / "seed-0000" / "patch" / "scores", names).to_pylist()
+    enlarged = [row["upscale"] > 2 for row in rows]
+    if np.mean(enlarged) < 0.1:  # as for every strategy, they are left out where they are few
+        rows = [row for row, much in zip(rows, enlarged) if not much]
+    best: dict[str, dict] = {}
+    for row in rows:
+        if row["source"] not in best or row["cond_entropy"] < best[row["source"]]["cond_entropy"]:
+            best[row["source"]] = row
+    mosaics = tiles(built["easiest_per_image_mosaics"])
+    chosen = [mosaic[slot] for slot in range(4) for mosaic in mosaics]  # by slot, then mosaic: by rising rank
+    for fold in (0, 1):
+        of_fold = sorted((row for row in best.values() if row["fold"] == fold), key=lambda row: row["cond_entropy"])
+        kept = [tile["crop"] for tile in chosen if best[tile["source"]]["fold"] == fold]
+        assert kept == [row["crop"] for row in of_fold[: len(kept)]]
+    assert len({tile["source"] for tile in chosen}) == 4 * STORED
+
+
+def test_whole_images_by_mean_loss_are_the_hardest(pool: Pool, built: dict[str, ArmData]) -> None:
+    names = ["source", "recon_error", "fold"]
+    rows = read_columns(pool.output / "seed-0000" / "image" / "scores", names).to_pylist()
+    hardest = {max((r for r in rows if r["fold"] == f), key=lambda r: r["recon_error"])["source"] for f in (0, 1)}
+    assert set(sources(built["hardest_images"])) == hardest  # two images of two folds: one each
+
+
+def test_untiled_patches_are_those_of_the_mosaics(built: dict[str, ArmData]) -> None:
+    def crops(name: str) -> list[tuple]:
+        return sorted((t["source"], *t["crop"]) for mosaic in tiles(built[name]) for t in mosaic)
+
+    assert crops("hard_patches_small") == crops("hardest")
+    assert set(crops("hard_patches_full")) < set(crops("hardest"))
+    small = next(Path(built["hard_patches_small"].dataset).glob("*.parquet"))
+    assert images.open_image(pq.read_table(small)["image"][0].as_py()).size == (SIDE // 2, SIDE // 2)
+
+
+def test_half_of_the_budget_is_whole_images(built: dict[str, ArmData]) -> None:
+    mosaic, whole = tiles(built["optidel_half"])
+    assert [len(mosaic), len(whole)] == [4, 1]
+    assert whole[0] in [tile for image in tiles(built["random_images"]) for tile in image]
+
+
+@pytest.mark.parametrize("name", ["hardest", "optidel"])
+def test_tiles_are_measured_as_their_patches_were_scored(name: str, built: dict[str, ArmData]) -> None:
+    stored = [tile["cond_entropy"] for mosaic in tiles(built[name]) for tile in mosaic]
+    assert built[name].facts["cond_entropy"] == pytest.approx(np.mean(stored), abs=1e-4)
 
 
 def test_nothing_but_the_pools_images_is_opened(
@@ -210,6 +269,8 @@ def test_what_cannot_be_made_is_said(pool: Pool) -> None:
         build_arm("best", BUDGET, 0, pool)
     with pytest.raises(UserError, match="needs label_images"):
         build_arm("oracle", BUDGET, 3, pool)
+    with pytest.raises(UserError, match="image_size 32 is no multiple of 3"):
+        build_arm("optidel_m9", BUDGET, 0, replace(pool, mosaic=MosaicConfig(image_size=32)))
     with pytest.raises(UserError, match="needs 84 patches and the pool has 21"):
         build_arm("image_mosaics", 1.0, 0, pool)
 

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from optidel_hf.curation.selection.select import DIVERSITY, KEEP, STRATEGIES, Selection, mosaics_in_budget, select
+from optidel_hf.curation.selection.select import (
+    DIVERSITY,
+    KEEP,
+    STRATEGIES,
+    Selection,
+    eligible,
+    mosaics_in_budget,
+    select,
+)
 
 
-__all__ = ["DIVERSITY", "KEEP", "STRATEGIES", "Selection", "mosaics_in_budget", "select"]
+__all__ = ["DIVERSITY", "KEEP", "STRATEGIES", "Selection", "eligible", "mosaics_in_budget", "select"]

@@ -146,8 +146,8 @@ def select(
     images = images or len(set(columns["source"]))
     mosaics = mosaics_in_budget(budget, images)
     count = mosaics * tiles_per_mosaic
-    eligible = _eligible(columns["upscale"], max_upscale)
-    candidates = read_candidates(columns, score, eligible, chooser.embedding)
+    allowed = eligible(columns["upscale"], max_upscale)
+    candidates = read_candidates(columns, score, allowed, chooser.embedding)
     if count > len(candidates):
         affordable = len(candidates) // tiles_per_mosaic / images
         raise UserError(_too_few(budget, images, count, len(candidates), affordable))
@@ -161,10 +161,10 @@ def select(
         "budget": budget,
         "tiles_per_mosaic": tiles_per_mosaic,
         "trim": 0.0,
-        "counts": {"pool": len(eligible), "eligible": len(candidates), "chosen": count, "mosaics": mosaics},
+        "counts": {"pool": len(allowed), "eligible": len(candidates), "chosen": count, "mosaics": mosaics},
         **choice.facts,
     }
-    reasons = _reasons(len(eligible), candidates, choice) if explain else None
+    reasons = _reasons(len(allowed), candidates, choice) if explain else None
     if reasons is not None:
         facts |= {"reasons": dict(Counter(reasons)), "dropped": _list_dropped(columns, reasons)}
     return Selection(candidates.rows[choice.chosen], mosaic, slot, clusters, facts, reasons)
@@ -234,7 +234,8 @@ def _check(
         raise UserError(f"Strategy '{strategy}' needs column '{missing[0]}': add it with VInformationScorer.")
 
 
-def _eligible(upscale: np.ndarray, limit: float) -> np.ndarray:
+def eligible(upscale: np.ndarray, limit: float) -> np.ndarray:
+    """Which patches are enlarged by `limit` at most, `(n,)` bool; all where a tenth or more are enlarged by more."""
     enlarged = upscale > limit
     share = enlarged.mean() if len(enlarged) else 0.0
     if share >= MAX_LOST_TO_UPSCALE:
