@@ -20,7 +20,8 @@ import numpy as np
 from optidel_hf.curation.near_duplicates import difference_hash
 from optidel_hf.errors import UserError
 from optidel_hf.evaluation.downstream import DECODING_THREADS, DownstreamSet, Pair, list_pairs, load_pairs
-from optidel_hf.evidence.config import TEST, ReproduceConfig
+from optidel_hf.evidence.comparison import TEST
+from optidel_hf.evidence.config import ReproduceConfig
 from optidel_hf.images import ImageRejected, open_image
 
 

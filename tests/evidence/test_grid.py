@@ -20,7 +20,7 @@ from optidel_hf.evaluation.metrics.mean_iou.mean_iou import class_iou
 from optidel_hf.evidence import labels
 from optidel_hf.evidence.cells import Cell, enumerate_cells
 from optidel_hf.evidence.grid import Grid
-from optidel_hf.evidence.results import RESULT_SCHEMA, confusions, judged_names
+from optidel_hf.evidence.results import RESULT_SCHEMA, judged_names
 from optidel_hf.pretraining.trainer import Pretrainer
 
 
@@ -38,7 +38,9 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def fake_arms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No arm is made, and no summary is written but for `straight`: what takes time here is the grid."""
     monkeypatch.setattr("optidel_hf.evidence.cells.build_arm", fake_arm)
+    monkeypatch.setattr("optidel_hf.evidence.grid.write_summary", lambda results, folder: None)
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +80,7 @@ def test_a_row_is_a_run_with_every_images_confusion(straight: Path) -> None:
     assert table.schema.remove_metadata() == RESULT_SCHEMA
     assert judged_names(table) == {"validation": [f"validation_{i:02d}" for i in range(COUNTS["validation"])]}
     assert table.num_rows == 2 * (2 + 2 * 4)  # none has one checkpoint, the other arms two; two modes
-    matrices = confusions(table)
-    assert matrices.shape == (20, 3, 2, 2)
+    matrices = np.array(table["confusion"].to_pylist()).reshape(20, 3, 2, 2)
     assert (matrices.sum((2, 3)) == 32 * 32).all()
     pooled = [np.nanmean(class_iou(matrix)) for matrix in matrices.sum(1)]
     assert table["miou"].to_pylist() == pytest.approx(pooled)
@@ -100,6 +101,11 @@ def test_arms_share_a_seeds_labels_head_and_start(straight: Path) -> None:
     )  # both are the whole pool here
     assert confusion["full", 0, "finetune"] != confusion["full", 1, "finetune"]
     assert confusion["full", 0, "finetune"] != confusion["none", 0, "finetune"]
+
+
+def test_results_are_summed_up_beside_them(straight: Path) -> None:
+    assert (straight.parent / "results.md").read_text().startswith("# Results on the validation part: no headroom")
+    assert (straight.parent / "results.png").exists()
 
 
 def test_validation_readings_are_logged(straight: Path) -> None:
@@ -200,7 +206,7 @@ def test_test_labels_are_opened_by_a_final_reading_alone(
     written = reads.read_text()
     opening, result = written.splitlines()[-2:]
     assert opening.endswith("| opened, first reading |")
-    assert "none 0 %, finetune, 4 labels: " in result
+    assert "none 0 %, 4 labels, fine-tuned: " in result
     make("out", **few, final=True).run()  # nothing is left to compute, so nothing is opened
     assert reads.read_text() == written
     assert len((tmp_path / "out" / "trials.jsonl").read_text().splitlines()) == 1
