@@ -20,6 +20,7 @@ from optidel_hf.curation.reference import ReferenceConfig
 from optidel_hf.curation.scoring import ScoreConfig
 from optidel_hf.errors import UserError
 from optidel_hf.evaluation.segmentation import MODES
+from optidel_hf.evidence.comparison import TEST, VALIDATION
 from optidel_hf.evidence.pool import Pool
 from optidel_hf.flags import EMBEDDED
 from optidel_hf.pretraining.config import PretrainConfig
@@ -35,7 +36,6 @@ CORE_ARMS = (
     "hardest",
     "optidel",
 )
-VALIDATION, TEST = "validation", "test"
 PREFIX = "pretrain_"
 # What the grid itself says of a pre-training.
 OWN_FIELDS = ("output_dir", "seed", "device", "resume", "checkpoint_every", "keep_checkpoints", "evaluate_every")

@@ -21,7 +21,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
 from tqdm.auto import tqdm
@@ -32,10 +31,13 @@ from optidel_hf.devices import hardware, resolve_device
 from optidel_hf.errors import UserError
 from optidel_hf.evidence.arms import ARMS
 from optidel_hf.evidence.cells import Cell, Judges, enumerate_cells, run_cell
-from optidel_hf.evidence.config import TEST, VALIDATION, Experiment
+from optidel_hf.evidence.comparison import TEST, VALIDATION, Judged
+from optidel_hf.evidence.config import Experiment
 from optidel_hf.evidence.labels import judged_part, label_candidates
 from optidel_hf.evidence.reads import current_commit, note_opening, note_result
 from optidel_hf.evidence.results import read_cells, write_rows
+from optidel_hf.evidence.summary import ENDPOINT, write_summary
+from optidel_hf.evidence.wording import difference_text, level_text, mode_words
 from optidel_hf.pretraining.stored import open_images
 from optidel_hf.processes import process_rank, single_process
 
@@ -78,7 +80,7 @@ class Grid:
         if self.rank > 0:
             return None
         wait_for(self.path(cell) for cell in self.cells if self.find(cell) is None)
-        return self._write_results(bool(unfinished))
+        return self._write_results()
 
     def path(self, cell: Cell, split: str | None = None) -> Path:
         """Where a cell's rows are written when it is finished."""
@@ -116,12 +118,13 @@ class Grid:
             with (self.output / "trials.jsonl").open("a") as file:
                 file.write(json.dumps(trial) + "\n")
 
-    def _write_results(self, read: bool) -> Path:
+    def _write_results(self) -> Path:
         """`results.parquet` with the cells of both parts as far as there are any, and the summary of them."""
         found = [path for split in (VALIDATION, TEST) for cell in self.cells if (path := self.find(cell, split))]
         results, path = read_cells(found, self.hash), self.output / "results.parquet"
         write_parquet(results, path)
-        if self.grid.final and read:
+        write_summary(results, self.output)
+        if self.grid.final:
             note_result(Path(self.grid.test_reads), self.hash, _result_text(results))
         return path
 
@@ -165,11 +168,15 @@ def _on_own_device(experiment: Experiment) -> Experiment:
 
 
 def _result_text(results: pa.Table) -> str:
-    """Mean mIoU of every arm on the test, for the list of readings."""
-    rows = results.drop_columns("confusion").to_pylist()
-    means: dict[str, list[float]] = {}
-    for row in rows:
-        if row["split"] == TEST and row["step"] == row["steps"]:
-            arm = f"{row['arm']} {row['budget']:g}, {row['mode']}, {row['labels']} labels"
-            means.setdefault(arm, []).append(row["miou"])
-    return "; ".join(f"{arm}: {np.mean(values):.4f} ({len(values)} seeds)" for arm, values in means.items())
+    """What the test says, for the list of readings: the primary endpoint's contrasts, then every arm's mIoU."""
+    judged = Judged.of(results, TEST)
+    found = [judged.compare(a, b, mode) for a, b in ENDPOINT for mode in judged.modes]
+    contrasts = [
+        f"{one.a} minus {one.b}, {mode_words(one.mode)}: {difference_text(one.interval)}" for one in found if one
+    ]
+    arms = [
+        f"{one.arm} {100 * one.setting.budget:g} %, {one.setting.labels} labels, {mode_words(one.mode)}: "
+        f"{level_text(one.interval())} ({len(one.runs)} seeds)"
+        for one in judged.series
+    ]
+    return "; ".join([*contrasts, *arms])

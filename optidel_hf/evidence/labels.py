@@ -20,7 +20,8 @@ import numpy as np
 from optidel_hf.curation.near_duplicates import difference_hash
 from optidel_hf.errors import UserError
 from optidel_hf.evaluation.downstream import DECODING_THREADS, DownstreamSet, Pair, list_pairs, load_pairs
-from optidel_hf.evidence.config import TEST, ReproduceConfig
+from optidel_hf.evidence.comparison import TEST
+from optidel_hf.evidence.config import ReproduceConfig
 from optidel_hf.images import ImageRejected, open_image
 
 
@@ -34,7 +35,7 @@ def label_candidates(config: ReproduceConfig, image_size: int) -> DownstreamSet:
     Raises:
         `UserError`: if a name is both a label candidate and a test image, or fewer are left than are to be labelled.
     """
-    test = test_pairs(config)
+    test = list_test_pairs(config)
     candidates = _kept(config, config.label_split, config.names("label_range"))
     if common := {name for name, *_ in test} & {name for name, *_ in candidates}:
         raise UserError(
@@ -53,11 +54,11 @@ def label_candidates(config: ReproduceConfig, image_size: int) -> DownstreamSet:
 
 def judged_part(config: ReproduceConfig, split: str, image_size: int) -> DownstreamSet:
     """The images and masks that judge: those of `"validation"` or of the `"test"`."""
-    pairs = test_pairs(config) if split == TEST else _kept(config, config.validation_split)
+    pairs = list_test_pairs(config) if split == TEST else _kept(config, config.validation_split)
     return load_pairs(pairs, image_size, f"{config.downstream}, {split}")
 
 
-def test_pairs(config: ReproduceConfig) -> list[Pair]:
+def list_test_pairs(config: ReproduceConfig) -> list[Pair]:
     """The test's images and masks, none of which is opened."""
     pairs = _kept(config, config.test_split)
     if limits := config.names("test_range"):

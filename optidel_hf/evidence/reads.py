@@ -74,8 +74,9 @@ def note_opening(path: Path, config_hash: str, resumed: bool) -> None:
 
 
 def note_result(path: Path, config_hash: str, result: str) -> None:
-    """Write down what a reading gave."""
-    _append(path, config_hash, result)
+    """Write down what a reading gave, once."""
+    if not any(f"| {config_hash[:16]} |" in line and line.endswith(f"| {result} |") for line in _lines(path)):
+        _append(path, config_hash, result)
 
 
 def _append(path: Path, config_hash: str, text: str) -> None:

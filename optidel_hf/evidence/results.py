@@ -15,7 +15,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -77,12 +76,6 @@ def write_rows(rows: Sequence[Mapping[str, Any]], names: Mapping[str, Sequence[s
 def judged_names(results: pa.Table) -> dict[str, list[str]]:
     """The names of the judged images, by split, in the order of `confusion`."""
     return json.loads(results.schema.metadata[NAMES])
-
-
-def confusions(results: pa.Table, classes: int = 2) -> np.ndarray:
-    """The confusion matrices of rows that were judged on the same images, `(rows, N, C, C)` int64."""
-    flat = results["confusion"].combine_chunks()
-    return flat.flatten().to_numpy().astype(np.int64).reshape(len(flat), -1, classes, classes)
 
 
 def read_cells(paths: Iterable[Path], config_hash: str) -> pa.Table:

@@ -1,0 +1,48 @@
+"""One cell with its real arm, from flags to rows: judged on what is held out, and confusions sum to the score."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from tiny_grid import SIDE, SIZES, TRAINING, write_squares
+from transformers import ViTConfig, ViTModel
+
+from optidel_hf.cli import main
+from optidel_hf.curation.heldout import judge
+from optidel_hf.evaluation.backbone import Backbone
+from optidel_hf.evaluation.downstream import load_downstream
+from optidel_hf.evaluation.protocol import Segmenter, image_confusions, score
+
+
+def test_image_confusions_sum_to_the_score(tmp_path: Path) -> None:
+    data = load_downstream(str(write_squares(tmp_path)), "train", SIDE)
+    sizes = {name: SIZES[name] for name in ("image_size", "patch_size", "hidden_size", "num_attention_heads")}
+    model = Segmenter(Backbone(ViTModel(ViTConfig(**sizes, num_hidden_layers=1), add_pooling_layer=False)), SIDE)
+    confusions = image_confusions(model.eval(), data, batch_size=5)
+    assert confusions.sum(0).tolist() == score(model, data, batch_size=12)["confusion_matrix"]
+    assert confusions[:, 1].sum(1).tolist() == data.masks.sum((1, 2)).tolist()
+
+
+def test_a_grid_from_a_file_with_a_real_arm(image_folder: Path, tmp_path: Path) -> None:
+    pretrain = "\n".join(f"pretrain_{name}: {value}" for name, value in {**SIZES, **TRAINING}.items())
+    (tmp_path / "grid.yaml").write_text(
+        f"arms: [random_images]\nseeds: 1\nlabels: [4]\nbudgets: [0.2]\nheld_out: 0.2\nmeasured: false\n{pretrain}\n"
+        "finetune_steps: 2\nprobe_steps: 2\nnear_distance: 0\nmin_image_side: 16\ndevice: cpu\nmodes: [probe]\n"
+    )
+    downstream, output = write_squares(tmp_path / "squares"), tmp_path / "out"
+    places = ["--pool", str(image_folder), "--downstream", str(downstream), "--output_dir", str(output)]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    assert main(["reproduce", "--config", str(tmp_path / "grid.yaml"), *places]) == 0
+    (row,) = pq.read_table(output / "results.parquet").to_pylist()
+    assert (row["images"], row["sources"], row["stored_pixels"]) == (4, 4, 4 * SIDE**2)  # of 19 or 20 that are seen
+    # The curation of whole images holds out the same, and `optidel information` judges on that.
+    judged = judge({"cell": output / "models" / "0000_random_images_0.2"}, output / "curation" / "image", "cpu")
+    torch.set_num_threads(threads)
+    assert row["vinfo_held_out"] == pytest.approx(judged["cell"]["v_information"], abs=1e-6)
+    assert judged["cell"]["frames"] == 24 - round(0.8 * 24)
+    assert np.isfinite(row["miou"])

@@ -1,0 +1,226 @@
+"""The grid gives the same results killed or not, by one process or two, and opens no test label unasked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from tiny_grid import ARMS, COUNTS, fake_arm, tiny_experiment, write_squares
+
+from optidel_hf.errors import UserError
+from optidel_hf.evaluation import downstream as downstream_sets
+from optidel_hf.evaluation.metrics.mean_iou.mean_iou import class_iou
+from optidel_hf.evidence import labels
+from optidel_hf.evidence.cells import Cell, enumerate_cells
+from optidel_hf.evidence.grid import Grid
+from optidel_hf.evidence.results import RESULT_SCHEMA, judged_names
+from optidel_hf.pretraining.trainer import Pretrainer
+
+
+MEASURED = ["pretrain_seconds", "downstream_seconds"]
+MakeGrid = Callable[..., Grid]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def fake_arms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No arm is made, and no summary is written but for `straight`: what takes time here is the grid."""
+    monkeypatch.setattr("optidel_hf.evidence.cells.build_arm", fake_arm)
+    monkeypatch.setattr("optidel_hf.evidence.grid.write_summary", lambda results, folder: None)
+
+
+@pytest.fixture(scope="module")
+def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_squares(tmp_path_factory.mktemp("squares"))
+
+
+@pytest.fixture
+def make(image_folder: Path, squares: Path, tmp_path: Path) -> MakeGrid:
+    """A grid in the folder of the given name."""
+    return lambda name, **changes: Grid(tiny_experiment(image_folder, squares, tmp_path / name, **changes))
+
+
+@pytest.fixture(scope="module")
+def straight(image_folder: Path, squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of a grid that ran through, which several tests compare with and none changes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("optidel_hf.evidence.cells.build_arm", fake_arm)
+        path = Grid(tiny_experiment(image_folder, squares, tmp_path_factory.mktemp("straight") / "out")).run()
+    assert path is not None
+    return path
+
+
+def rows_of(path: Path | None) -> list[dict[str, Any]]:
+    assert path is not None
+    return pq.read_table(path).drop_columns(MEASURED).to_pylist()
+
+
+def test_cells_come_seed_by_seed_and_arms_without_budget_once(make: MakeGrid) -> None:
+    cells = enumerate_cells(make("out", budgets=[0.1, 0.5]).grid)
+    first = [("none", 0.0), ("full", 1.0), ("random_images", 0.1), ("random_images", 0.5)]
+    assert cells == [Cell(arm, budget, seed) for seed in range(2) for arm, budget in first]
+
+
+def test_a_row_is_a_run_with_every_images_confusion(straight: Path) -> None:
+    table = pq.read_table(straight)
+    assert table.schema.remove_metadata() == RESULT_SCHEMA
+    assert judged_names(table) == {"validation": [f"validation_{i:02d}" for i in range(COUNTS["validation"])]}
+    assert table.num_rows == 2 * (2 + 2 * 4)  # none has one checkpoint, the other arms two; two modes
+    matrices = np.array(table["confusion"].to_pylist()).reshape(20, 3, 2, 2)
+    assert (matrices.sum((2, 3)) == 32 * 32).all()
+    pooled = [np.nanmean(class_iou(matrix)) for matrix in matrices.sum(1)]
+    assert table["miou"].to_pylist() == pytest.approx(pooled)
+    rows = table.to_pylist()
+    assert {(row["arm"], row["step"], row["steps"], row["images_seen"]) for row in rows} == {
+        ("none", 0, 0, 0),
+        *((arm, step, 4, 8 * step) for arm in ARMS[1:] for step in (2, 4)),
+    }
+    assert {row["images"] for row in rows} == {24.0}
+    assert {row["coverage"] for row in rows} == {None}
+
+
+def test_arms_share_a_seeds_labels_head_and_start(straight: Path) -> None:
+    last = [row for row in rows_of(straight) if row["step"] == row["steps"]]
+    confusion = {(row["arm"], row["seed"], row["mode"]): row["confusion"] for row in last}
+    assert (
+        confusion["full", 0, "finetune"] == confusion["random_images", 0, "finetune"]
+    )  # both are the whole pool here
+    assert confusion["full", 0, "finetune"] != confusion["full", 1, "finetune"]
+    assert confusion["full", 0, "finetune"] != confusion["none", 0, "finetune"]
+
+
+def test_results_are_summed_up_beside_them(straight: Path) -> None:
+    assert (straight.parent / "results.md").read_text().startswith("# Results on the validation part: no headroom")
+    assert (straight.parent / "results.png").exists()
+
+
+def test_validation_readings_are_logged(straight: Path) -> None:
+    trials = [json.loads(line) for line in (straight.parent / "trials.jsonl").read_text().splitlines()]
+    assert [(trial["arm"], trial["seed"]) for trial in trials] == [(arm, seed) for seed in range(2) for arm in ARMS]
+    told = json.loads((straight.parent / "config.json").read_text())
+    assert {trial["config_hash"] for trial in trials} == {told["hash"]}
+    assert {trial["split"] for trial in trials} == {"validation"}
+
+
+def test_killed_and_resumed_is_the_same(make: MakeGrid, straight: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed(BaseException):
+        pass
+
+    step, taken = Pretrainer.step, []
+
+    def dies_at_the_seventh(trainer: Pretrainer, batches: Any) -> Any:
+        taken.append(trainer.out.name)
+        if len(taken) == 7:
+            raise Killed
+        return step(trainer, batches)
+
+    monkeypatch.setattr(Pretrainer, "step", dies_at_the_seventh)
+    with pytest.raises(Killed):
+        make("killed").run()
+    assert taken == ["0000_full_1"] * 4 + ["0000_random_images_0.05"] * 3
+    resumed = rows_of(make("killed").run())
+    assert taken[7:9] == ["0000_random_images_0.05"] * 2  # on from its checkpoint after two steps
+    assert taken.count("0000_full_1") == 4
+    assert resumed == rows_of(straight)
+    assert not list((straight.parent / "models").rglob("checkpoints"))
+
+
+def test_two_processes_give_the_union(make: MakeGrid, straight: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    first = make("two")
+    monkeypatch.setenv("RANK", "1")
+    assert make("two").run() is None
+    finished = {path.stem for path in (first.output / "cells" / "validation").iterdir()}
+    assert finished == {str(cell) for cell in first.cells[1::2]}
+    monkeypatch.setenv("RANK", "0")
+    assert rows_of(first.run()) == rows_of(straight)
+
+
+def test_merged_folders_give_the_union_without_computing(
+    make: MakeGrid, straight: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [make(name, seeds=1, seed=seed) for name, seed in (("here", 0), ("there", 1))]
+    for grid in made:
+        grid.run()
+    monkeypatch.delattr("optidel_hf.evidence.grid.run_cell")
+    assert rows_of(make("here", merge=[str(made[1].output)]).run()) == rows_of(straight)
+
+
+def test_another_configuration_is_refused_with_the_way_out(make: MakeGrid, straight: Path, tmp_path: Path) -> None:
+    make("out")
+    with pytest.raises(UserError, match=r"grid.finetune_steps was 2, now 3\): give another --output_dir"):
+        make("out", finetune_steps=3)
+    with pytest.raises(UserError, match=r"pretrain.batch_size was 8, now 16"):
+        make("out", training={"batch_size": 16})
+    with pytest.raises(UserError, match=r"straight.*holds cells of another configuration \(grid.finetune_steps"):
+        make("other", finetune_steps=3, merge=[str(straight.parent)])
+    with pytest.raises(UserError, match="no output of `optidel reproduce`"):
+        make("another", merge=[str(tmp_path)])
+    make("out", seeds=5, arms=["full"], budgets=[0.5])  # which cells there are is no part of it
+
+
+def test_an_unknown_arm_is_refused(make: MakeGrid) -> None:
+    with pytest.raises(UserError, match=r"--arms ful: no such arm; there are none, full, "):
+        make("out", arms=["ful"])
+
+
+def test_test_labels_are_opened_by_a_final_reading_alone(
+    make: MakeGrid, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    opened: set[Path] = set()
+
+    def noting(open_image: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        return lambda value: (opened.add(Path(value)), open_image(value))[1]
+
+    for module in (downstream_sets, labels):
+        monkeypatch.setattr(module, "open_image", noting(module.open_image))
+    test_masks = {f"test_{i:02d}" for i in range(4)} | {f"train_{i:02d}" for i in range(8, 12)}
+    few: dict[str, Any] = {"arms": ["none"], "seeds": 1}
+    make("out", **few).run()
+    assert {path.stem for path in opened if path.parent.name == "images"} >= test_masks  # to compare them by dHash
+    masks = {path.stem for path in opened if path.parent.name == "masks"}
+    assert masks
+    assert not masks & test_masks
+    reads = tmp_path / "out" / "reads.md"
+    assert not reads.exists()
+
+    results = pq.read_table(make("out", **few, final=True).run())
+    assert {path.stem for path in opened if path.parent.name == "masks"} >= test_masks
+    assert results["split"].to_pylist() == ["validation"] * 2 + ["test"] * 2
+    assert set(judged_names(results)["test"]) == test_masks
+    written = reads.read_text()
+    opening, result = written.splitlines()[-2:]
+    assert opening.endswith("| opened, first reading |")
+    assert "none 0 %, 4 labels, fine-tuned: " in result
+    make("out", **few, final=True).run()  # nothing is left to compute, so nothing is opened
+    assert reads.read_text() == written
+    assert len((tmp_path / "out" / "trials.jsonl").read_text().splitlines()) == 1
+
+
+def test_cells_of_other_images_are_not_put_together(make: MakeGrid) -> None:
+    grid = make("out", seeds=1, arms=["none", "full"])
+    grid.run()
+    path = grid.path(grid.cells[1])
+    table = pq.read_table(path)
+    pq.write_table(table.replace_schema_metadata({b"images": b'{"validation": ["a"]}'}), path)
+    with pytest.raises(UserError, match=r"0000_full_1.parquet was judged on other validation images"):
+        grid.run()
+    column = pa.array(["f" * 64] * len(table))
+    pq.write_table(table.set_column(table.schema.get_field_index("config_hash"), "config_hash", column), path)
+    with pytest.raises(UserError, match=r"0000_full_1.parquet is of configuration ffff"):
+        grid.run()
