@@ -10,14 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from optidel_hf.errors import UserError
-from optidel_hf.publishing.panels.evidence import evidence_panel
-
-
-pytest.importorskip("optidel_hf.evidence.inference")
-
 from optidel_hf.evidence.inference import miou_interval, paired_interval
-
 from optidel_hf.evidence.page import detectable, read_evidence
+from optidel_hf.publishing.panels.evidence import evidence_panel
 
 
 LEVELS = {"none": 0.2, "full": 0.1, "random_images": 0.15, "oracle": 0.11, "optidel": 0.12}
