@@ -177,7 +177,7 @@ def measure_work(generator: MaskGenerator, image: Image.Image) -> tuple[Work, Te
     return Work(encoder, shared, passing, failing, stock), embedding
 
 
-def roofline(generator: MaskGenerator, work: Work, ious: Tensor, seconds: float) -> list[str]:
+def roofline(name: str, generator: MaskGenerator, work: Work, ious: Tensor, seconds: float) -> list[str]:
     """
     The least time that an image can take, and ours over it.
 
@@ -193,7 +193,6 @@ def roofline(generator: MaskGenerator, work: Work, ious: Tensor, seconds: float)
     moved = 1e-9 * (weights + 2 * logits * generator.dtype.itemsize)
     rate, speed = matmul_rate(generator.device, generator.dtype), bandwidth(generator.device)
     floor = max(flops / rate, moved / speed)
-    name = str(generator.dtype).removeprefix("torch.")
     return [
         f"- {name}: {flops:.1f} GFLOP at {rate:.0f} GFLOP/s is {flops / rate:.3f} s; {moved:.2f} GB at "
         f"{speed:.1f} GB/s is {moved / speed:.3f} s; ours took {seconds:.3f} s, {seconds / floor:.1f} times the larger"
@@ -355,7 +354,7 @@ def main() -> None:
     table, seconds = compare(generators, images, arguments.repeats, timings)
     print("\n".join(table) + "\n\nRoofline of ours, encoder and decoder:\n", flush=True)
     for name, generator in generators.items():
-        print("\n".join(roofline(generator, work, ious, seconds[f"ours {name}"])), flush=True)
+        print("\n".join(roofline(name, generator, work, ious, seconds[f"ours {name}"])), flush=True)
     if arguments.size == "embedded":
         stock = Stock(first)
         for name, generator in generators.items():

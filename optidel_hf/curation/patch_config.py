@@ -48,7 +48,7 @@ class PatchConfig:
     sam_dtype: str = field(default="float32", metadata={"help": "float32, bfloat16 or auto (bf16 where native)."})
     sam_compile: bool = field(
         default=False,
-        metadata={"help": "Compile SAM: pays after tens of images of a SAM as large as sam-vit-base."},
+        metadata={"help": "Compile SAM: pays after tens of images with sam-vit-base, a thousand with 'embedded'."},
     )
     points_per_batch: int = field(default=64, metadata={"help": "Points that SAM decodes at once for an image."})
     images_per_batch: int = field(default=4, metadata={"help": "Images that SAM encodes at once."})
