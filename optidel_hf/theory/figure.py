@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import ImageDraw
 
+from optidel_hf.drawing import GRID, INK, Point, dot, line, new_picture, save_picture, text
 from optidel_hf.theory.saddle_point import saddle_point_errors
 from optidel_hf.theory.study import STRATEGIES, Study, TheoryConfig, run_study
 
 
-INK, GRID, PAPER = "#22262e", "#dfe2e8", "#ffffff"
 COLOURS = {"hard": "#c8401c", "easy": "#1f6fb4", "random": "#7d8088"}
-COLUMNS, SCALE = 3, 2
+COLUMNS = 3
 WIDTH, HEIGHT, HEAD = 330, 260, 64
-"""A panel's size and the height of the title, in units of `SCALE` pixels."""
+"""A panel's size and the height of the title."""
 LEFT, RIGHT, TOP, BOTTOM = 56, 20, 26, 40
 CURVE_POINTS = 24
 """Fractions, at least, at which theory is solved for a line."""
 ERRORS = (0.0006, 0.6)
 ERROR_TICKS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 FRACTION_TICKS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-Point = tuple[float, float]
 
 
 def draw_theory(path: str | Path, config: TheoryConfig | None = None, study: Study | None = None) -> Study:
@@ -45,27 +43,24 @@ def draw_theory(path: str | Path, config: TheoryConfig | None = None, study: Stu
     config = config or TheoryConfig()
     study = study or run_study(config)
     rows = -(-len(config.ratios) // COLUMNS)
-    picture = Image.new("RGB", (COLUMNS * WIDTH * SCALE, (HEAD + rows * HEIGHT) * SCALE), PAPER)
-    draw = ImageDraw.Draw(picture)
+    picture, draw = new_picture(COLUMNS * WIDTH, HEAD + rows * HEIGHT)
     _title(draw, config)
     for number, ratio in enumerate(config.ratios):
         corner = (number % COLUMNS * WIDTH, HEAD + number // COLUMNS * HEIGHT)
         _panel(draw, corner, config, ratio, study.errors()[:, number])
-    temporary = Path(path).with_name(f".{Path(path).name}.tmp")
-    picture.save(temporary, "PNG", optimize=True)
-    os.replace(temporary, path)
+    save_picture(picture, path)
     return study
 
 
 def _title(draw: ImageDraw.ImageDraw, config: TheoryConfig) -> None:
     """What is shown, and the strategies' colours."""
-    _text(draw, (14, 14), "Keep the hard or the easy samples? A perceptron taught by a perceptron", 17)
+    text(draw, (14, 14), "Keep the hard or the easy samples? A perceptron taught by a perceptron", 17)
     details = f"N = {config.dimension}, probe {config.probe_angle:g}° off the teacher, {config.draws} draws"
-    across = 14 + _text(draw, (14, 42), f"{details}; points: simulation, lines: limit of large N;  kept:", 13) + 14
+    across = 14 + text(draw, (14, 42), f"{details}; points: simulation, lines: limit of large N;  kept:", 13) + 14
     for strategy, colour in COLOURS.items():
-        _line(draw, [(across, 50), (across + 22, 50)], colour, 2)
-        _dot(draw, (across + 11, 50), colour)
-        across += 28 + _text(draw, (across + 28, 42), strategy, 13) + 16
+        line(draw, [(across, 50), (across + 22, 50)], colour, 2)
+        dot(draw, (across + 11, 50), colour)
+        across += 28 + text(draw, (across + 28, 42), strategy, 13) + 16
 
 
 def _panel(
@@ -84,12 +79,12 @@ def _panel(
     fine = np.logspace(np.log10(kept[0]), 0, max(CURVE_POINTS, config.fractions))
     for strategy in STRATEGIES:
         curve = saddle_point_errors(strategy, ratio, fine, config.probe_angle)
-        _line(draw, [place(x, y) for x, y in zip(fine, curve)], COLOURS[strategy], 1.5)
+        line(draw, [place(x, y) for x, y in zip(fine, curve)], COLOURS[strategy], 1.5)
     half = 1.96 * errors.std(axis=-1, ddof=1) / np.sqrt(errors.shape[-1])
     for strategy, means, halves in zip(STRATEGIES, errors.mean(axis=-1), half):
         for fraction, mean, spread in zip(kept, means, halves):
-            _line(draw, [place(fraction, mean - spread), place(fraction, mean + spread)], COLOURS[strategy], 1.5)
-            _dot(draw, place(fraction, mean), COLOURS[strategy])
+            line(draw, [place(fraction, mean - spread), place(fraction, mean + spread)], COLOURS[strategy], 1.5)
+            dot(draw, place(fraction, mean), COLOURS[strategy])
 
 
 def _axes(
@@ -101,31 +96,15 @@ def _axes(
 ) -> None:
     """A panel's grid, ticks and labels."""
     for error in ERROR_TICKS:
-        _line(draw, [place(smallest, error), place(1.0, error)], GRID, 1)
+        line(draw, [place(smallest, error), place(1.0, error)], GRID, 1)
         x, y = place(smallest, error)
-        _text(draw, (x - 6, y - 7), f"{error:g}", 11, "ra")
+        text(draw, (x - 6, y - 7), f"{error:g}", 11, "ra")
     for fraction in FRACTION_TICKS:
         if fraction >= smallest * (1 - 1e-9):
             x, y = place(fraction, ERRORS[0])
-            _line(draw, [(x, y), (x, y + 4)], INK, 1)
-            _text(draw, (x, y + 6), f"{100 * fraction:g} %", 11, "ma")
-    _line(draw, [place(smallest, ERRORS[0]), place(1.0, ERRORS[0])], INK, 1)
+            line(draw, [(x, y), (x, y + 4)], INK, 1)
+            text(draw, (x, y + 6), f"{100 * fraction:g} %", 11, "ma")
+    line(draw, [place(smallest, ERRORS[0]), place(1.0, ERRORS[0])], INK, 1)
     middle = corner[0] + (LEFT + WIDTH - RIGHT) / 2
-    _text(draw, (middle, corner[1] + HEIGHT - 17), "fraction of the pool kept", 11, "ma")
-    _text(draw, (corner[0] + LEFT, corner[1] + 6), f"error, {title}", 13)
-
-
-def _text(draw: ImageDraw.ImageDraw, at: Point, text: str, size: int, anchor: str = "la") -> float:
-    """Write at a place in units and give the width."""
-    font = ImageFont.load_default(size * SCALE)
-    draw.text((at[0] * SCALE, at[1] * SCALE), text, INK, font, anchor)
-    return draw.textlength(text, font) / SCALE
-
-
-def _line(draw: ImageDraw.ImageDraw, points: list[Point], colour: str, width: float) -> None:
-    draw.line([(x * SCALE, y * SCALE) for x, y in points], colour, round(width * SCALE), "curve")
-
-
-def _dot(draw: ImageDraw.ImageDraw, at: Point, colour: str, radius: float = 3.5) -> None:
-    x, y, r = at[0] * SCALE, at[1] * SCALE, radius * SCALE
-    draw.ellipse((x - r, y - r, x + r, y + r), colour, PAPER, SCALE)
+    text(draw, (middle, corner[1] + HEIGHT - 17), "fraction of the pool kept", 11, "ma")
+    text(draw, (corner[0] + LEFT, corner[1] + 6), f"error, {title}", 13)

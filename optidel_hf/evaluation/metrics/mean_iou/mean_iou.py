@@ -123,11 +123,21 @@ def confusion_matrix(predictions: Any, references: Any, num_labels: int, ignore_
 
 def class_iou(confusion: np.ndarray) -> np.ndarray:
     """
-    IoU of every class from a confusion matrix `(C, C)`; NaN for a class in neither references nor predictions.
+    IoU of every class from confusion matrices `(..., C, C)`; NaN for a class in neither references nor predictions.
 
     Returns:
-        `numpy.ndarray` of shape `(C,)`, float64.
+        `numpy.ndarray` of shape `(..., C)`, float64.
     """
-    intersection = np.diag(confusion).astype(np.float64)
-    union = confusion.sum(axis=0) + confusion.sum(axis=1) - intersection
+    intersection, union = overlap(confusion)
     return np.divide(intersection, union, out=np.full_like(intersection, np.nan), where=union > 0)
+
+
+def overlap(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Pixels in both and pixels in either of reference and prediction, by class, from confusion matrices `(..., C, C)`.
+
+    Returns:
+        `tuple` of two `numpy.ndarray` of shape `(..., C)`, float64: intersections and unions.
+    """
+    intersection = np.diagonal(confusion, axis1=-2, axis2=-1).astype(np.float64)
+    return intersection, confusion.sum(axis=-2) + confusion.sum(axis=-1) - intersection

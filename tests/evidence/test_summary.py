@@ -1,0 +1,167 @@
+"""What the summary claims, and above all what it does not."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from simulated import results_table
+
+from optidel_hf.errors import UserError
+from optidel_hf.evaluation.metrics.normdel.normdel import normdel
+from optidel_hf.evidence.comparison import Judged
+from optidel_hf.evidence.summary import count_trials, summary_text
+
+
+ARMS = {
+    "none": 0.55,
+    "full": 0.70,
+    "random_images": 0.65,
+    "image_mosaics": 0.66,
+    "random_crop_mosaics": 0.665,
+    "random_patch_mosaics": 0.67,
+    "optidel": 0.78,
+    "oracle": 0.76,
+}
+
+
+@pytest.fixture(scope="module")
+def results() -> pa.Table:
+    return results_table(ARMS, splits=["validation", "test"], checkpoints=2)
+
+
+@pytest.fixture(scope="module")
+def text(results) -> str:
+    return summary_text(results)
+
+
+def section(text: str, title: str) -> str:
+    return text.split(f"## {title}", 1)[1].split("\n## ", 1)[0]
+
+
+def test_a_clear_win_is_called_met(text):
+    assert text.startswith("# Results on the test part\n")
+    assert "**Met**: 4 of the four intervals lie above zero, 0 below it." in section(text, "Primary endpoint")
+    assert text.index("## Primary endpoint") < text.index("## Arms at 5 % of the pool, 100 labels")
+
+
+def test_a_loss_is_called_not_met():
+    text = summary_text(results_table(ARMS | {"optidel": 0.68}, splits=["validation", "test"]))
+    assert "**Not met**: 2 of the four intervals lie above zero, 2 below it." in text
+
+
+def test_without_headroom_nothing_is_claimed(results):
+    text = summary_text(results.filter(pc.not_equal(results["arm"], "oracle")))
+    assert text.startswith(
+        "# Results on the test part: no headroom\n\nNo headroom shown, and so no claim is supported"
+    )
+    assert "Without headroom they support no claim." in text
+    assert "**Met**" not in text
+
+
+def test_validation_is_no_result(results):
+    text = summary_text(results.filter(pc.equal(results["split"], "validation")))
+    assert text.startswith("# Results on the validation part\n")
+    assert "On the validation part this is no result" in text
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3])
+def test_few_seeds_leave_the_endpoint_open(results, seeds):
+    text = summary_text(results.filter(pc.less(results["seed"], seeds)))
+    assert "Open: the endpoint is judged when all four comparisons have 5 seeds or more." in text
+    assert "nan" not in text.lower()
+    assert "no claims" in section(text, "Primary endpoint")
+    assert "| **" not in text
+    assert ("(no interval)" in text) == (seeds == 1)
+
+
+def test_only_the_seeds_that_both_arms_have_are_compared(results):
+    missing = pc.and_(pc.equal(results["arm"], "optidel"), pc.is_in(results["seed"], pa.array([1, 3])))
+    partial = results.filter(pc.invert(missing))
+    judged = Judged.of(partial, "test")
+    by_seed = {(row["arm"], row["seed"]): row["miou"] for row in judged.rows.to_pylist() if row["mode"] == "probe"}
+    compared = judged.compare("optidel", "full", "probe").interval
+    assert compared.seeds == 3
+    assert compared.difference == pytest.approx(
+        np.mean([by_seed["optidel", seed] - by_seed["full", seed] for seed in (0, 2, 4)])
+    )
+    text = summary_text(partial)
+    assert "| 3 seeds, no claims | 40 |" in section(text, "Primary endpoint")
+    assert "| optidel | 5 % of the pool, 100 labels | probed |" in section(text, "Screening")
+
+
+def test_missing_arms_are_said_to_be_missing(results):
+    text = summary_text(results.filter(pc.not_equal(results["arm"], "full")))
+    assert "| optidel minus full | fine-tuned | not run | – | – | – |" in text
+
+
+def test_effects_are_named_by_what_they_separate(text):
+    effects = section(text, "What the parts of the method do")
+    assert "| selection | optidel minus random_patch_mosaics | fine-tuned |" in effects
+    assert "| SAM | random_patch_mosaics minus random_crop_mosaics | probed |" in effects
+    assert "| zoom | random_crop_mosaics minus image_mosaics | probed |" in effects
+
+
+def test_normdel_is_of_the_seeds_mean_and_the_budget(results, text):
+    miou = Judged.of(results, "test").find("optidel", "probe").interval().difference
+    assert f"| {normdel(miou, 0.05):.4f} |" in text
+    assert "NormDEL, alpha = 1" in text
+
+
+def test_other_budgets_and_few_seeds_are_screening(results):
+    other = results_table({"optidel": 0.8, "random_images": 0.7}, seeds=2, splits=["test"], budget=0.2, checkpoints=2)
+    semdedup = results_table({"semdedup": 0.8}, seeds=2, splits=["test"], checkpoints=2)
+    text = summary_text(pa.concat_tables([results, other, semdedup]))
+    screening = section(text, "Screening: descriptive, no claims")
+    assert "| optidel | 20 % of the pool, 100 labels | probed |" in screening
+    assert "| semdedup | 5 % of the pool, 100 labels | fine-tuned |" in screening
+    assert screening.count("2 seeds, no claims") == 6
+    assert "semdedup" not in section(text, "Arms at")
+
+
+def test_a_grid_elsewhere_does_not_pass_for_the_endpoint():
+    text = summary_text(results_table(ARMS, seeds=2, budget=0.2, labels=16))
+    assert "at 20 % of the pool, 16 labels instead of 5 % of the pool, 100 labels" in text
+    assert "This grid does not hold the primary endpoint." in text
+
+
+def test_steps_to_fulls_level_come_from_the_checkpoints(text):
+    levels = section(text, "Steps to full's level")
+    assert "| optidel | fine-tuned | 200 [200, 200] | 5 |" in levels
+    assert "| random_images | probed | not reached" in levels
+
+
+def test_facts_are_means_over_seeds_and_their_absence_is_no_zero(results):
+    arms = results["arm"].to_pylist()
+    measured = results.append_column(
+        "vinfo_held_out", pa.array([ARMS[arm] if arm != "none" else None for arm in arms])
+    )
+    text = summary_text(measured)
+    assert "| none | 0 % | – |" in section(text, "The three measurements")
+    assert "Rank correlation of (iii) with mIoU over arms, probed: 1.00 (95 %" in text
+    assert "The three measurements" not in summary_text(results)
+
+
+def test_unequal_samples_seen_are_said(results):
+    seen = [row["images_seen"] * (1 + (row["arm"] == "full")) for row in results.to_pylist()]
+    unequal = results.set_column(results.column_names.index("images_seen"), "images_seen", pa.array(seen))
+    assert "**Not all arms saw equally many images**" in summary_text(unequal)
+    assert "All pre-trained arms saw equally many images." in summary_text(results)
+
+
+def test_different_test_images_are_refused(results):
+    other = results_table({"optidel": 0.8}, seeds=6, splits=["test"], images=30, checkpoints=2)
+    with pytest.raises(UserError, match=r"optidel.*was judged on 30 and 40 images, depending on the seed"):
+        summary_text(pa.concat_tables([results, other.filter(pc.equal(other["seed"], 5))]))
+
+
+def test_trials_are_counted_by_configuration(tmp_path, results):
+    lines = [{"arm": arm, "config_hash": code} for arm, code in (("optidel", "a"), ("optidel", "a"), ("optidel", "b"))]
+    (tmp_path / "trials.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    trials = count_trials(tmp_path / "trials.jsonl")
+    assert trials == {"optidel": 2}
+    assert "| optidel | 2 |" in section(summary_text(results, trials), "Trials")
+    assert count_trials(tmp_path / "none.jsonl") == {}
