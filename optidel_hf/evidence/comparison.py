@@ -137,8 +137,9 @@ class Judged:
     compared: dict[tuple[str, str, str], Comparison | None] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, results: pa.Table, split: str) -> Judged:
-        """Collect the rows of `results.parquet` that were judged on a split."""
+    def of(cls, results: pa.Table, split: str | None = None) -> Judged:
+        """Collect the rows of `results.parquet` of one split: the test part if any run was judged there by default."""
+        split = split or (TEST if TEST in results["split"].to_pylist() else VALIDATION)
         checkpoints = results.filter(pc.equal(results["split"], split))
         rows = checkpoints.filter(pc.equal(checkpoints["step"], checkpoints["steps"]))
         series = _collect_series(rows)

@@ -16,7 +16,7 @@ import pyarrow as pa
 from PIL import ImageDraw
 
 from optidel_hf.drawing import GRID, INK, Point, dot, line, new_picture, save_picture, text
-from optidel_hf.evidence.comparison import TEST, VALIDATION, WITHOUT_BUDGET, Judged, Series
+from optidel_hf.evidence.comparison import WITHOUT_BUDGET, Judged, Series
 from optidel_hf.evidence.gate import headroom
 from optidel_hf.evidence.inference import FEWEST_SEEDS, Interval, pooled_miou
 from optidel_hf.evidence.measured import mean_fact
@@ -69,7 +69,7 @@ def draw_results(results: pa.Table, path: Path) -> None:
         results (`pyarrow.Table`): The rows of `results.parquet`.
         path (`Path`): PNG file to write.
     """
-    judged = Judged.of(results, TEST if TEST in results["split"].to_pylist() else VALIDATION)
+    judged = Judged.of(results)
     arms = list(dict.fromkeys(one.arm for mode in judged.modes for one in judged.headline(mode)))
     budgets = {one.setting.budget for one in judged.series if one.arm not in WITHOUT_BUDGET}
     panels = [_cost_panel] + [_budget_panel] * (len(budgets) > 1)

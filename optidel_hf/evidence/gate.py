@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from optidel_hf.evidence.comparison import VALIDATION, Judged
 from optidel_hf.evidence.inference import Interval
-from optidel_hf.evidence.wording import difference_text, mode_words
+from optidel_hf.evidence.wording import count_text, difference_text, mode_words
 
 
 CONDITIONS = (("full", "none"), ("oracle", "random_images"))
@@ -65,7 +65,7 @@ def _sentence(judged: Judged, passed: bool, found: list[dict[str, Interval]]) ->
     for (a, b), intervals in zip(CONDITIONS, found):
         for mode in judged.modes:
             interval = intervals.get(mode)
-            text = f"{difference_text(interval)} on {interval.seeds} seeds" if interval else "not run"
+            text = f"{difference_text(interval)} on {count_text(interval.seeds, 'seed')}" if interval else "not run"
             parts.append(f"{a} minus {b}, {mode_words(mode)}: {text}")
     verdict = "Headroom" if passed else "No headroom shown, and so no claim is supported"
     return f"{verdict} (validation part, {judged.setting}; points of mIoU, 95 % interval). {'; '.join(parts)}."

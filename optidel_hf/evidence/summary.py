@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from optidel_hf.curation.shards import write_text
 from optidel_hf.evaluation.metrics.normdel.normdel import normdel
-from optidel_hf.evidence.comparison import PRIMARY, TEST, VALIDATION, Comparison, Judged, Series
+from optidel_hf.evidence.comparison import PRIMARY, TEST, Comparison, Judged, Series
 from optidel_hf.evidence.figure import draw_results
 from optidel_hf.evidence.gate import Gate, headroom
 from optidel_hf.evidence.inference import FEWEST_SEEDS, seeds_needed
@@ -76,7 +76,7 @@ def summary_text(results: pa.Table, trials: Mapping[str, int] | None = None) -> 
         results (`pyarrow.Table`): The rows of `results.parquet`.
         trials (`Mapping[str, int]`, *optional*): By arm, how many configurations were read off the validation part.
     """
-    judged = Judged.of(results, TEST if TEST in results["split"].to_pylist() else VALIDATION)
+    judged = Judged.of(results)
     gate = headroom(results)
     sections = [
         f"# Results on the {judged.split} part{'' if gate.passed else ': no headroom'}",

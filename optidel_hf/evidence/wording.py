@@ -43,9 +43,14 @@ def detectable_text(value: float) -> str:
     return MISSING if math.isnan(value) else points(value, signed=False)
 
 
+def count_text(count: int, noun: str) -> str:
+    """A number of things."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def seeds_text(seeds: int) -> str:
     """How many seeds, and that they are too few where they are."""
-    words = f"{seeds} seed" + "s" * (seeds != 1)
+    words = count_text(seeds, "seed")
     return words if seeds >= FEWEST_SEEDS else f"{words}, no claims"
 
 
@@ -66,7 +71,7 @@ def reached_text(reached: Reached) -> str:
 def correlation_text(found: RankCorrelation) -> str:
     """A rank correlation over arms."""
     if math.isnan(found.value):
-        return f"not measured ({found.arms} arms with both)"
+        return f"not measured ({count_text(found.arms, 'arm')} with both)"
     interval = "no interval" if math.isnan(found.low) else f"95 % {found.low:.2f} to {found.high:.2f}"
     return f"{found.value:.2f} ({interval}; {found.arms} arms)".replace("-", "−")
 
