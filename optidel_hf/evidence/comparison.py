@@ -231,4 +231,6 @@ def _headline(series: Sequence[Series]) -> Setting:
     for one in series:
         if one.arm not in WITHOUT_BUDGET:
             runs[one.setting] += len(one.runs)
-    return PRIMARY if PRIMARY in runs or not runs else runs.most_common(1)[0][0]
+    if runs:
+        return PRIMARY if PRIMARY in runs else runs.most_common(1)[0][0]
+    return Setting(PRIMARY.budget, series[0].setting.labels if series else PRIMARY.labels)

@@ -45,6 +45,12 @@ def test_a_pool_that_harms_is_not_passed():
     assert gate.sentence.startswith("No headroom shown")
 
 
+def test_the_pool_is_compared_before_any_arm_with_a_budget_is_there():
+    gate = headroom(results_table({"none": 0.6, "full": 0.7}, seeds=3, labels=16, modes=["probe"]))
+    assert gate.full_minus_none["probe"].low > 0
+    assert not gate.passed
+
+
 def test_one_seed_is_not_passed(results):
     assert not headroom(results.filter(pc.equal(results["seed"], 0))).passed
 
