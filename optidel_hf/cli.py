@@ -37,6 +37,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "status": commands.status,
     "theory": commands.theory,
     "demo": commands.demo,
+    "testbed": commands.testbed,
     "env": commands.env,
 }
 USAGE = """usage: optidel COMMAND [flags]
@@ -50,6 +51,7 @@ USAGE = """usage: optidel COMMAND [flags]
   report     one HTML file of it all            demo      the whole method on the embedded sample
   push       what was made to the Hub           rebuild   curated images from a published selection
   theory     when to keep hard samples, by a perceptron's theory
+  testbed    a pool whose redundancy and junk are known
   env        versions, for bug reports
 
 `optidel COMMAND --help` lists the flags; --config FILE reads them from YAML."""

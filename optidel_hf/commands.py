@@ -217,6 +217,15 @@ def demo(arguments: Sequence[str]) -> None:
     run_demo(Path(config.output_dir), config.frames, config.steps, config.seeds)
 
 
+def testbed(arguments: Sequence[str]) -> None:
+    """A pool whose redundancy and junk are known: generated, or of real frames that drift (semi-synthetic)."""
+    from optidel_hf.sample.testbed import TestbedConfig, write_testbed
+
+    (config,) = _parse((TestbedConfig,), arguments, "testbed", testbed.__doc__)
+    images = write_testbed(config)
+    say(f"images: {images}\nlatents: {images.parents[1] / 'latents.parquet'}")
+
+
 def push(arguments: Sequence[str]) -> None:
     """Push a curated dataset, a selection, a model or a metric to the Hub, with its card."""
     from optidel_hf.publishing.hub import PushConfig, push_dataset, push_metric, push_model

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from optidel_hf.curation.inputs import InputConfig, open_sources
+from optidel_hf.errors import UserError
+from optidel_hf.sample import testbed
+from optidel_hf.sample.testbed import TestbedConfig, frame_names, plan_generated, plan_real, write_testbed
+from optidel_hf.sources import open_dataset
+
+
+SMALL = {"frames": 16, "redundancy": 4, "junk": 0.25, "scene_types": 2, "image_size": 32}
+
+
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory):
+    return write_testbed(TestbedConfig(str(tmp_path_factory.mktemp("testbed") / "new"), **SMALL))
+
+
+@pytest.fixture(scope="module")
+def real_images(image_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("real")
+    for number in range(3):
+        shutil.copy(image_folder / f"frame-{number:02d}.png", folder / f"colon-{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def drifting(real_images, tmp_path_factory):
+    output = tmp_path_factory.mktemp("drifting") / "new"
+    return write_testbed(TestbedConfig(str(output), images=str(real_images), frames=20, junk=0.2))
+
+
+def latents(pool):
+    return pq.read_table(pool.parents[1] / "latents.parquet")
+
+
+def pixels(pool, source):
+    return np.asarray(Image.open(pool / source), dtype=float)
+
+
+def contents(root):
+    return {path.relative_to(root): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize(("redundancy", "junk"), [(1, 0.0), (5, 0.2), (20, 0.5)])
+def test_every_scene_has_its_copies_and_junk_its_share(redundancy, junk):
+    plan, types = plan_generated(TestbedConfig(frames=20_000, redundancy=redundancy, junk=junk))
+    usable = plan.junk == ""
+    assert len(usable) == 20_000
+    assert (~usable).sum() == round(20_000 * junk)
+    assert set(np.bincount(plan.scene[usable])) == {redundancy}
+    assert len(types) == plan.scene.max() + 1
+    kinds = np.unique(plan.junk[~usable], return_counts=True)[1]
+    assert kinds.tolist() == ([] if junk == 0 else [len(plan.junk) * junk / 4] * 4)
+
+
+def test_scene_types_follow_zipfs_law():
+    _, types = plan_generated(TestbedConfig(frames=20_000, redundancy=1, junk=0.0))
+    counts = np.bincount(types, minlength=40)
+    expected = 20_000 / np.arange(1, 41) / (1 / np.arange(1, 41)).sum()
+    assert np.abs(counts - expected).max() < 5 * np.sqrt(expected.max())
+
+
+def test_order_and_names_tell_nothing():
+    plan, _ = plan_generated(TestbedConfig(frames=2000, redundancy=20))
+    assert (np.diff(plan.scene) == 0).mean() < 0.05
+    assert abs(np.corrcoef(np.arange(2000), plan.junk != "")[0, 1]) < 0.1
+
+
+def test_real_frames_are_copied_by_zipfs_law_each_at_least_once():
+    plan, _ = plan_real(TestbedConfig(frames=15_000, junk=0.2, images="polypgen"), 1500)
+    times = np.sort(np.bincount(plan.scene[plan.junk == ""], minlength=1500))[::-1]
+    assert times.sum() == 12_000
+    assert times.min() == 1
+    assert times[0] / times[9] == pytest.approx(10, rel=0.1)
+
+
+def test_a_selection_sees_images_alone(generated):
+    assert sorted(path.name for path in generated.parent.rglob("*") if path.is_file()) == frame_names(16)
+    assert open_dataset(str(generated)).column_names == ["image", "source"]
+    assert latents(generated)["source"].to_pylist() == frame_names(16)
+
+
+def test_copies_are_nearer_than_other_scenes_and_none_is_another_again(generated):
+    rows = [row for row in latents(generated).to_pylist() if row["junk"] is None]
+    frames = np.stack([pixels(generated, row["source"]) for row in rows])
+    apart = np.abs(frames[:, None] - frames[None]).mean(axis=(2, 3, 4))
+    scene = np.array([row["scene"] for row in rows])
+    same = (scene[:, None] == scene[None]) & ~np.eye(len(rows), dtype=bool)
+    assert apart[same].min() > 1
+    assert np.median(apart[same]) < np.median(apart[scene[:, None] != scene[None]]) / 2
+
+
+def test_a_killed_run_goes_on_and_ends_the_same(generated, tmp_path, monkeypatch):
+    write, written = testbed._write_jpeg, []
+
+    def killed(frame, path):
+        if len(written) == 5:
+            raise KeyboardInterrupt
+        written.append(path)
+        write(frame, path)
+
+    config = TestbedConfig(str(tmp_path / "cut"), **SMALL)
+    monkeypatch.setattr(testbed, "_write_jpeg", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_testbed(config)
+    assert not (tmp_path / "cut" / "latents.parquet").exists()
+    before = {path: path.stat().st_mtime_ns for path in written}
+    monkeypatch.setattr(testbed, "_write_jpeg", write)
+    write_testbed(config)
+    assert {path: path.stat().st_mtime_ns for path in written} == before
+    assert contents(tmp_path / "cut") == contents(generated.parents[1])
+
+
+def test_a_finished_testbed_is_reused_and_another_refused(generated, monkeypatch):
+    monkeypatch.setattr(testbed, "_write_jpeg", lambda *_: pytest.fail("written again"))
+    folder = str(generated.parents[1])
+    assert write_testbed(TestbedConfig(folder, **SMALL)) == generated
+    with pytest.raises(UserError, match=r"junk 0.25 instead of 0.5"):
+        write_testbed(TestbedConfig(folder, **{**SMALL, "junk": 0.5}))
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path):
+    (tmp_path / "thesis.txt").write_text("irreplaceable")
+    with pytest.raises(UserError, match="not a testbed"):
+        write_testbed(TestbedConfig(str(tmp_path), **SMALL))
+
+
+def test_real_frames_carry_their_group_and_the_word(drifting, real_images):
+    assert "semi-synthetic" in drifting.as_posix()
+    assert "Semi-synthetic" in (drifting.parents[1] / "README.md").read_text()
+    opened = open_sources(InputConfig(dataset=str(drifting), group_column="group"))
+    table = latents(drifting).to_pylist()
+    assert opened["source"] == [row["source"] for row in table]
+    assert opened["group"] == [f"colon-{row['scene']}.png" for row in table]
+    sizes = {f"colon-{number}.png": Image.open(real_images / f"colon-{number}.png").size for number in range(3)}
+    assert {
+        (group, Image.open(drifting / name).size) for name, group in zip(opened["source"], opened["group"])
+    } == set(sizes.items())
+
+
+def test_fewer_frames_than_real_ones_are_refused(real_images, tmp_path):
+    with pytest.raises(UserError, match="--frames 6"):
+        write_testbed(TestbedConfig(str(tmp_path / "new"), images=str(real_images), frames=4, junk=0.5))
+
+
+def test_a_broken_real_frame_is_named(real_images, tmp_path):
+    folder = shutil.copytree(real_images, tmp_path / "frames")
+    (folder / "colon-1.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"colon-1\.png"):
+        write_testbed(TestbedConfig(str(tmp_path / "new"), images=str(folder), frames=6, junk=0.0))
+
+
+@pytest.mark.parametrize("wrong", [{"junk": 1.0}, {"redundancy": 0}, {"frames": 0}, {"image_size": 8}])
+def test_what_makes_no_pool_is_refused(wrong):
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        TestbedConfig(**wrong)
