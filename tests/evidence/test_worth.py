@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from optidel_hf.errors import UserError
+from optidel_hf.evidence.worth import judge, judge_curation
+
+
+# Four types, of 3, 2, 1 and 1 scenes; scene 0 has two copies and a spoiled one.
+ROWS = [
+    ("a", 0, 0, None),
+    ("b", 0, 0, None),
+    ("c", 0, 0, "text"),
+    ("d", 1, 0, None),
+    ("e", 2, 0, None),
+    ("f", 3, 1, None),
+    ("g", 4, 1, None),
+    ("h", 5, 2, None),
+    ("i", 6, 3, None),
+    ("j", 6, 3, "black"),
+]
+
+
+def pool(rows=ROWS):
+    names = ("source", "scene", "scene_type", "junk")
+    kinds = (pa.string(), pa.int32(), pa.int32(), pa.string())
+    return pa.table({name: pa.array(values, kind) for name, values, kind in zip(names, zip(*rows), kinds)})
+
+
+def test_worth_by_hand():
+    worth = judge(["a", "a", "b", "c", "f", "h", "j", "j"], pool())
+    assert (worth.tiles, worth.junk, worth.kinds) == (8, 3, {"black": 2, "text": 1})
+    assert worth.junk_share == 3 / 8
+    assert worth.pool_junk == 2 / 10
+    assert worth.scenes == (3, 7)  # 0, 3 and 5
+    assert worth.scene_types == (3, 4)
+    assert worth.tail_types == (1, 2)  # of 2 and 3 only 2: the tile of scene 6 is junk
+
+
+def test_junk_covers_nothing():
+    worth = judge(["c", "j"], pool())
+    assert worth.junk_share == 1
+    assert worth.scenes == (0, 7)
+
+
+def test_a_scene_that_is_only_junk_is_not_in_the_pool():
+    assert judge(["a"], pool([*ROWS, ("k", 7, 4, "blur")])).scenes == (1, 7)
+
+
+def test_unknown_scene_types_have_no_coverage():
+    worth = judge(["a", "d"], pool([(source, scene, None, junk) for source, scene, _, junk in ROWS]))
+    assert worth.scenes == (2, 7)
+    assert worth.scene_types == worth.tail_types == (0, 0)
+
+
+def test_another_pool_is_refused():
+    with pytest.raises(UserError, match="'images/a'"):
+        judge(["images/a"], pool())
+    with pytest.raises(UserError, match="no tile"):
+        judge([], pool())
+
+
+def test_a_curation_is_judged_by_its_list(tmp_path):
+    pq.write_table(pool(), tmp_path / "latents.parquet")
+    with pytest.raises(UserError, match="optidel curate"):
+        judge_curation(tmp_path, tmp_path / "latents.parquet")
+    pq.write_table(pa.table({"source": ["a", "c"], "rank": [0, 1]}), tmp_path / "selection.parquet")
+    assert judge_curation(tmp_path, tmp_path / "latents.parquet").junk_share == 0.5
