@@ -4,8 +4,8 @@ What does each strategy take from pools in which junk and redundancy are known? 
     OMP_NUM_THREADS=2 python benchmarks/testbed_selection.py --output_dir runs/testbeds
 
 Nine pools of the embedded generator, redundancy 1, 5 and 20 by junk 0, 20 and 50 %, are curated with coarse settings
-(the demo's); strategies share their key patches and scores. Prints Markdown, and writes `testbed_selection.md` beside the
-pools after every pool; a killed run goes on where it was.
+(the demo's); strategies share their key patches and scores. Prints Markdown, and writes it after every pool as
+`testbed_selection.md` beside them; a killed run goes on where it was.
 """
 
 from __future__ import annotations
@@ -60,14 +60,15 @@ def main() -> None:
 
 
 def introduction(given: argparse.Namespace) -> list[str]:
+    flags = f"--frames {given.frames} --budget {given.budget} --seed {given.seed}"
     return [
         "# What a selection takes from pools where it is known",
         "",
-        f"`python benchmarks/testbed_selection.py --frames {given.frames} --budget {given.budget} --seed {given.seed}`",
+        f"`python benchmarks/testbed_selection.py {flags}`",
         f"on {hardware(resolve_device())}, load {os.getloadavg()[0]:.1f} at the start.",
-        "Junk is the share of tiles that are cut from a junk frame; scenes and types count usable tiles only, of those",
-        "in the pool; rare types are the rarest half. One pool a row: the share of n random tiles has a standard error",
-        "of sqrt(q (1 - q) / n).",
+        "Junk is the share of tiles cut from a junk frame; scenes and types count usable tiles only, of those in the",
+        "pool; rare types are the rarest half. One pool a row: among n random tiles junk's share q has a standard",
+        "error of sqrt(q (1 - q) / n), or more, since a frame gives several tiles.",
         "",
     ]
 

@@ -1,116 +1,131 @@
 """
 The map of where selection pays: one arm minus another over the redundancy and the junk of a testbed.
 
-Each cell says whether the difference lies above zero, below it, or cannot be told from it: its 95 % interval decides,
-and only where it leaves zero out has the cell a colour.
+Each cell is one grid's `results.parquet` on one pool. It says whether the difference lies above zero, below it, or
+cannot be told from it: the 95 % interval decides, and only where it leaves zero out has the cell a colour.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
 
-from PIL import Image, ImageDraw, ImageFont
+import pyarrow as pa
+from PIL import ImageDraw
+
+from optidel_hf.drawing import SCALE, Point, new_picture, save_picture, text
+from optidel_hf.evidence.comparison import VALIDATION, Judged
+from optidel_hf.evidence.inference import Interval
+from optidel_hf.evidence.wording import mode_words
 
 
-INK, FAINT, PAPER = "#22262e", "#6b7078", "#ffffff"
-ABOVE, LEVEL, BELOW = "#bfe3c6", "#eceef1", "#f3c3b5"
-SCALE = 2
+PAIRS = (("optidel", "random_images"), ("optidel", "full"))
+FAINT = "#6b7078"
+COLOURS = {"above zero": "#bfe3c6", "not told from zero": "#eceef1", "below zero": "#f3c3b5"}
 CELL_WIDTH, CELL_HEIGHT = 130, 64
-LEFT, TOP, GAP, BOTTOM = 84, 88, 36, 44
-"""In units of `SCALE` pixels."""
+LEFT, TOP, RIGHT, BOTTOM, TITLE = 84, 72, 36, 40, 26
+"""A cell's size and the margins, in units of `SCALE` pixels; `TITLE` is the height of a panel's."""
 
-Cell = tuple[int, float]  # redundancy, junk
-
-
-class Difference(Protocol):
-    """One arm's mIoU minus another's, as fractions, with its 95 % interval; NaN ends where there is none."""
-
-    @property
-    def difference(self) -> float: ...
-    @property
-    def low(self) -> float: ...
-    @property
-    def high(self) -> float: ...
+Cell = tuple[int, float]
+"""Redundancy and junk of a pool."""
+Contrasts = dict[str, dict[Cell, Interval]]
 
 
-def verdict(difference: Difference) -> str:
-    """`above`, `below`, or `level` where the interval holds zero or there is none."""
-    return "above" if difference.low > 0 else "below" if difference.high < 0 else "level"
-
-
-def draw_map(path: str | Path, contrasts: Mapping[str, Mapping[Cell, Difference]]) -> None:
+def contrasts(results: Mapping[Cell, pa.Table], split: str = VALIDATION) -> Contrasts:
     """
-    Draw one panel a contrast, redundancy across and junk upwards; a cell that was not run stays empty.
+    `optidel` minus random images, and minus the full pool, in every cell.
+
+    Args:
+        results (`Mapping`): From redundancy and junk to the rows of that pool's `results.parquet`.
+        split (`str`, *optional*, defaults to `"validation"`): Where the arms were judged.
+
+    Returns:
+        `dict`: From a title, one a contrast and mode, to the intervals; a cell without both arms is left out.
+    """
+    judged = {cell: Judged.of(table, split) for cell, table in results.items()}
+    found: Contrasts = {}
+    for a, b in PAIRS:
+        for cell, one in judged.items():
+            for mode in one.modes:
+                if comparison := one.compare(a, b, mode):
+                    title = f"{a} minus {b}, {mode_words(mode)}"
+                    found.setdefault(title, {})[cell] = comparison.interval
+    return found
+
+
+def verdict(difference: Interval) -> str:
+    """Where the interval lies; one that holds zero, or is none, is not told from it."""
+    if not difference.excludes_zero:
+        return "not told from zero"
+    return "above zero" if difference.low > 0 else "below zero"
+
+
+def draw_map(path: str | Path, found: Contrasts) -> None:
+    """
+    Draw one panel a contrast, two in a row; redundancy across and junk upwards. A cell that was not run stays empty.
 
     Args:
         path (`str` or `Path`): PNG file to write.
-        contrasts (`Mapping`): From a title ("optidel minus random_images, fine-tuned") to the difference in each cell.
+        found (`dict`): What [`contrasts`] gives.
     """
-    cells = sorted({cell for found in contrasts.values() for cell in found})
+    cells = {cell for intervals in found.values() for cell in intervals}
     across, upwards = sorted({r for r, _ in cells}), sorted({q for _, q in cells}, reverse=True)
-    width, height = LEFT + len(across) * CELL_WIDTH, TOP + len(upwards) * CELL_HEIGHT + BOTTOM
-    size = len(contrasts) * width + GAP, height
-    picture = Image.new("RGB", (size[0] * SCALE, size[1] * SCALE), PAPER)
-    draw = ImageDraw.Draw(picture)
-    _text(draw, (14, 14), "Where selection pays: points of mIoU, 95 % interval", 16)
-    _legend(draw, (14, 42))
-    for number, (title, found) in enumerate(contrasts.items()):
-        _panel(draw, number * width, title, found, across, upwards)
-    temporary = Path(path).with_name(f".{Path(path).name}.tmp")
-    picture.save(temporary, "PNG", optimize=True)
-    temporary.replace(path)
+    width, height = panel_size(len(across), len(upwards))
+    rows = -(-len(found) // 2)
+    picture, draw = new_picture(min(2, len(found)) * width, TOP + rows * height)
+    text(draw, (14, 12), "Where selection pays: points of mIoU, 95 % interval", 16)
+    _legend(draw, (14, 40))
+    for number, (title, intervals) in enumerate(found.items()):
+        corner = number % 2 * width, TOP + number // 2 * height
+        _panel(draw, corner, title, intervals, across, upwards)
+    save_picture(picture, path)
 
 
-def _legend(draw: ImageDraw.ImageDraw, at: tuple[float, float]) -> None:
+def panel_size(columns: int, rows: int) -> Point:
+    """Width and height of a panel with its margins."""
+    return LEFT + columns * CELL_WIDTH + RIGHT, TITLE + rows * CELL_HEIGHT + BOTTOM
+
+
+def _legend(draw: ImageDraw.ImageDraw, at: Point) -> None:
     x, y = at
-    for colour, meaning in ((ABOVE, "above zero"), (LEVEL, "not told from zero"), (BELOW, "below zero")):
-        _box(draw, (x, y, 14, 12), colour)
-        x += 20 + _text(draw, (x + 20, y - 1), meaning, 11) + 14
+    for meaning, colour in COLOURS.items():
+        _box(draw, (x, y), (14, 12), colour)
+        x += 20 + text(draw, (x + 20, y - 1), meaning, 11) + 14
 
 
 def _panel(
     draw: ImageDraw.ImageDraw,
-    left: float,
+    corner: Point,
     title: str,
-    found: Mapping[Cell, Difference],
+    intervals: Mapping[Cell, Interval],
     across: list[int],
     upwards: list[float],
 ) -> None:
-    """One contrast: its grid of cells and its axes."""
-    _text(draw, (left + LEFT, TOP - 20), title, 13)
+    """One contrast: its cells and its axes."""
+    left, top = corner[0] + LEFT, corner[1] + TITLE
+    text(draw, (left, corner[1] + 4), title, 13)
     for row, junk in enumerate(upwards):
-        y = TOP + row * CELL_HEIGHT
-        _text(draw, (left + LEFT - 8, y + CELL_HEIGHT / 2), f"{100 * junk:g} % junk", 11, "rm")
+        y = top + row * CELL_HEIGHT
+        text(draw, (left - 8, y + CELL_HEIGHT / 2), f"{100 * junk:g} % junk", 11, "rm")
         for column, redundancy in enumerate(across):
-            if (redundancy, junk) in found:
-                _cell(draw, (left + LEFT + column * CELL_WIDTH, y), found[redundancy, junk])
-    foot = TOP + len(upwards) * CELL_HEIGHT
+            if (redundancy, junk) in intervals:
+                _cell(draw, (left + column * CELL_WIDTH, y), intervals[redundancy, junk])
+    foot = top + len(upwards) * CELL_HEIGHT + 6
     for column, redundancy in enumerate(across):
         name = "no near copies" if redundancy == 1 else f"{redundancy} near copies"
-        _text(draw, (left + LEFT + (column + 0.5) * CELL_WIDTH, foot + 6), name, 11, "ma")
+        text(draw, (left + (column + 0.5) * CELL_WIDTH, foot), name, 11, "ma")
 
 
-def _cell(draw: ImageDraw.ImageDraw, corner: tuple[float, float], difference: Difference) -> None:
-    colour = {"above": ABOVE, "level": LEVEL, "below": BELOW}[verdict(difference)]
-    _box(draw, (*corner, CELL_WIDTH - 2, CELL_HEIGHT - 2), colour)
-    middle = corner[0] + CELL_WIDTH / 2 - 1
-    _text(draw, (middle, corner[1] + 24), f"{100 * difference.difference:+.1f}", 17, "mm")
-    known = difference.low == difference.low
-    interval = f"{100 * difference.low:+.1f} to {100 * difference.high:+.1f}" if known else "one seed"
-    _text(draw, (middle, corner[1] + 46), interval, 11, "mm", FAINT)
+def _cell(draw: ImageDraw.ImageDraw, corner: Point, difference: Interval) -> None:
+    _box(draw, corner, (CELL_WIDTH - 2, CELL_HEIGHT - 2), COLOURS[verdict(difference)])
+    middle, top = corner[0] + CELL_WIDTH / 2 - 1, corner[1]
+    # With a hyphen: Pillow's own font has no true minus.
+    text(draw, (middle, top + 24), f"{100 * difference.difference:+.1f}", 17, "mm")
+    ends = "one seed" if math.isnan(difference.low) else f"{100 * difference.low:+.1f} to {100 * difference.high:+.1f}"
+    text(draw, (middle, top + 46), ends, 11, "mm", FAINT)
 
 
-def _box(draw: ImageDraw.ImageDraw, box: tuple[float, float, float, float], colour: str) -> None:
-    x, y, width, height = (value * SCALE for value in box)
+def _box(draw: ImageDraw.ImageDraw, corner: Point, size: Point, colour: str) -> None:
+    x, y, width, height = (value * SCALE for value in (*corner, *size))
     draw.rectangle((x, y, x + width, y + height), colour)
-
-
-def _text(
-    draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, size: int, anchor: str = "la", ink: str = INK
-) -> float:
-    """Write at a place in units and give the width."""
-    font = ImageFont.load_default(size * SCALE)
-    draw.text((at[0] * SCALE, at[1] * SCALE), text, ink, font, anchor)
-    return draw.textlength(text, font) / SCALE

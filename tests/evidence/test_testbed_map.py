@@ -1,56 +1,68 @@
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import pytest
 from PIL import Image, ImageColor
+from simulated import results_table
 
+from optidel_hf.drawing import PAPER, SCALE
+from optidel_hf.evidence.inference import Interval
 from optidel_hf.evidence.testbed_map import (
-    ABOVE,
-    BELOW,
     CELL_HEIGHT,
     CELL_WIDTH,
+    COLOURS,
     LEFT,
-    LEVEL,
-    PAPER,
-    SCALE,
+    TITLE,
     TOP,
+    contrasts,
     draw_map,
+    panel_size,
     verdict,
 )
 
 
 NONE = float("nan")
+ABOVE, LEVEL, BELOW = COLOURS
 
 
-class Difference(NamedTuple):
-    difference: float
-    low: float
-    high: float
+def interval(low: float, high: float) -> Interval:
+    return Interval((low + high) / 2, low, high, seeds=5, images=40)
 
 
 @pytest.mark.parametrize(
-    ("interval", "expected"),
-    [((0.01, 0.03), "above"), ((-0.03, -0.01), "below"), ((-0.01, 0.03), "level"), ((NONE, NONE), "level")],
+    ("ends", "expected"),
+    [((0.01, 0.03), ABOVE), ((-0.03, -0.01), BELOW), ((-0.01, 0.03), LEVEL), ((NONE, NONE), LEVEL)],
 )
-def test_the_interval_decides(interval, expected):
-    assert verdict(Difference(0.02, *interval)) == expected
+def test_the_interval_decides(ends, expected):
+    assert verdict(interval(*ends)) == expected
+
+
+def test_contrasts_of_results_have_the_sign_that_was_put_there():
+    better = {"full": 0.60, "random_images": 0.65, "optidel": 0.72}
+    worse = {"full": 0.72, "random_images": 0.65, "optidel": 0.60}
+    small = {"seeds": 3, "images": 20, "modes": ("probe",)}
+    found = contrasts({(20, 0.2): results_table(better, **small), (1, 0.0): results_table(worse, **small)})
+    assert list(found) == ["optidel minus random_images, probed", "optidel minus full, probed"]
+    for intervals in found.values():
+        assert {cell: verdict(one) for cell, one in intervals.items()} == {(20, 0.2): ABOVE, (1, 0.0): BELOW}
+
+
+def test_an_arm_that_was_not_run_leaves_its_cell_out():
+    small = {"seeds": 2, "images": 10, "modes": ("probe",)}
+    found = contrasts({(1, 0.0): results_table({"full": 0.6, "optidel": 0.7}, **small)})
+    assert list(found) == ["optidel minus full, probed"]
 
 
 def test_cells_lie_and_look_as_their_difference(tmp_path):
-    found = {
-        (1, 0.0): Difference(-0.02, -0.03, -0.01),
-        (1, 0.2): Difference(0.0, -0.01, 0.01),
-        (20, 0.2): Difference(0.03, 0.01, 0.05),
-    }
-    draw_map(tmp_path / "map.png", {"optidel minus random": found, "optidel minus full": {(1, 0.0): found[20, 0.2]}})
+    first = {(1, 0.0): interval(-0.03, -0.01), (1, 0.2): interval(-0.01, 0.01), (20, 0.2): interval(0.01, 0.05)}
+    second = {(1, 0.0): interval(0.01, 0.05)}
+    draw_map(tmp_path / "map.png", {"optidel minus random_images": first, "optidel minus full": second})
     picture = Image.open(tmp_path / "map.png")
 
     def colour(panel, column, row):
-        left = panel * (LEFT + 2 * CELL_WIDTH) + LEFT + column * CELL_WIDTH
-        return picture.getpixel(((left + 4) * SCALE, (TOP + row * CELL_HEIGHT + 4) * SCALE))
+        left = panel * panel_size(2, 2)[0] + LEFT + column * CELL_WIDTH
+        return picture.getpixel(((left + 4) * SCALE, (TOP + TITLE + row * CELL_HEIGHT + 4) * SCALE))
 
-    expected = {(0, 0, 0): LEVEL, (0, 1, 0): ABOVE, (0, 0, 1): BELOW, (0, 1, 1): PAPER, (1, 0, 1): ABOVE}
+    expected = {(0, 0, 0): LEVEL, (0, 1, 0): ABOVE, (0, 0, 1): BELOW, (0, 1, 1): None, (1, 0, 1): ABOVE}
     assert {place: colour(*place) for place in expected} == {
-        place: ImageColor.getrgb(name) for place, name in expected.items()
+        place: ImageColor.getrgb(COLOURS.get(name, PAPER)) for place, name in expected.items()
     }
