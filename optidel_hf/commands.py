@@ -153,21 +153,17 @@ def evaluate(arguments: Sequence[str]) -> None:
 def reproduce(arguments: Sequence[str]) -> None:
     """Does curation help, and by how much: arms x budgets x seeds, pre-trained and judged by few labels."""
     from optidel_hf.arguments import config_file
-    from optidel_hf.curation.patch_config import PatchConfig
-    from optidel_hf.curation.reference import ReferenceConfig
-    from optidel_hf.curation.scoring import ScoreConfig
-    from optidel_hf.evidence.config import PretrainFlags, ReproduceConfig, make_experiment
+    from optidel_hf.evidence.config import FLAGS, make_experiment
     from optidel_hf.evidence.grid import Grid
     from optidel_hf.evidence.reads import require_declared
     from optidel_hf.processes import share_cores
 
     share_cores()
-    configs = (ReproduceConfig, PretrainFlags, PatchConfig, ReferenceConfig, ScoreConfig)
-    experiment = make_experiment(*_parse(configs, arguments, "reproduce", reproduce.__doc__))
+    experiment = make_experiment(*_parse(FLAGS, arguments, "reproduce", reproduce.__doc__))
     if experiment.grid.final:
         if (file := config_file(arguments)) is None:
             raise UserError("--final needs --config FILE: the configuration has to be committed before its result.")
-        declared = make_experiment(*_parse(configs, ["--config", str(file)], "reproduce", reproduce.__doc__))
+        declared = make_experiment(*_parse(FLAGS, ["--config", str(file)], "reproduce", reproduce.__doc__))
         require_declared(experiment, declared, file)
     if path := Grid(_with_sample(experiment)).run():
         say(f"results: {path}")

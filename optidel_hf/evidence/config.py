@@ -181,6 +181,10 @@ PretrainFlags: type = make_dataclass(
 )
 
 
+# What `optidel reproduce` is asked, in the order that `make_experiment` takes.
+FLAGS = (ReproduceConfig, PretrainFlags, PatchConfig, ReferenceConfig, ScoreConfig)
+
+
 @dataclass(frozen=True)
 class Experiment:
     """

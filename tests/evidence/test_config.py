@@ -1,0 +1,65 @@
+"""The grid's configurations: those that are shipped can be read, and what cannot be meant is refused in a sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from optidel_hf.arguments import parse
+from optidel_hf.errors import UserError
+from optidel_hf.evidence.arms import ARMS
+from optidel_hf.evidence.config import CORE_ARMS, FLAGS, Experiment, make_experiment
+
+
+SHIPPED = Path(__file__).parents[2] / "recipes" / "configs"
+
+
+def read(*arguments: str) -> Experiment:
+    return make_experiment(*parse(FLAGS, arguments, "optidel reproduce", ""))
+
+
+def test_core_arms_are_those_that_say_so() -> None:
+    assert set(CORE_ARMS) == {name for name, arm in ARMS.items() if arm.core}
+
+
+def test_the_shipped_configurations_can_be_read() -> None:
+    kvasir = read("--config", str(SHIPPED / "polypgen_kvasir.yaml"))
+    assert (kvasir.grid.labels, kvasir.grid.budgets, kvasir.grid.seeds) == ([100], [0.05], 11)
+    assert kvasir.grid.names("test_range") == ("train_0200", "train_0799")
+    assert kvasir.pretrain.steps % kvasir.grid.checkpoints == 0
+    sample = read("--config", str(SHIPPED / "sample.yaml"))
+    assert set(sample.grid.arms) == {*CORE_ARMS, "oracle"}
+    assert sample.patches.points_per_side == 10
+
+
+def test_training_fields_are_flags_over_the_file() -> None:
+    given = ["--pretrain_steps", "8", "--pretrain_norm_pix_loss", "true", "--pretrain_objective", "simclr"]
+    changed = read("--config", str(SHIPPED / "polypgen_kvasir.yaml"), *given, "--pool", "there", "--seeds", "2")
+    assert (changed.pretrain.steps, changed.pretrain.norm_pix_loss, changed.pretrain.objective) == (8, True, "simclr")
+    assert changed.pretrain.base_learning_rate == 4e-3
+
+
+def test_places_and_the_choice_of_cells_do_not_determine_a_cell() -> None:
+    places = ["--pool", "a", "--downstream", "b", "--output_dir", "c", "--curation_dir", "d", "--device", "cpu"]
+    cells = ["--arms", "full", "--budgets", "0.2", "--seeds", "3", "--seed", "7", "--merge", "e"]
+    assert read(*places, *cells).determining() == read().determining()
+    told, other = read().determining(), read("--finetune_steps", "7", "--reference_steps", "9").determining()
+    assert [name for name in told if told[name] != other[name]] == ["reference.reference_steps", "grid.finetune_steps"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ("--budgets 0", "budgets are shares of the pool"),
+        ("--arms full full", "arms names something twice"),
+        ("--modes probed", "modes must be among finetune, probe"),
+        ("--test_split train", "must be three splits"),
+        ("--checkpoints 3", "pre-training: steps 400 must be a multiple of checkpoints 3"),
+        ("--pretrain_mask_ratio 2", "pre-training: mask_ratio must lie between 0 and 1"),
+        ("--pretrain_seed 1", "unrecognized arguments: --pretrain_seed"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(flags: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        read(*flags.split())
