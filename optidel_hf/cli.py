@@ -38,6 +38,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "status": commands.status,
     "theory": commands.theory,
     "demo": commands.demo,
+    "sample": commands.sample,
     "testbed": commands.testbed,
     "env": commands.env,
 }
@@ -53,6 +54,7 @@ USAGE = """usage: optidel COMMAND [flags]
   report     one HTML file of it all            demo      the whole method on the embedded sample
   push       what was made to the Hub           rebuild   curated images from a published selection
   theory     when to keep hard samples, by a perceptron's theory
+  sample     generated images with masks, of colonoscopy or of cells
   testbed    a pool whose redundancy and junk are known
   env        versions, for bug reports
 

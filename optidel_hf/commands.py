@@ -19,6 +19,7 @@ from optidel_hf.flags import (
     InformationConfig,
     ReportConfig,
     RunConfig,
+    SampleConfig,
     StatusConfig,
     TheoryOutputConfig,
 )
@@ -262,6 +263,15 @@ def demo(arguments: Sequence[str]) -> None:
 
     (config,) = _parse((DemoConfig,), arguments, "demo", demo.__doc__)
     run_demo(Path(config.output_dir), config.frames, config.steps, config.seeds)
+
+
+def sample(arguments: Sequence[str]) -> None:
+    """Generated images, a pool and a downstream set with masks: colonoscopy-like, or cells under a microscope."""
+    from optidel_hf.sample import write_sample
+
+    (config,) = _parse((SampleConfig,), arguments, "sample", sample.__doc__)
+    written = write_sample(**{**vars(config), "output_dir": config.output_dir or f"runs/{config.domain}"})
+    say(f"pool: {written / 'pool' / 'images'}\ndownstream: {written / 'downstream'}")
 
 
 def testbed(arguments: Sequence[str]) -> None:

@@ -100,3 +100,25 @@ class DemoConfig:
     frames: int = field(default=400, metadata={"help": "Frames in the pool of the embedded sample."})
     steps: int = field(default=120, metadata={"help": "Pre-training steps of every arm."})
     seeds: int = field(default=2, metadata={"help": "Seeds of the downstream training."})
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """Which generated images, and how many."""
+
+    domain: str = field(default="colonoscopy", metadata={"help": "colonoscopy (the embedded sample) or cells."})
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Folder for pool/ and downstream/ (else runs/ and the domain's name)."}
+    )
+    frames: int = field(default=600, metadata={"help": "Images in the pool."})
+    train: int = field(default=100, metadata={"help": "Labelled images to train on."})
+    validation: int = field(default=40, metadata={"help": "Labelled images to validate on."})
+    test: int = field(default=100, metadata={"help": "Labelled images to test on."})
+    image_size: int = field(default=128, metadata={"help": "Side in pixels."})
+    seed: int = field(default=0, metadata={"help": "Another seed is another sample."})
+
+    def __post_init__(self) -> None:
+        if self.image_size < 16:
+            raise UserError(f"image_size is {self.image_size}: frames need at least 16 pixels a side.")
+        if min(self.frames, self.train, self.validation, self.test) < 0:
+            raise UserError("frames, train, validation and test count images and must not be negative.")

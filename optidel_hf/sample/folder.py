@@ -1,9 +1,10 @@
-"""The sample on disk: a pool of unlabelled frames and a labelled downstream set, split by sequence.
+"""A sample on disk: a pool of unlabelled frames and a labelled downstream set, split by sequence.
 
     OUT/pool/images/seq-0003_frame-0007.jpg
     OUT/downstream/images/train_seq-1002_frame-0001.png      and masks/ of the same names, 0 or 255
-    OUT/sample.json                                          what was asked for
+    OUT/sample.json, OUT/README.md                           what was asked for, and what it is
 
+A sequence is a scene with a camera drifting through it (`colonoscopy`) or the fields of a slide (`cells`).
 Everything is written beside `OUT` and renamed into place at the end, so `OUT` is whole or absent.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from optidel_hf.errors import UserError
+from optidel_hf.sample.cells import generate_slide
 from optidel_hf.sample.frames import FrameConfig, generate_sequence
 
 
@@ -27,6 +29,20 @@ FIRST_SEQUENCE = {"pool": 0, "train": 1000, "validation": 2000, "test": 3000}
 POOL_FRAMES = FrameConfig(frames_per_sequence=20)
 # Labels are costly: few frames a sequence, far apart, and most with a polyp.
 LABELLED_FRAMES = FrameConfig(frames_per_sequence=4, stride=5, polyp_rate=0.9)
+Frame = tuple[int, int, np.ndarray, np.ndarray]
+"""Number of the sequence and of the frame, image (S, S, 3) uint8, mask (S, S) bool."""
+
+DOMAINS = {
+    "colonoscopy": (
+        "Generated colonoscopy-like frames; the masks mark polyps. They look like colonoscopy at thumbnail size and "
+        "are no medical data. Consecutive frames of a sequence are near-duplicates."
+    ),
+    "cells": (
+        "Generated cells under a fluorescence microscope; the masks mark the elongated cells in focus. A sequence is "
+        "one slide. The generator is frozen: it is there to judge what was chosen on other images, and nothing may be "
+        "tuned on it."
+    ),
+}
 
 
 def write_sample(
@@ -37,8 +53,9 @@ def write_sample(
     test: int = 100,
     image_size: int = 128,
     seed: int = 0,
+    domain: str = "colonoscopy",
 ) -> Path:
-    """Write the sample, or reuse it where it is already there.
+    """Write a sample, or reuse it where it is already there.
 
     Args:
         output_dir (`str` or `Path`): the folder, new or empty or holding this very sample.
@@ -48,15 +65,20 @@ def write_sample(
         test (`int`, *optional*, defaults to 100): labelled images to test on.
         image_size (`int`, *optional*, defaults to 128): side in pixels.
         seed (`int`, *optional*, defaults to 0): another seed is another sample.
+        domain (`str`, *optional*, defaults to `"colonoscopy"`): what the images show, one of [`DOMAINS`].
 
     Returns:
-        `Path`: `output_dir`, with `pool/images`, `downstream/images`, `downstream/masks` and `sample.json`.
+        `Path`: `output_dir`, with `pool/images`, `downstream/images`, `downstream/masks`, `sample.json` and
+            `README.md`.
 
     Raises:
-        `UserError`: the folder holds a sample of another configuration, or something else, or a part is too large.
+        `UserError`: the folder holds a sample of another configuration, or something else, a part is too large, or
+            there is no such domain.
     """
+    if domain not in DOMAINS:
+        raise UserError(f"domain is '{domain}': it is one of {', '.join(DOMAINS)}.")
     counts = {"pool": frames, "train": train, "validation": validation, "test": test}
-    asked = {"counts": counts, "image_size": image_size, "seed": seed}
+    asked = {"domain": domain, "counts": counts, "image_size": image_size, "seed": seed}
     output_dir = Path(output_dir)
     if is_written(output_dir, asked):
         return output_dir
@@ -66,7 +88,8 @@ def write_sample(
         (unfinished / folder).mkdir(parents=True)
     with tqdm(total=sum(counts.values()), desc="sample", unit="frame") as progress:
         for part, count in counts.items():
-            write_part(unfinished, part, count, image_size, seed, progress)
+            write_part(unfinished, part, walk(domain, part, count, image_size, seed), progress)
+    (unfinished / "README.md").write_text(f"# Synthetic images\n\n**Synthetic.** {DOMAINS[domain]}\n")
     (unfinished / "sample.json").write_text(json.dumps(asked, indent=2) + "\n")
     unfinished.replace(output_dir)
     return output_dir
@@ -78,7 +101,8 @@ def is_written(output_dir: Path, asked: dict) -> bool:
         return False
     if not (output_dir / "sample.json").exists():
         raise UserError(f"{output_dir} holds files that are not a sample; give a new or an empty folder.")
-    found = json.loads((output_dir / "sample.json").read_text())
+    # Samples that were written when there was one domain do not name it.
+    found = {"domain": "colonoscopy", **json.loads((output_dir / "sample.json").read_text())}
     if found != asked:
         names = ", ".join(
             f"{name} {found.get(name)} instead of {asked[name]}" for name in asked if found.get(name) != asked[name]
@@ -87,9 +111,9 @@ def is_written(output_dir: Path, asked: dict) -> bool:
     return True
 
 
-def write_part(folder: Path, part: str, count: int, image_size: int, seed: int, progress: tqdm) -> None:
-    """Write the `count` images of one part, and their masks except for the pool."""
-    for sequence, frame, image, mask in walk(part, count, image_size, seed):
+def write_part(folder: Path, part: str, frames: Iterable[Frame], progress: tqdm) -> None:
+    """Write the images of one part, and their masks except for the pool."""
+    for sequence, frame, image, mask in frames:
         name = f"seq-{sequence:04d}_frame-{frame:04d}"
         if part == "pool":
             Image.fromarray(image).save(folder / "pool" / "images" / f"{name}.jpg", quality=95)
@@ -99,15 +123,18 @@ def write_part(folder: Path, part: str, count: int, image_size: int, seed: int, 
         progress.update()
 
 
-def walk(part: str, count: int, image_size: int, seed: int) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
-    """Yield sequence, frame, image and mask of the first `count` frames of a part."""
+def walk(domain: str, part: str, count: int, image_size: int, seed: int) -> Iterator[Frame]:
+    """The first `count` frames of a part."""
     style = POOL_FRAMES if part == "pool" else LABELLED_FRAMES
     config = FrameConfig(image_size, style.frames_per_sequence, style.stride, style.polyp_rate)
     if count > 1000 * config.frames_per_sequence:
         raise UserError(f"{part} has {count} frames; at most {1000 * config.frames_per_sequence} can be generated.")
     for index in range(-(-count // config.frames_per_sequence)):
         sequence = FIRST_SEQUENCE[part] + index
-        pairs = zip(*generate_sequence(seed, sequence, config))
-        for frame, (image, mask) in enumerate(pairs):
+        if domain == "cells":
+            images, masks = generate_slide(seed, sequence, config.frames_per_sequence, image_size)
+        else:
+            images, masks = generate_sequence(seed, sequence, config)
+        for frame, (image, mask) in enumerate(zip(images, masks)):
             if index * config.frames_per_sequence + frame < count:
                 yield sequence, frame, image, mask

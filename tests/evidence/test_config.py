@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from optidel_hf.arguments import parse
+from optidel_hf.curation.patch_config import PatchConfig
+from optidel_hf.curation.reference import ReferenceConfig
+from optidel_hf.curation.scoring import ScoreConfig
 from optidel_hf.errors import UserError
 from optidel_hf.evidence.arms import ARMS
 from optidel_hf.evidence.config import CORE_ARMS, FLAGS, Experiment, make_experiment
@@ -31,6 +34,15 @@ def test_the_shipped_configurations_can_be_read() -> None:
     sample = read("--config", str(SHIPPED / "sample.yaml"))
     assert set(sample.grid.arms) == {*CORE_ARMS, "oracle"}
     assert sample.patches.points_per_side == 10
+
+
+def test_the_second_domain_leaves_every_default_of_the_method_alone() -> None:
+    cells = read("--config", str(SHIPPED / "cells.yaml"))
+    assert (cells.patches, cells.reference, cells.score) == (PatchConfig(), ReferenceConfig(), ScoreConfig())
+    sample = read("--config", str(SHIPPED / "sample.yaml"))
+    assert cells.pretrain == sample.pretrain
+    judged = ("labels", "budgets", "arms", "modes", "finetune_steps", "probe_steps", "held_out", "near_distance")
+    assert all(getattr(cells.grid, name) == getattr(sample.grid, name) for name in judged)
 
 
 def test_training_fields_are_flags_over_the_file() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 
 import numpy as np
@@ -60,6 +61,19 @@ def test_a_finished_sample_is_reused(written, monkeypatch):
 def test_another_configuration_is_refused(written):
     with pytest.raises(UserError, match="seed 0 instead of 1"):
         write_sample(written, **SIZES, seed=1)
+
+
+def test_another_domain_is_refused(written):
+    with pytest.raises(UserError, match="domain colonoscopy instead of cells"):
+        write_sample(written, **SIZES, domain="cells")
+
+
+def test_a_sample_that_names_no_domain_is_of_the_first(written, tmp_path):
+    older = tmp_path / "older"
+    older.mkdir()
+    told = json.loads((written / "sample.json").read_text())
+    (older / "sample.json").write_text(json.dumps({name: told[name] for name in told if name != "domain"}))
+    assert write_sample(older, **SIZES) == older
 
 
 def test_a_folder_with_other_files_is_refused(tmp_path):
