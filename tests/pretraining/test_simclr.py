@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import os
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,8 @@ def _one_of_two(rank: int, folder: Path) -> None:
     loss.backward()
     gradients = [p.grad for p in objective.parameters() if p.requires_grad]
     torch.save((loss.detach(), gradients), folder / f"{rank}.pt")
-    dist.destroy_process_group()
+    # Taking the group apart hangs one run in fifty: it holds Python's lock and waits for a thread that wants it (gloo).
+    os._exit(0)
 
 
 def test_two_processes_have_the_loss_and_gradients_of_one(tmp_path) -> None:
