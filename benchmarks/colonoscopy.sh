@@ -19,7 +19,7 @@ timed() {
 
 timed optidel curate --dataset "$POOL" --budget 0.05 --output_dir "$OUT"
 timed accelerate launch --num_processes 1 recipes/pretrain.py --dataset "$OUT/curated" --output_dir "$OUT/vit" \
-    --steps 400 --base_learning_rate 4e-3
+    --steps 1000 --base_learning_rate 4e-3 --norm_pix_loss false
 timed optidel evaluate --models optidel="$OUT/vit" none --dataset "$DOWNSTREAM" --output_dir "$OUT/evaluation" \
     --labels 100 --exclude train_0222 train_0620
 timed optidel report --curation_dir "$OUT" --pretrain_dirs optidel="$OUT/vit" --results "$OUT/evaluation/results.json"

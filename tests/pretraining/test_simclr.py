@@ -68,7 +68,7 @@ def _one_of_two(rank: int, folder: Path) -> None:
     loss.backward()
     gradients = [p.grad for p in objective.parameters() if p.requires_grad]
     torch.save((loss.detach(), gradients), folder / f"{rank}.pt")
-    # Taking the group apart hangs one run in fifty: it holds Python's lock and waits for a thread that wants it (gloo).
+    # Taking gloo's group apart hangs one run in fifty: it holds Python's lock and waits for a thread that wants it.
     os._exit(0)
 
 
