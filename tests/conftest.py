@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hub_server import HubServer
 from PIL import Image
 from tqdm import tqdm
@@ -20,6 +21,15 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TRACKIO_DIR", f"{tempfile.gettempdir()}/optidel-tests-trackio")  # not among the user's own runs
 # tqdm's own lock is one semaphore for all forks: a child killed while it drew its bar would lock out every later one.
 tqdm.set_lock(threading.RLock())
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Bits depend on the number of threads, and those of a parent do not survive a fork."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from datasets import load_dataset
 from PIL import Image
 from transformers import AutoModel, ViTMAEForPreTraining
@@ -27,12 +26,7 @@ REFERENCE = {"reference_steps": 4, "reference_width": 64, "reference_layers": 1,
 SMALL = flags(patch_size=32, image_size=32, device="cpu", **LOOSE, **REFERENCE)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def downstream(folder: Path) -> Path:

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from optidel_hf.errors import UserError
+from optidel_hf.evidence.arms import ARMS
 from optidel_hf.evidence.inference import (
     FEWEST_SEEDS,
     Components,
@@ -31,7 +32,7 @@ from optidel_hf.evidence.inference import (
 
 
 VALIDATION, TEST = "validation", "test"
-WITHOUT_BUDGET = ("none", "full", "full_mosaics")
+WITHOUT_BUDGET = tuple(name for name, arm in ARMS.items() if arm.unit is None or not arm.budgeted)
 CLASSES = 2
 
 

@@ -9,11 +9,8 @@ from .tiny import tiny_images
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def alone(one_thread: None) -> None:
+    """Every test of this folder, on one thread."""
 
 
 @pytest.fixture(scope="session")
