@@ -106,16 +106,11 @@ def pretrain(arguments: Sequence[str]) -> None:
     if not images.dry_run:
         require_writable(Path(config.output_dir))
     dataset = images.dataset if images.dataset != EMBEDDED else str(sample_curated(make=not images.dry_run))
-    stored = open_images(
-        dataset,
-        size=config.image_size,
-        split=images.split,
-        revision=images.revision,
-        image_column=images.image_column,
-        limit=images.limit,
-        stream=config.residency == "stream",
-    )
-    trainer = Pretrainer(config, stored, evaluation=_evaluation(config, probes))
+    where = {"size": config.image_size, "stream": config.residency == "stream"}
+    told = {name: getattr(images, name) for name in ("split", "revision", "image_column", "limit")}
+    stored = open_images(dataset, **where, **told)
+    last = open_images(images.last_dataset, **where) if images.last_dataset else None
+    trainer = Pretrainer(config, stored, evaluation=_evaluation(config, probes), last=last)
     if images.dry_run:
         say(_rehearsed(trainer))
         return
@@ -124,6 +119,8 @@ def pretrain(arguments: Sequence[str]) -> None:
     if process_rank()[0] == 0:
         command = shlex.join(["accelerate", "launch", "recipes/pretrain.py", *arguments])
         facts = {"command": command, "images_sha256": trainer.told["images"]}
+        if images.last_dataset:
+            facts |= {"last_dataset": images.last_dataset, "last_images_sha256": trainer.told["last_images"]}
         if config.model:
             facts["weights"] = checkpoint_fingerprint(config.model)
         _finish_model(config.output_dir, facts | dataset_facts(dataset, images.revision), publish)

@@ -41,6 +41,9 @@ class ImagesConfig:
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub dataset."})
     image_column: str | None = field(default=None, metadata={"help": "Needed where there are several."})
     limit: int | None = field(default=None, metadata={"help": "Take the first N images only."})
+    last_dataset: str | None = field(
+        default=None, metadata={"help": "Images that the last steps are taken on, as many as --last_share says."}
+    )
     dry_run: bool = field(
         default=False,
         metadata={"help": "Take a few steps, say what the run would need and how long it would take; write nothing."},

@@ -5,57 +5,15 @@ All arms of one budget b over n usable images store the same pixels, those of ro
 resolution, in mosaics of M tiles or whole. Two are not cut to a budget: `full` stores all n images, `full_mosaics`
 shows each of them once, four to a mosaic, and so stores a quarter of that. Of the un-tiled arms `hard_patches_full`
 stores round(b n) patches at full side, and `hard_patches_small` M round(b n) at a tile's, which pre-training enlarges.
-All are trained for the same steps, whatever they store.
-
-A seed redraws what is drawn, the folds and reference models, and whatever a strategy draws; key patches and whole
-images are cut once. Nothing here opens a mask.
+`random_equal_bytes` stores as many bytes as `optidel`, not as many pixels. All are trained for the same steps,
+whatever they store, but for those of equal compute, which are trained for as much longer as curation takes.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import torch
-
-from optidel_hf.curation.curated import check_grid, curated_shards, draft_selection
-from optidel_hf.curation.inputs import open_sources
-from optidel_hf.curation.selection import STRATEGIES, eligible, mosaics_in_budget, select
-from optidel_hf.curation.selection_config import SelectionConfig
-from optidel_hf.curation.shards import write_text
-from optidel_hf.errors import UserError
-from optidel_hf.evidence.accounting import CONTENTS, count_contents, measure_tiles
-from optidel_hf.evidence.crops import crop_shares, random_crops
-from optidel_hf.evidence.oracle import embed_images, nearest_frames
-from optidel_hf.evidence.pool import IMAGES_PER_SHARD, Pool, Stock, cut, lock, read_seconds, score, stopwatch
-from optidel_hf.processes import single_process
-
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ArmData:
-    """
-    What an arm is pre-trained on.
-
-    Args:
-        dataset (`str`, *optional*): folder that [`~optidel_hf.pretraining.stored.open_images`] opens; none for the arm
-            without pre-training.
-        facts (`dict[str, float]`): see `accounting.py`.
-    """
-
-    dataset: str | None
-    facts: dict[str, float]
+from optidel_hf.curation.selection import STRATEGIES
 
 
 @dataclass(frozen=True)
@@ -70,7 +28,12 @@ class Arm:
         tiles (`int`): in an image, 1 where it is not tiled.
         budgeted (`bool`): whether it is cut to the budget; else everything is taken.
         shrink (`int`): shrink^2 times as many images are stored, of a side that is as many times shorter.
-        choose (`Callable`, *optional*): how, where that is more than the strategy on the unit's table.
+        rule (`str`, *optional*): of `arm_data.RULES`, where choosing is more than the strategy on the unit's table.
+        whole (`float`): share of its images that are random whole ones; they come after the mosaics.
+        whole_last (`bool`): whether these are for the last steps, as large a share of them.
+        bytes_of (`str`, *optional*): the arm that it stores as many bytes as, whatever images that makes.
+        pays_curation (`bool`): whether it is trained for as much longer as curation takes.
+        from_scorer (`bool`): whether it starts from the weights of the seed's first reference model.
         oracle (`bool`): whether it is shown the label pool's images, and so is no product.
         core (`bool`): whether it is in the core grid.
     """
@@ -81,7 +44,12 @@ class Arm:
     tiles: int = 4
     budgeted: bool = True
     shrink: int = 1
-    choose: Callable[[Draw], pa.Table] | None = None
+    rule: str | None = None
+    whole: float = 0.0
+    whole_last: bool = False
+    bytes_of: str | None = None
+    pays_curation: bool = False
+    from_scorer: bool = False
     oracle: bool = False
     core: bool = False
 
@@ -89,103 +57,6 @@ class Arm:
     def needs_scores(self) -> bool:
         """Whether reference models have to be fitted for it."""
         return self.oracle or STRATEGIES[self.strategy].scored
-
-
-@dataclass(frozen=True)
-class Draw:
-    """One arm for one budget and seed, on the way from the pool to its tiles."""
-
-    arm: Arm
-    budget: float
-    seed: int
-    pool: Pool
-    label_images: torch.Tensor | None = None
-
-    @cached_property
-    def stock(self) -> Stock:
-        """The arm's unit, cut or scored as it needs."""
-        assert self.arm.unit is not None
-        return score(self.pool, self.arm.unit, self.seed) if self.arm.needs_scores else cut(self.pool, self.arm.unit)
-
-    @cached_property
-    def usable(self) -> int:
-        """Images of the pool that could be opened and are not held out."""
-        return cut(self.pool, "image").table().num_rows
-
-    @property
-    def images(self) -> int:
-        """Images that the arm stores."""
-        if not self.arm.budgeted:
-            return self.usable // self.arm.tiles
-        return self.arm.shrink**2 * mosaics_in_budget(self.budget, self.usable)
-
-    def choose(self) -> pa.Table:
-        """The arm's tiles, in order of rank, with the image and the slot that each goes to."""
-        return self.arm.choose(self) if self.arm.choose else self.select()
-
-    def select(self, table: pa.Table | None = None, images: int | None = None) -> pa.Table:
-        """What the arm's strategy chooses for `images` images, by default for all, from its unit or from `table`."""
-        of = self.arm.shrink**2 * self.usable
-        as_curate = table is None and self.arm.budgeted  # else no candidate is too enlarged to be taken
-        table = self.stock.table() if table is None else table
-        selected = select(
-            table,
-            budget=(images or self.images) / of,
-            images=of,
-            strategy=self.arm.strategy,
-            seed=self.seed,
-            tiles_per_mosaic=self.arm.tiles,
-            max_upscale=SelectionConfig.max_upscale if as_curate else np.inf,
-        )
-        return draft_selection(table, selected)
-
-
-def _nearest_to_labels(draw: Draw) -> pa.Table:
-    """Whole images nearest to the label images."""
-    assert draw.label_images is not None
-    table, reference = draw.stock.table(), draw.stock.folder / "reference"
-    embedding = np.stack(table["embedding"].to_numpy()).astype(np.float32)
-    wanted = embed_images(reference, draw.label_images, draw.pool.device)
-    return draw.select(table.take(nearest_frames(embedding, wanted, draw.images)))
-
-
-def _random_crops(draw: Draw) -> pa.Table:
-    """Random squares as large, against their image, as the tiles that the strategy chooses."""
-    whole = cut(draw.pool, "image").table()
-    crops = random_crops(whole, crop_shares(draw.select(), whole), draw.seed)
-    return replace(draw, arm=ARMS["random_patch_mosaics"]).select(crops)
-
-
-def _easiest_of_each(draw: Draw) -> pa.Table:
-    """
-    RDED's rule (arXiv 2312.03526) with our score: each image's easiest patch, and of these the easiest.
-
-    One mosaic mixes difficulties, as theirs does: of k mosaics, the tile in slot t has a rank from t k to (t + 1) k.
-    """
-    table = draw.stock.table()
-    allowed = np.flatnonzero(eligible(table["upscale"].to_numpy(), SelectionConfig.max_upscale))
-    table = table.take(allowed)
-    easiest_first = table["cond_entropy"].to_numpy().argsort(kind="stable")
-    _, first = np.unique(table["source"].to_numpy()[easiest_first].astype(str), return_index=True)
-    return draw.select(table.take(easiest_first[first]))
-
-
-def _half_whole_images(draw: Draw) -> pa.Table:
-    """Mosaics for half of the budget, rounded up, and random whole images for the other."""
-    half = draw.images // 2
-    if half == 0:
-        raise UserError(f"Budget {draw.budget:g} is {draw.images} image: half of it is none, so give a larger one.")
-    mosaics = draw.select(images=draw.images - half)
-    return _joined(mosaics, replace(draw, arm=ARMS["random_images"]).select(images=half))
-
-
-def _joined(first: pa.Table, second: pa.Table) -> pa.Table:
-    """Two selections one after the other; a column that only one has is null in the other."""
-    for column, names in (("rank", len(first)), ("mosaic", pc.max(first["mosaic"]).as_py() + 1)):
-        later = pc.add(second[column], pa.scalar(names, pa.int32()))
-        second = second.set_column(second.column_names.index(column), column, later)
-    tables = [first.replace_schema_metadata(None), second.replace_schema_metadata(None)]
-    return pa.concat_tables(tables, promote_options="default")
 
 
 BASELINES = {"semdedup": "SemDeDup", "meddel": "MedDEL", "ccs": "CCS", "prototypes": "prototypes", "zcore": "ZCore"}
@@ -203,13 +74,13 @@ ARMS = {
         "Is there room for any selection: do frames nearest to the label pool beat random ones?",
         "image",
         tiles=1,
-        choose=_nearest_to_labels,
+        rule="nearest_to_labels",
         oracle=True,
     ),
     "random_crop_mosaics": Arm(
         "What does SAM add (`random_patch_mosaics` minus this), and what zoom (this minus `image_mosaics`)?",
         strategy="optidel",
-        choose=_random_crops,
+        rule="random_crops",
     ),
     "hard_patches_small": Arm(
         "What do mosaics add to as many hard patches, each an image of a tile's side?",
@@ -221,7 +92,7 @@ ARMS = {
         "What do mosaics add to as many images, each one hard patch?", strategy="hardest", tiles=1
     ),
     "easiest_per_image_mosaics": Arm(
-        "Is RDED's rule, the easiest patch of each image, better?", strategy="easiest", choose=_easiest_of_each
+        "Is RDED's rule, the easiest patch of each image, better?", strategy="easiest", rule="easiest_of_each"
     ),
     "easiest_mosaics": Arm("Are the easiest patches better than the hardest?", strategy="easiest"),
     "medium_mosaics": Arm("Are patches of medium difficulty better than the hardest?", strategy="medium"),
@@ -231,8 +102,36 @@ ARMS = {
     "optidel_images": Arm("Does the rule of `optidel` need key patches?", "image", "optidel", tiles=1),
     "optidel_m9": Arm("Do more sources a byte help: nine tiles?", strategy="optidel", tiles=9),
     "optidel_m16": Arm("Do still more sources a byte help: sixteen tiles?", strategy="optidel", tiles=16),
-    "optidel_half": Arm(
-        "Is half of the budget better spent on whole images?", strategy="optidel", choose=_half_whole_images
+    "optidel_half": Arm("Is half of the budget better spent on whole images?", strategy="optidel", whole=0.5),
+    "optidel_last_whole": Arm(
+        "Are a fifth of the budget and the last fifth of the steps better spent on whole images?",
+        strategy="optidel",
+        whole=0.2,
+        whole_last=True,
+    ),
+    "random_equal_bytes": Arm(
+        "Is `optidel` ahead of random images that take as many bytes?", "image", tiles=1, bytes_of="optidel"
+    ),
+    "random_equal_compute": Arm(
+        "Is `optidel` ahead of random images on which curation's time is spent as well?",
+        "image",
+        tiles=1,
+        pays_curation=True,
+    ),
+    "full_equal_compute": Arm(
+        "Is it ahead of the whole pool on which that time is spent?",
+        "image",
+        tiles=1,
+        budgeted=False,
+        pays_curation=True,
+    ),
+    "full_equal_compute_from_scorer": Arm(
+        "And where the pool's training goes on from the scorer's weights?",
+        "image",
+        tiles=1,
+        budgeted=False,
+        pays_curation=True,
+        from_scorer=True,
     ),
     **{
         strategy: Arm(f"Does {name} on whole images, as published, do as well?", "image", strategy, tiles=1)
@@ -245,83 +144,8 @@ ARMS = {
 }
 
 
-def build_arm(name: str, budget: float, seed: int, pool: Pool, *, label_images: torch.Tensor | None = None) -> ArmData:
-    """
-    Make an arm's dataset, or find it made; a killed build goes on from the shards that are whole.
-
-    Several processes may build arms of one pool: each builds whole arms, whatever launched it.
-
-    Args:
-        name (`str`): one of [`ARMS`].
-        budget (`float`): fraction of the usable images; without meaning for `none`, `full` and `full_mosaics`.
-        seed (`int`): redraws the subset, the folds and the selection.
-        pool ([`Pool`]).
-        label_images (`torch.Tensor` of shape `(m, 3, S, S)`, uint8, *optional*): of the label pool; only `oracle`
-            looks at them.
-
-    Raises:
-        `UserError`: if the arm is not known, the budget cannot be met, or the folder was made from another pool.
-    """
-    if name not in ARMS:
-        raise UserError(f"Arm '{name}' is not known: choose one of {', '.join(ARMS)}.")
-    arm = ARMS[name]
-    if arm.oracle and label_images is None:
-        raise UserError(f"Arm '{name}' needs label_images: those of the downstream set's label pool.")
-    draw = Draw(arm, budget if arm.budgeted else 1.0, seed, pool, label_images if arm.oracle else None)
-    if arm.unit is None:
-        return ArmData(None, dict.fromkeys((*CONTENTS, "curation_seconds"), 0.0))
-    check_grid(arm.tiles * arm.shrink**2, pool.mosaic.image_size)
-    folder = pool.output / "arms" / f"{name}_{draw.budget:g}_{seed:04d}"
-    with lock(folder), single_process():
-        _claim(folder, draw)
-        path = folder / "facts.json"
-        if not path.exists():
-            write_text(json.dumps(_make(draw, folder), indent=2) + "\n", path)
-    return ArmData(str(folder / "curated"), json.loads(path.read_text()))
-
-
 def arms_table() -> str:
     """Every arm and its question as a Markdown table; those of the core grid first, in bold."""
     rows = sorted(ARMS.items(), key=lambda item: not item[1].core)
     lines = [f"| {f'**`{name}`**' if arm.core else f'`{name}`'} | {arm.question} |" for name, arm in rows]
     return "\n".join(["| Arm | Question |", "|---|---|", *lines]) + "\n"
-
-
-def _make(draw: Draw, folder: Path) -> dict[str, float]:
-    """Choose, render and account."""
-    find_source, size = _source_finder(draw.pool), draw.pool.mosaic.image_size // draw.arm.shrink
-    # What arms share has seconds of its own: it is made before the watch starts.
-    needed, images = draw.stock.seconds, draw.images
-    logger.info("arm %s: %d of %d usable images", folder.name, images, draw.usable)
-    with stopwatch(folder / "seconds.json"):
-        chosen = draw.choose()
-        curated_shards(chosen, find_source, size, folder / "curated", IMAGES_PER_SHARD)
-    facts = count_contents(chosen, folder / "curated", size)
-    facts["curation_seconds"] = needed + read_seconds(folder)
-    if draw.pool.measured:
-        scored, config = score(draw.pool, "patch", draw.seed).folder, draw.pool.score
-        facts |= measure_tiles(chosen, find_source, scored, config, draw.pool.patches.patch_size, draw.pool.device)
-    return facts
-
-
-def _claim(folder: Path, draw: Draw) -> None:
-    """Write what the arm is made from, or refuse a folder that was made from something else."""
-    labels = draw.label_images
-    recipe = asdict(draw.pool) | {
-        "label_images": None if labels is None else hashlib.sha256(labels.numpy().tobytes()).hexdigest(),
-        "rule": {name: value for name, value in vars(draw.arm).items() if name not in ("question", "choose", "core")},
-        "budget": draw.budget,
-        "seed": draw.seed,
-    }
-    for how in ("output", "device"):
-        del recipe[how]
-    path, text = folder / "config.json", json.dumps(recipe, indent=2, sort_keys=True) + "\n"
-    if path.exists() and path.read_text() != text:
-        raise UserError(f"{folder} was made from another pool or configuration: give another output, or delete it.")
-    write_text(text, path)
-
-
-def _source_finder(pool: Pool) -> Callable[[str], Any]:
-    sources = open_sources(pool.inputs)
-    row_of = {source: row for row, source in enumerate(sources["source"])}
-    return lambda source: sources[row_of[source]]["image"]

@@ -31,14 +31,15 @@ from optidel_hf.evaluation.backbone import Backbone, load_backbone
 from optidel_hf.evaluation.downstream import DownstreamSet
 from optidel_hf.evaluation.metrics.mean_iou.mean_iou import class_iou
 from optidel_hf.evaluation.protocol import Segmenter, image_confusions, labelled_rows, train
-from optidel_hf.evidence.arms import ARMS, ArmData, build_arm
+from optidel_hf.evidence.arm_data import ArmData, build_arm
+from optidel_hf.evidence.arms import ARMS
 from optidel_hf.evidence.config import Experiment, ReproduceConfig
 from optidel_hf.evidence.pool import Pool
 from optidel_hf.pretraining.batches import image_processor
 from optidel_hf.pretraining.config import PretrainConfig
 from optidel_hf.pretraining.objectives import OBJECTIVES
 from optidel_hf.pretraining.objectives.objective import save_model
-from optidel_hf.pretraining.stored import open_images
+from optidel_hf.pretraining.stored import StoredImages, open_images
 from optidel_hf.pretraining.trainer import Pretrainer
 
 
@@ -126,10 +127,10 @@ def untrained(cell: Cell, experiment: Experiment) -> Trained:
 
 def pretrain_cell(cell: Cell, data: ArmData, experiment: Experiment) -> Trained:
     """Pre-train on an arm's data, or find that done."""
-    config = cell_pretraining(cell, experiment)
+    config = cell_pretraining(cell, data, experiment)
     folder, every = Path(config.output_dir), config.checkpoint_every
     if not (folder / FINISHED).exists():
-        _pretrain(config, str(data.dataset), str(cell))
+        _pretrain(config, data, str(cell))
     steps = range(every, config.steps + 1, every)
     encoders = {step: load_backbone(str(_saved(folder, step) if step < config.steps else folder)) for step in steps}
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -137,11 +138,18 @@ def pretrain_cell(cell: Cell, data: ArmData, experiment: Experiment) -> Trained:
     return Trained(encoders, seconds, held_out_information(folder, experiment))
 
 
-def cell_pretraining(cell: Cell, experiment: Experiment) -> PretrainConfig:
-    """The pre-training of all cells with this one's seed and folder, and a checkpoint wherever it is judged."""
-    grid, steps = experiment.grid, experiment.pretrain.steps
+def cell_pretraining(cell: Cell, data: ArmData, experiment: Experiment) -> PretrainConfig:
+    """
+    The pre-training of all cells with this one's seed and folder, and a checkpoint wherever it is judged.
+
+    What differs from arm to arm besides the data is what the arm is there to show.
+    """
+    grid, steps = experiment.grid, experiment.steps(cell.arm)
     return replace(
         experiment.pretrain,
+        steps=steps,
+        last_share=ARMS[cell.arm].whole if data.last else 0.0,
+        model=data.start or experiment.pretrain.model,
         seed=cell.seed,
         output_dir=str(experiment.output / "models" / str(cell)),
         checkpoint_every=steps // grid.checkpoints,
@@ -150,9 +158,13 @@ def cell_pretraining(cell: Cell, experiment: Experiment) -> PretrainConfig:
     )
 
 
-def _pretrain(config: PretrainConfig, dataset: str, description: str) -> None:
-    images = open_images(dataset, size=config.image_size, stream=config.residency == "stream")
-    trainer = Pretrainer(config, images, description)
+def _pretrain(config: PretrainConfig, data: ArmData, description: str) -> None:
+    images, last = open_images(str(data.dataset), size=config.image_size), None
+    assert isinstance(images, StoredImages)  # a folder of shards
+    if data.last:
+        turn = len(images) - data.last
+        images, last = images.part(range(turn)), images.part(range(turn, len(images)))
+    trainer = Pretrainer(config, images, description, last=last)
     trainer.train()
     for step in range(config.checkpoint_every, config.steps + 1, config.checkpoint_every):
         trainer.accelerator.load_state(str(trainer.out / "checkpoints" / f"step-{step:06d}"))

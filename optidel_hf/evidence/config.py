@@ -20,6 +20,7 @@ from optidel_hf.curation.reference import ReferenceConfig
 from optidel_hf.curation.scoring import ScoreConfig
 from optidel_hf.errors import UserError
 from optidel_hf.evaluation.segmentation import MODES
+from optidel_hf.evidence.arms import ARMS
 from optidel_hf.evidence.comparison import TEST, VALIDATION
 from optidel_hf.evidence.pool import Pool
 from optidel_hf.flags import EMBEDDED
@@ -38,7 +39,16 @@ CORE_ARMS = (
 )
 PREFIX = "pretrain_"
 # What the grid itself says of a pre-training.
-OWN_FIELDS = ("output_dir", "seed", "device", "resume", "checkpoint_every", "keep_checkpoints", "evaluate_every")
+OWN_FIELDS = (
+    "output_dir",
+    "seed",
+    "device",
+    "resume",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "evaluate_every",
+    "last_share",
+)
 # Which cells there are, where they lie and what computes them: a cell's result does not depend on it.
 FREE_FIELDS = (
     "pool",
@@ -104,6 +114,12 @@ class ReproduceConfig:
     probe_steps: int = field(default=200, metadata={"help": "Steps of probing, for every arm."})
     probe_learning_rate: float = field(default=1e-3, metadata={"help": "Peak rate of probing."})
     downstream_batch_size: int = field(default=32, metadata={"help": "Labelled images a step."})
+    curation_steps: int = field(
+        default=0,
+        metadata={
+            "help": "Steps that curation's time would buy, for the arms of equal compute; results.md says how many."
+        },
+    )
     checkpoints: int = field(
         default=1, metadata={"help": "Evenly spaced checkpoints that are judged; the last is the end of training."}
     )
@@ -198,7 +214,8 @@ class Experiment:
         score ([`ScoreConfig`], *optional*): how patches are scored.
 
     Raises:
-        `ValueError`: if the checkpoints to be judged do not divide the steps.
+        `ValueError`: if the checkpoints to be judged do not divide the steps, or what an arm of equal compute needs
+            is missing.
     """
 
     grid: ReproduceConfig
@@ -208,13 +225,48 @@ class Experiment:
     score: ScoreConfig = field(default_factory=ScoreConfig)
 
     def __post_init__(self) -> None:
-        if self.pretrain.steps % self.grid.checkpoints:
-            raise ValueError(f"steps {self.pretrain.steps} must be a multiple of checkpoints {self.grid.checkpoints}.")
+        for arm in self.grid.arms:
+            if arm in ARMS:
+                self._check_arm(arm)
 
     @property
     def output(self) -> Path:
         """The grid's folder."""
         return Path(self.grid.output_dir)
+
+    def steps(self, arm: str) -> int:
+        """Steps of an arm's pre-training: one that pays for curation has more, less those the scorer took for it."""
+        steps, rule = self.pretrain.steps, ARMS[arm]
+        if not rule.pays_curation:
+            return steps
+        images = self.reference.reference_steps * self.reference.reference_batch_size if rule.from_scorer else 0
+        return steps + self.grid.curation_steps - images // self.pretrain.batch_size
+
+    def _check_arm(self, arm: str) -> None:
+        steps, checkpoints = self.steps(arm), self.grid.checkpoints
+        if ARMS[arm].pays_curation and steps <= self.pretrain.steps:
+            raise ValueError(
+                f"{arm} spends curation's time on steps, but curation_steps is {self.grid.curation_steps}: give what "
+                f"the table of costs in results.md says of optidel."
+            )
+        if ARMS[arm].from_scorer and (told := self._scorer_differs()):
+            raise ValueError(f"{arm} goes on from the reference model, but {told}: give one to the other.")
+        if steps % checkpoints:
+            raise ValueError(f"steps {steps} of {arm} must be a multiple of checkpoints {checkpoints}.")
+
+    def _scorer_differs(self) -> str:
+        """In what the seed's reference model is not what is pre-trained; empty if it is in nothing."""
+        own, trained = self.reference, self.pretrain
+        if own.reference or trained.model or trained.objective != "mae":
+            return "reference and model are given, or the objective is not mae"
+        pairs = {
+            ("reference_width", "hidden_size"): (own.reference_width, trained.hidden_size),
+            ("reference_layers", "num_hidden_layers"): (own.reference_layers, trained.num_hidden_layers),
+            ("reference_token", "patch_size"): (own.reference_token, trained.patch_size),
+            ("patch_size", "image_size"): (self.patches.patch_size, trained.image_size),
+        }
+        differing = ((*names, *values) for names, values in pairs.items() if values[0] != values[1])
+        return ", ".join(f"{one} is {a} and pre-training's {other} {b}" for one, other, a, b in differing)
 
     def pool(self) -> Pool:
         """What every arm is cut from."""

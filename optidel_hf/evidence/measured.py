@@ -27,6 +27,7 @@ COSTS = {
     "native_pixels": "native pixels",
     "images_seen": "images seen",
     "curation_seconds": "curation, s",
+    "curation_steps": "curation, in steps",
     "pretrain_seconds": "pre-training, s",
     "downstream_seconds": "a downstream run, s",
 }
@@ -46,7 +47,15 @@ def cost_section(judged: Judged) -> list[str]:
     note = "All pre-trained arms saw equally many images."
     if len(seen) > 1:
         note = "**Not all arms saw equally many images**: their differences are not of the data alone."
-    return ["## Cost (means over seeds)", *_fact_table(judged.rows, COSTS), *[note] * bool(seen)]
+    return ["## Cost (means over seeds)", *_fact_table(with_curation_steps(judged.rows), COSTS), *[note] * bool(seen)]
+
+
+def with_curation_steps(rows: pa.Table) -> pa.Table:
+    """With the steps of its own pre-training that the curation of a row's arm would have bought."""
+    steps, seconds = rows["steps"].to_numpy(), rows["pretrain_seconds"].to_numpy()
+    known = seconds > 0
+    rate = np.divide(steps, seconds, out=np.zeros(len(steps)), where=known)
+    return rows.append_column("curation_steps", pa.array(rate * rows["curation_seconds"].to_numpy(), mask=~known))
 
 
 def measure_section(judged: Judged) -> list[str]:

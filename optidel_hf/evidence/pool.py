@@ -4,7 +4,7 @@ What all arms of a grid share: the pool, its key patches cut once, and each seed
     OUTPUT/inputs/                          the list of source images and their near-duplicate groups
     OUTPUT/{patch,image}/                   key patches cut by SAM, and whole images: the same for every seed
     OUTPUT/seed-0003/{patch,image}/         folds, reference models and scores of seed 3
-    OUTPUT/arms/...                         one folder an arm, budget and seed (`arms.py`)
+    OUTPUT/arms/...                         one folder an arm, budget and seed (`arm_data.py`)
 
 Each is an output of `curate`, run as far as it is needed and taken over by the next; a folder has its lock, so that
 several processes may build arms of one pool: who comes second finds it finished. `seconds.json` says what it took.

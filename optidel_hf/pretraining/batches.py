@@ -10,7 +10,7 @@ Shapes: `B` images in a part of a batch, `L` patches of a model input, `T` its s
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from transformers import PretrainedConfig, ViTImageProcessorPil
@@ -39,6 +39,7 @@ class Batches:
         batch_size (`int`): images in a step's global batch.
         accumulation (`int`, *optional*, defaults to 1): parts in which a process takes its share of it.
         rank (`int`, *optional*, defaults to 0), processes (`int`, *optional*, defaults to 1): which share that is.
+        names (`Sequence[str]`, *optional*): what the pool's rows are called, by default their numbers.
     """
 
     def __init__(
@@ -52,22 +53,30 @@ class Batches:
         accumulation: int = 1,
         rank: int = 0,
         processes: int = 1,
+        names: Sequence[str] | None = None,
     ) -> None:
         self.pool, self.augmentation, self.seed, self.batch_size = pool, augmentation, seed, batch_size
+        self.names = names
         self.tiles = augmentation.tiles
         self.size, self.n_tokens = model.image_size, (model.image_size // model.patch_size) ** 2
         self.accumulation, self.rank, self.processes = accumulation, rank, processes
         grid_side(self.tiles, self.size)  # refuses a view without whole tiles
 
     @property
+    def pools(self) -> list[Pool]:
+        """Where images come from."""
+        return [self.pool]
+
+    @property
     def n_images(self) -> int:
         """How many different images the pool has given, or can give."""
         return self.pool.n_images // self.tiles
 
-    def images_of(self, step: int) -> list[int]:
+    def images_of(self, step: int) -> list[int] | list[str]:
         """Which images a global batch shows, after `step` finished steps: of a mosaic's tiles, where each is from."""
         batch = range(step * self.batch_size, (step + 1) * self.batch_size)
-        return [row // self.tiles for row in self.pool.rows(self._shown(batch))]
+        rows = [row // self.tiles for row in self.pool.rows(self._shown(batch))]
+        return [self.names[row] for row in rows] if self.names else rows
 
     def after(self, step: int) -> Views:
         """
@@ -98,6 +107,35 @@ class Batches:
             for part in range(self.accumulation):
                 start = number * self.batch_size + (part * self.processes + self.rank) * count
                 yield range(start, start + count)
+
+
+class BatchesInTurn:
+    """
+    The views of one pool up to a step, then those of another; used as [`Batches`] are.
+
+    Args:
+        first ([`Batches`]), last ([`Batches`]): of one run, as they have its seed, batch size and shares.
+        turn (`int`): steps that `first` is for.
+    """
+
+    def __init__(self, first: Batches, last: Batches, turn: int) -> None:
+        self.first, self.last, self.turn = first, last, turn
+
+    @property
+    def pools(self) -> list[Pool]:
+        return [self.first.pool, self.last.pool]
+
+    @property
+    def n_images(self) -> int:
+        return self.first.n_images + self.last.n_images
+
+    def images_of(self, step: int) -> list[int] | list[str]:
+        return (self.first if step < self.turn else self.last).images_of(step)
+
+    def after(self, step: int) -> Views:
+        left = max(0, self.turn - step)
+        yield from itertools.islice(self.first.after(step), left * self.first.accumulation)
+        yield from self.last.after(step + left)
 
 
 def image_processor(size: int) -> ViTImageProcessorPil:

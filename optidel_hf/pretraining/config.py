@@ -75,6 +75,9 @@ class PretrainConfig:
     temperature: float = field(default=0.1, metadata={"help": "simclr: what cosines are divided by (SimCLR: 0.1)."})
     projection_size: int = field(default=128, metadata={"help": "simclr: width of a projection (SimCLR: 128)."})
     steps: int = field(default=400, metadata={"help": "Optimisation steps; the schedule ends there."})
+    last_share: float = field(
+        default=0.0, metadata={"help": "Share of the steps, the last ones, that are taken on --last_dataset."}
+    )
     batch_size: int = field(
         default=64, metadata={"help": "Images in a step over all processes and accumulation together."}
     )
@@ -184,6 +187,11 @@ class PretrainConfig:
         """Steps of linear warm-up."""
         return self.steps // 10 if self.warmup_steps is None else self.warmup_steps
 
+    @property
+    def last_steps(self) -> int:
+        """Steps that are taken on other images than the first."""
+        return round(self.last_share * self.steps)
+
     def sizes(self) -> dict[str, int]:
         """The fields of `transformers.ViTMAEConfig` that give a new model its sizes."""
         sizes = {name: getattr(self, name) for name in SIZE_FIELDS}
@@ -226,6 +234,8 @@ class PretrainConfig:
         for name in ("seed", "weight_decay", "evaluate_every", "reconstruct_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, but is {getattr(self, name)}.")
+        if not 0 <= self.last_share < 1:
+            raise ValueError(f"last_share must be a share, at least 0 and below 1, not {self.last_share}.")
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"mask_ratio must lie between 0 and 1, not at {self.mask_ratio}.")
         if not 0 < self.augmentation().min_scale <= 1:

@@ -62,13 +62,13 @@ def rehearse(pretrainer: Pretrainer) -> Rehearsal:
     activations = _saved_bytes(lambda: pretrainer.step(batches))
     seconds = _timed(lambda: pretrainer.step(batches), pretrainer.accelerator.device) / TIMED_STEPS
     speed = pretrainer.config.batch_size / seconds
-    pool, sharing = pretrainer.batches.pool, pretrainer.accelerator.num_processes if pretrainer.sharded else 1
+    sharing = pretrainer.accelerator.num_processes if pretrainer.sharded else 1
     return Rehearsal(
         parameters=parameters,
         encoder_parameters=encoder,
         state_bytes=(4 * parameters + 12 * trained) // sharing,
         activation_bytes=activations,
-        image_bytes=pool.images.numel() if isinstance(pool, ResidentPool) else 0,
+        image_bytes=sum(pool.images.numel() for pool in pretrainer.batches.pools if isinstance(pool, ResidentPool)),
         checkpoint_bytes=4 * parameters + 8 * trained,
         seconds_a_step=seconds,
         images_per_second=speed,

@@ -47,12 +47,17 @@ class StoredImages:
     """
 
     def __init__(self, dataset: Dataset, image_column: str, size: int) -> None:
-        self.rows, self.image_column, self.size = dataset.select_columns(image_column), image_column, size
+        self.dataset, self.image_column, self.size = dataset, image_column, size
+        self.rows = dataset.select_columns(image_column)
         self.names = dataset["source"] if "source" in dataset.column_names else None
         self.lineage = dataset.select_columns("tiles") if isinstance(dataset.features.get("tiles"), List) else None
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def part(self, rows: range) -> StoredImages:
+        """Some of the rows, as images of their own."""
+        return StoredImages(self.dataset.select(rows), self.image_column, self.size)
 
     @functools.cached_property
     def fingerprint(self) -> str:

@@ -35,14 +35,15 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from torch import nn
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
+from transformers import PretrainedConfig, PreTrainedModel, get_cosine_schedule_with_warmup
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from optidel_hf.devices import resolve_device, resolve_dtype
 from optidel_hf.errors import Preempted, UserError
-from optidel_hf.pretraining.batches import Batches, Views, image_processor
+from optidel_hf.pretraining.batches import Batches, BatchesInTurn, Views, image_processor
 from optidel_hf.pretraining.checkpoints import require_writable, resume_checkpoint, save_checkpoint
 from optidel_hf.pretraining.config import PretrainConfig
+from optidel_hf.pretraining.draws import Augmentation
 from optidel_hf.pretraining.metrics import StepLog, read_metrics
 from optidel_hf.pretraining.monitoring import Evaluation, Monitor
 from optidel_hf.pretraining.objectives import OBJECTIVES, Objective
@@ -59,6 +60,7 @@ logger = logging.getLogger(__name__)
 
 BETAS = (0.9, 0.95)  # He et al. 2022, table 8
 FINAL_STEPS = 20
+Images = torch.Tensor | StoredImages | StreamedImages
 BLOCK = GradientCheckpointingLayer  # what every transformer block of transformers is
 
 
@@ -73,6 +75,8 @@ class Pretrainer:
             RGB images, uint8, or where they are stored; see [`~optidel_hf.pretraining.stored.open_images`].
         description (`str`, *optional*, defaults to `"pretrain"`):
             What the progress bar is headed with.
+        last (as `images`, *optional*):
+            What the last `config.last_share` of the steps are taken on instead; its images are read whole.
         evaluation (`Callable[[ViTModel], dict[str, float]]`, *optional*):
             Scores a copy of the encoder, before the first step and every `config.evaluate_every` steps, on the main
             process while the others wait. It does not change the training.
@@ -92,34 +96,28 @@ class Pretrainer:
     def __init__(
         self,
         config: PretrainConfig,
-        images: torch.Tensor | StoredImages | StreamedImages,
+        images: Images,
         description: str = "pretrain",
         evaluation: Evaluation | None = None,
+        last: Images | None = None,
     ) -> None:
         config = replace(_with_tiles(config, images), report_to=resolve_tracker(config.report_to))
         self.config, self.description, self.out = config, description, Path(config.output_dir)
         self.evaluation = evaluation
         self.streamed = isinstance(images, StreamedImages)
-        self.names = images.names if isinstance(images, StoredImages) else None
         self.accelerator = _accelerator(config)
         _check_batch(config.batch_size, self.accelerator.num_processes, config.gradient_accumulation_steps)
-        augmentation = config.augmentation()
-        pool = place(
-            images, config.residency, self.accelerator.device, config.seed, config.workers, augmentation.tiles
-        )
-        self.told = {**config.determining(), "images": pool.fingerprint}
+        _check_last(config.last_share, last)
         objective = self._build()
         self._flops = flops_per_image(objective) if self.sharded else None  # in a long run only, else
-        self.batches = Batches(
-            pool,
-            augmentation,
-            objective.model.config,
-            seed=config.seed,
-            batch_size=config.batch_size,
-            accumulation=config.gradient_accumulation_steps,
-            rank=self.accelerator.process_index,
-            processes=self.accelerator.num_processes,
-        )
+        augmentation, model = config.augmentation(), objective.model.config
+        first = self._batches(images, augmentation, model)
+        self.batches: Batches | BatchesInTurn = first
+        self.told = {**config.determining(), "images": first.pool.fingerprint}
+        if last is not None:
+            final = self._batches(last, replace(augmentation, tiles=1), model)
+            self.batches = BatchesInTurn(first, final, config.steps - config.last_steps)
+            self.told["last_images"] = final.pool.fingerprint
         optimizer = torch.optim.AdamW(
             parameter_groups(objective, config.weight_decay),
             lr=config.peak_learning_rate,
@@ -193,6 +191,21 @@ class Pretrainer:
         self.objective.train()
         return start
 
+    def _batches(self, images: Images, augmentation: Augmentation, model: PretrainedConfig) -> Batches:
+        """This process's share of the batches of a pool."""
+        config, device = self.config, self.accelerator.device
+        return Batches(
+            place(images, config.residency, device, config.seed, config.workers, augmentation.tiles),
+            augmentation,
+            model,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            accumulation=config.gradient_accumulation_steps,
+            rank=self.accelerator.process_index,
+            processes=self.accelerator.num_processes,
+            names=images.names if isinstance(images, StoredImages) else None,
+        )
+
     def _build(self) -> Objective:
         """The objective as the configuration has it, before anything is wrapped around it."""
         # On CPUs in bfloat16 eager attention is faster by far; in float32 there is no difference.
@@ -231,8 +244,7 @@ class Pretrainer:
 
     def _images_of(self, step: int) -> list[int] | list[str]:
         """The images of step number `step`, counted from 1: sources or rows of a table, or places in a stream."""
-        rows = self.batches.images_of(step - 1)
-        return [self.names[row] for row in rows] if self.names else rows
+        return self.batches.images_of(step - 1)
 
     def _first_views(self) -> tuple[torch.Tensor, torch.Tensor]:
         views, noise = next(self.batches.after(0))
@@ -331,6 +343,13 @@ def _accelerator(config: PretrainConfig) -> Accelerator:
         log_with=None if config.report_to == "none" else config.report_to,
         project_dir=config.output_dir,
     )
+
+
+def _check_last(share: float, last: Images | None) -> None:
+    if share and last is None:
+        raise UserError(f"--last_share {share:g} of the steps are for other images: give --last_dataset as well.")
+    if last is not None and not share:
+        raise UserError("--last_dataset is for the last steps: say for which share of them with --last_share.")
 
 
 def _check_batch(batch_size: int, processes: int, accumulation: int) -> None:

@@ -21,8 +21,11 @@ from optidel_hf.curation.scoring import ScoreConfig
 from optidel_hf.curation.selection_config import SelectionConfig
 from optidel_hf.curation.shards import read_columns
 from optidel_hf.errors import UserError
-from optidel_hf.evidence import arms
-from optidel_hf.evidence.arms import ARMS, ArmData, Pool, arms_table, build_arm
+from optidel_hf.evidence import arm_data
+from optidel_hf.evidence.arm_data import ArmData, build_arm
+from optidel_hf.evidence.arms import ARMS, arms_table
+from optidel_hf.evidence.pool import Pool
+from optidel_hf.pretraining.objectives.mae import build_mae
 from optidel_hf.pretraining.stored import StoredImages, open_images
 
 
@@ -31,7 +34,7 @@ PATCH, SIDE = 32, 48  # of patches when they are scored, and of the images that 
 STORED = 2  # round(0.1 x 21)
 LOOSE = {"max_area": 0.9, "min_area": 0.001, "box_nms_thresh": 0.95, "crop_nms_thresh": 0.95}
 SMALL = {"reference_width": 64, "reference_layers": 1, "reference_batch_size": 8, "reference_steps": 2}
-BUDGETED = [name for name, arm in ARMS.items() if arm.unit and arm.budgeted]
+BUDGETED = [name for name, arm in ARMS.items() if arm.unit and arm.budgeted and not arm.bytes_of]
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -99,7 +102,7 @@ def test_arms_of_one_budget_store_the_same_pixels(name: str, built: dict[str, Ar
     assert facts["stored_pixels"] == STORED * SIDE**2
     mosaics = tiles(built[name])
     assert len(mosaics) == facts["images"] == STORED * arm.shrink**2
-    assert {len(mosaic) for mosaic in mosaics} == ({1, 4} if name == "optidel_half" else {arm.tiles})
+    assert {len(mosaic) for mosaic in mosaics} == ({1, 4} if arm.whole else {arm.tiles})
     assert facts["sources"] == len(set(sources(built[name])))
     assert facts["curation_seconds"] > 0
     assert {"null_entropy", "cond_entropy", "coverage"} < set(facts)
@@ -191,10 +194,32 @@ def test_untiled_patches_are_those_of_the_mosaics(built: dict[str, ArmData]) -> 
     assert images.open_image(pq.read_table(small)["image"][0].as_py()).size == (SIDE // 2, SIDE // 2)
 
 
-def test_half_of_the_budget_is_whole_images(built: dict[str, ArmData]) -> None:
-    mosaic, whole = tiles(built["optidel_half"])
+@pytest.mark.parametrize(("name", "last"), [("optidel_half", 0), ("optidel_last_whole", 1)])
+def test_a_part_of_the_budget_is_whole_images(name: str, last: int, built: dict[str, ArmData]) -> None:
+    mosaic, whole = tiles(built[name])
     assert [len(mosaic), len(whole)] == [4, 1]
     assert whole[0] in [tile for image in tiles(built["random_images"]) for tile in image]
+    assert built[name].last == last
+
+
+def test_as_many_bytes_are_as_many_whole_images_as_take_them(built: dict[str, ArmData]) -> None:
+    facts = {name: built[name].facts for name in ("optidel", "full", "random_equal_bytes")}
+    each = facts["full"]["stored_bytes"] / USABLE
+    assert facts["random_equal_bytes"]["images"] == round(facts["optidel"]["stored_bytes"] / each)
+    assert {len(image) for image in tiles(built["random_equal_bytes"])} == {1}
+
+
+def test_arms_of_equal_compute_have_the_data_of_others(built: dict[str, ArmData]) -> None:
+    assert tiles(built["random_equal_compute"]) == tiles(built["random_images"])
+    assert tiles(built["full_equal_compute"]) == tiles(built["full_equal_compute_from_scorer"]) == tiles(built["full"])
+
+
+def test_one_arm_starts_from_the_scorer_that_chose_for_optidel(pool: Pool, built: dict[str, ArmData]) -> None:
+    start = built["full_equal_compute_from_scorer"].start
+    assert start is not None
+    assert Path(start) == pool.output / "seed-0000" / "patch" / "reference" / "fold-0"
+    assert build_mae(start).config.hidden_size == SMALL["reference_width"]
+    assert {data.start for name, data in built.items() if not ARMS[name].from_scorer} == {None}
 
 
 @pytest.mark.parametrize("name", ["hardest", "optidel"])
@@ -241,7 +266,7 @@ def test_a_killed_build_keeps_its_shards_and_its_seconds(pool: Pool, monkeypatch
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(arms, "count_contents", die)
+        patch.setattr(arm_data, "count_contents", die)
         with pytest.raises(KeyboardInterrupt):
             build_arm("random_images", BUDGET, 7, unmeasured)
     folder = pool.output / "arms" / "random_images_0.1_0007"

@@ -60,14 +60,27 @@ def test_places_and_the_choice_of_cells_do_not_determine_a_cell() -> None:
     assert [name for name in told if told[name] != other[name]] == ["reference.reference_steps", "grid.finetune_steps"]
 
 
+def test_who_pays_for_curation_is_trained_longer() -> None:
+    given = ["--curation_steps", "700", "--reference_steps", "30", "--pretrain_batch_size", "32"]
+    told = read(*given, "--arms", "full_equal_compute", "full_equal_compute_from_scorer")
+    assert [told.steps(arm) for arm in ("full", "full_equal_compute")] == [400, 1100]
+    assert told.steps("full_equal_compute_from_scorer") == 1100 - 60  # 30 steps of 64 patches were the scorer's
+
+
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
+        ("--arms full_equal_compute", "curation_steps is 0: give what the table of costs"),
+        (
+            "--arms full_equal_compute_from_scorer --curation_steps 900 --pretrain_hidden_size 96",
+            "reference_width is 192 and pre-training's hidden_size 96",
+        ),
+        ("--arms random_equal_compute --checkpoints 4 --curation_steps 9", "steps 409 of random_equal_compute"),
         ("--budgets 0", "budgets are shares of the pool"),
         ("--arms full full", "arms names something twice"),
         ("--modes probed", "modes must be among finetune, probe"),
         ("--test_split train", "must be three splits"),
-        ("--checkpoints 3", "pre-training: steps 400 must be a multiple of checkpoints 3"),
+        ("--checkpoints 3", "steps 400 of none must be a multiple of checkpoints 3"),
         ("--pretrain_mask_ratio 2", "pre-training: mask_ratio must lie between 0 and 1"),
         ("--pretrain_seed 1", "unrecognized arguments: --pretrain_seed"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from optidel_hf.errors import UserError
 from optidel_hf.evaluation import downstream as downstream_sets
 from optidel_hf.evaluation.metrics.mean_iou.mean_iou import class_iou
 from optidel_hf.evidence import labels
+from optidel_hf.evidence.arm_data import ArmData
 from optidel_hf.evidence.cells import Cell, enumerate_cells
 from optidel_hf.evidence.grid import Grid
 from optidel_hf.evidence.results import RESULT_SCHEMA, judged_names
@@ -85,6 +87,26 @@ def test_a_row_is_a_run_with_every_images_confusion(straight: Path) -> None:
     }
     assert {row["images"] for row in rows} == {24.0}
     assert {row["coverage"] for row in rows} == {None}
+
+
+def test_an_arm_may_be_trained_longer_or_end_on_other_images(
+    image_folder: Path, squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fake(name: str, *rest: Any, **options: Any) -> ArmData:
+        return replace(fake_arm(name, *rest, **options), last=3 if name == "optidel_last_whole" else 0)
+
+    monkeypatch.setattr("optidel_hf.evidence.cells.build_arm", fake)
+    arms = ["full", "full_equal_compute", "optidel_last_whole"]
+    changes = {"arms": arms, "curation_steps": 4, "seeds": 1, "checkpoints": 1, "modes": ["probe"]}
+    grid = Grid(tiny_experiment(image_folder, squares, tmp_path / "out", {"steps": 10}, **changes))
+    rows = {row["arm"]: row for row in rows_of(grid.run())}
+    assert [rows[arm]["steps"] for arm in arms] == [10, 14, 10]
+    told = [
+        json.loads((path / "pretrain_config.json").read_text()) for path in sorted((tmp_path / "out/models").iterdir())
+    ]
+    assert [one["last_share"] for one in told] == [0, 0, 0.2]
+    assert {one["n_images"] for one in told} == {24}
+    assert len({tuple(row["confusion"]) for row in rows.values()}) == 3
 
 
 def test_arms_share_a_seeds_labels_head_and_start(straight: Path) -> None:

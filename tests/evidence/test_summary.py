@@ -13,6 +13,7 @@ from simulated import results_table
 from optidel_hf.errors import UserError
 from optidel_hf.evaluation.metrics.normdel.normdel import normdel
 from optidel_hf.evidence.comparison import Judged
+from optidel_hf.evidence.measured import with_curation_steps
 from optidel_hf.evidence.summary import count_trials, summary_text
 
 
@@ -143,6 +144,11 @@ def test_facts_are_means_over_seeds_and_their_absence_is_no_zero(results):
     assert "| none | 0 % | – |" in section(text, "The three measurements")
     assert "Rank correlation of (iii) with mIoU over arms, probed: 1.00 (95 %" in text
     assert "The three measurements" not in summary_text(results)
+
+
+def test_curation_is_also_told_in_the_steps_that_its_time_would_have_bought(results):
+    rows = with_curation_steps(results).to_pylist()  # 400 steps in 60 s, curation in 30 s
+    assert {(row["arm"] == "none", row["curation_steps"]) for row in rows} == {(True, 0.0), (False, 200.0)}
 
 
 def test_unequal_samples_seen_are_said(results):

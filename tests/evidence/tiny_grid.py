@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from optidel_hf.evidence.arms import ArmData, Pool
+from optidel_hf.evidence.arm_data import ArmData
 from optidel_hf.evidence.config import Experiment, ReproduceConfig
+from optidel_hf.evidence.pool import Pool
 from optidel_hf.pretraining.config import PretrainConfig
 
 

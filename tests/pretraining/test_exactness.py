@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from optidel_hf.errors import Preempted
+from optidel_hf.errors import Preempted, UserError
 from optidel_hf.pretraining import trainer
 from optidel_hf.pretraining.metrics import read_metrics
 from optidel_hf.pretraining.trainer import Pretrainer
@@ -63,6 +63,28 @@ def test_a_run_stopped_amid_an_epoch_reads_every_image_once_an_epoch(tmp_path) -
     for epoch in np.reshape(read, (4, COUNT)):
         assert sorted(epoch) == list(range(COUNT))
     assert read == _images_read(Pretrainer(tiny_config(tmp_path / "straight", steps=STEPS), images))
+
+
+@pytest.mark.parametrize("stopped", [4, 9])
+def test_the_last_steps_may_be_on_other_images(tmp_path, stopped: int) -> None:
+    first, last = _numbered()[:20], _numbered()[20:]  # 8 steps on one, 2 on the other
+
+    def pretrainer(name: str) -> Pretrainer:
+        config = tiny_config(tmp_path / name, steps=STEPS, checkpoint_every=100, last_share=0.2)
+        return Pretrainer(config, first, last=last)
+
+    straight = _images_read(pretrainer("straight"))
+    assert max(straight[:128]) < 20 <= min(straight[128:])
+    assert straight == _images_read(pretrainer("stopped"), stop_after=stopped) + _images_read(pretrainer("stopped"))
+    shown = pretrainer("straight").batches
+    assert [row for step in range(STEPS) for row in shown.images_of(step)] == [number % 20 for number in straight]
+
+
+def test_last_images_and_their_share_go_together(images, tmp_path) -> None:
+    with pytest.raises(UserError, match="give --last_dataset"):
+        Pretrainer(tiny_config(tmp_path, last_share=0.2), images)
+    with pytest.raises(UserError, match="with --last_share"):
+        Pretrainer(tiny_config(tmp_path), images, last=images)
 
 
 def _losses(images: torch.Tensor, out: Path, **changes: Any) -> list[float]:
