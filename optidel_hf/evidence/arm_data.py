@@ -18,20 +18,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
 from optidel_hf.curation.curated import check_grid, curated_shards, draft_selection
 from optidel_hf.curation.inputs import open_sources
-from optidel_hf.curation.selection import eligible, mosaics_in_budget, select
+from optidel_hf.curation.selection import mosaics_in_budget, select
 from optidel_hf.curation.selection_config import SelectionConfig
 from optidel_hf.curation.shards import write_text
 from optidel_hf.errors import UserError
 from optidel_hf.evidence.accounting import CONTENTS, count_contents, measure_tiles
 from optidel_hf.evidence.arms import ARMS, Arm
-from optidel_hf.evidence.crops import crop_shares, random_crops
-from optidel_hf.evidence.oracle import embed_images, nearest_frames
 from optidel_hf.evidence.pool import IMAGES_PER_SHARD, Pool, Stock, cut, lock, read_seconds, score, stopwatch
+from optidel_hf.evidence.rules import RULES
 from optidel_hf.processes import single_process
 
 
@@ -94,6 +92,10 @@ class Draw:
             return None
         return str(score(self.pool, "patch", self.seed).folder / "reference" / "fold-0")
 
+    def of(self, arm: str) -> Draw:
+        """The same draw of another arm."""
+        return replace(self, arm=ARMS[arm])
+
     @property
     def whole_images(self) -> int:
         """How many of them are random whole images in place of mosaics: at least one, where there are to be any."""
@@ -101,8 +103,6 @@ class Draw:
 
     def choose(self) -> pa.Table:
         """The arm's tiles, in order of rank, with the image and the slot that each goes to."""
-        if self.arm.whole:
-            return self._choose_with_whole_images()
         return RULES[self.arm.rule](self) if self.arm.rule else self.select()
 
     def select(self, table: pa.Table | None = None, images: int | None = None) -> pa.Table:
@@ -116,6 +116,7 @@ class Draw:
             images=of,
             strategy=self.arm.strategy,
             seed=self.seed,
+            score=self.arm.score,
             tiles_per_mosaic=self.arm.tiles,
             max_upscale=SelectionConfig.max_upscale if as_curate else np.inf,
         )
@@ -126,60 +127,6 @@ class Draw:
         own = build_arm(arm, self.budget, self.seed, self.pool).facts
         every = build_arm("full", 1.0, self.seed, self.pool).facts
         return min(self.usable, round(own["stored_bytes"] * every["images"] / every["stored_bytes"]))
-
-    def _choose_with_whole_images(self) -> pa.Table:
-        """Mosaics, and for a share of the budget random whole images."""
-        whole = self.whole_images
-        if whole == self.images:
-            raise UserError(f"Budget {self.budget:g} is {whole} image, and there have to be two: give a larger one.")
-        mosaics = self.select(images=self.images - whole)
-        return _joined(mosaics, replace(self, arm=ARMS["random_images"]).select(images=whole))
-
-
-def _nearest_to_labels(draw: Draw) -> pa.Table:
-    """Whole images nearest to the label images."""
-    assert draw.label_images is not None
-    table, reference = draw.stock.table(), draw.stock.folder / "reference"
-    embedding = np.stack(table["embedding"].to_numpy()).astype(np.float32)
-    wanted = embed_images(reference, draw.label_images, draw.pool.device)
-    return draw.select(table.take(nearest_frames(embedding, wanted, draw.images)))
-
-
-def _random_crops(draw: Draw) -> pa.Table:
-    """Random squares as large, against their image, as the tiles that the strategy chooses."""
-    whole = cut(draw.pool, "image").table()
-    crops = random_crops(whole, crop_shares(draw.select(), whole), draw.seed)
-    return replace(draw, arm=ARMS["random_patch_mosaics"]).select(crops)
-
-
-def _easiest_of_each(draw: Draw) -> pa.Table:
-    """
-    RDED's rule (arXiv 2312.03526) with our score: each image's easiest patch, and of these the easiest.
-
-    One mosaic mixes difficulties, as theirs does: of k mosaics, the tile in slot t has a rank from t k to (t + 1) k.
-    """
-    table = draw.stock.table()
-    allowed = np.flatnonzero(eligible(table["upscale"].to_numpy(), SelectionConfig.max_upscale))
-    table = table.take(allowed)
-    easiest_first = table["cond_entropy"].to_numpy().argsort(kind="stable")
-    _, first = np.unique(table["source"].to_numpy()[easiest_first].astype(str), return_index=True)
-    return draw.select(table.take(easiest_first[first]))
-
-
-def _joined(first: pa.Table, second: pa.Table) -> pa.Table:
-    """Two selections one after the other; a column that only one has is null in the other."""
-    for column, names in (("rank", len(first)), ("mosaic", pc.max(first["mosaic"]).as_py() + 1)):
-        later = pc.add(second[column], pa.scalar(names, pa.int32()))
-        second = second.set_column(second.column_names.index(column), column, later)
-    tables = [first.replace_schema_metadata(None), second.replace_schema_metadata(None)]
-    return pa.concat_tables(tables, promote_options="default")
-
-
-RULES = {
-    "nearest_to_labels": _nearest_to_labels,
-    "random_crops": _random_crops,
-    "easiest_of_each": _easiest_of_each,
-}
 
 
 def build_arm(name: str, budget: float, seed: int, pool: Pool, *, label_images: torch.Tensor | None = None) -> ArmData:

@@ -28,10 +28,12 @@ class Arm:
         tiles (`int`): in an image, 1 where it is not tiled.
         budgeted (`bool`): whether it is cut to the budget; else everything is taken.
         shrink (`int`): shrink^2 times as many images are stored, of a side that is as many times shorter.
-        rule (`str`, *optional*): of `arm_data.RULES`, where choosing is more than the strategy on the unit's table.
+        score (`str`, *optional*): column to rank by, where that is not the strategy's own.
+        rule (`str`, *optional*): of `rules.RULES`, where choosing is more than the strategy on the unit's table.
         whole (`float`): share of its images that are random whole ones; they come after the mosaics.
         whole_last (`bool`): whether these are for the last steps, as large a share of them.
         bytes_of (`str`, *optional*): the arm that it stores as many bytes as, whatever images that makes.
+        tile_augmentation (`bool`): whether mosaics are cropped and mirrored tile by tile.
         pays_curation (`bool`): whether it is trained for as much longer as curation takes.
         from_scorer (`bool`): whether it starts from the weights of the seed's first reference model.
         oracle (`bool`): whether it is shown the label pool's images, and so is no product.
@@ -44,10 +46,12 @@ class Arm:
     tiles: int = 4
     budgeted: bool = True
     shrink: int = 1
+    score: str | None = None
     rule: str | None = None
     whole: float = 0.0
     whole_last: bool = False
     bytes_of: str | None = None
+    tile_augmentation: bool = False
     pays_curation: bool = False
     from_scorer: bool = False
     oracle: bool = False
@@ -99,13 +103,37 @@ ARMS = {
     "hardest_images": Arm(
         "Do whole images of the highest mean loss do harm, as PASS found?", "image", "hardest", tiles=1
     ),
+    "cover_mosaics": Arm(
+        "Is it enough to leave out what is spoilt and to cover groups and clusters, at any difficulty?",
+        strategy="optidel",
+        rule="cover",
+    ),
+    "cover_medium_mosaics": Arm(
+        "And with patches of medium difficulty in their cluster?", strategy="optidel", rule="cover_medium"
+    ),
+    "learnable_mosaics": Arm(
+        "Are patches on which longer training gains most better than hard ones? Needs `--learnability true`.",
+        strategy="optidel",
+        score="learnability",
+    ),
+    "lesion_like_mosaics": Arm(
+        "Do hard patches help more whose mask is compact and off the image's edge?",
+        strategy="optidel",
+        rule="lesion_like",
+    ),
+    "optidel_tile_augmentation": Arm(
+        "Do mosaics help more that are augmented tile by tile?", strategy="optidel", tile_augmentation=True
+    ),
     "optidel_images": Arm("Does the rule of `optidel` need key patches?", "image", "optidel", tiles=1),
     "optidel_m9": Arm("Do more sources a byte help: nine tiles?", strategy="optidel", tiles=9),
     "optidel_m16": Arm("Do still more sources a byte help: sixteen tiles?", strategy="optidel", tiles=16),
-    "optidel_half": Arm("Is half of the budget better spent on whole images?", strategy="optidel", whole=0.5),
+    "optidel_half": Arm(
+        "Is half of the budget better spent on whole images?", strategy="optidel", rule="partly_whole", whole=0.5
+    ),
     "optidel_last_whole": Arm(
         "Are a fifth of the budget and the last fifth of the steps better spent on whole images?",
         strategy="optidel",
+        rule="partly_whole",
         whole=0.2,
         whole_last=True,
     ),

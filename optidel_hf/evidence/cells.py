@@ -144,11 +144,12 @@ def cell_pretraining(cell: Cell, data: ArmData, experiment: Experiment) -> Pretr
 
     What differs from arm to arm besides the data is what the arm is there to show.
     """
-    grid, steps = experiment.grid, experiment.steps(cell.arm)
+    grid, arm, steps = experiment.grid, ARMS[cell.arm], experiment.steps(cell.arm)
     return replace(
         experiment.pretrain,
         steps=steps,
-        last_share=ARMS[cell.arm].whole if data.last else 0.0,
+        last_share=arm.whole if data.last else 0.0,
+        tile_augmentation=arm.tile_augmentation or experiment.pretrain.tile_augmentation,
         model=data.start or experiment.pretrain.model,
         seed=cell.seed,
         output_dir=str(experiment.output / "models" / str(cell)),

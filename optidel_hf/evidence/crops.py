@@ -22,7 +22,7 @@ def crop_shares(tiles: pa.Table, whole: pa.Table) -> np.ndarray:
         tiles (`pyarrow.Table`): `n` rows with `source` and `crop`.
         whole (`pyarrow.Table`): the pool's whole images, one row an image.
     """
-    shorter = dict(zip(whole["source"].to_pylist(), _sizes(whole).min(axis=1).tolist()))
+    shorter = dict(zip(whole["source"].to_pylist(), image_sizes(whole).min(axis=1).tolist()))
     pairs = zip(tiles["source"].to_pylist(), tiles["crop"].to_pylist())
     return np.array([crop[2] / shorter[source] for source, crop in pairs])
 
@@ -37,7 +37,7 @@ def random_crops(whole: pa.Table, shares: np.ndarray, seed: int) -> pa.Table:
     rng = np.random.default_rng(seed)
     rounds = -(-len(shares) // len(whole))
     images = whole.take(np.concatenate([rng.permutation(len(whole)) for _ in range(rounds)])[: len(shares)])
-    size = _sizes(images)
+    size = image_sizes(images)
     side = np.rint(rng.permutation(shares) * size.min(axis=1)).astype(np.int64).clip(1)
     corner = rng.integers(0, size - side[:, None] + 1)
     stored = images["upscale"].to_numpy() * np.stack(images["crop"].to_numpy())[:, 2]
@@ -52,6 +52,6 @@ def random_crops(whole: pa.Table, shares: np.ndarray, seed: int) -> pa.Table:
     return pa.table(columns).cast(KEY_FEATURES.arrow_schema)
 
 
-def _sizes(whole: pa.Table) -> np.ndarray:
+def image_sizes(whole: pa.Table) -> np.ndarray:
     """Width and height of whole images `(n, 2)`, from the box around each: its last pixel, not its side."""
     return np.stack(whole["bbox"].to_numpy())[:, 2:].astype(np.int64) + 1

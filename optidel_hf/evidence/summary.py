@@ -44,6 +44,10 @@ EFFECTS = {
     "ours over the published rule": ("optidel", "hardest"),
     "the pool, as images": ("optidel", "full"),
     "the pool, as mosaics": ("optidel", "full_mosaics"),
+    "random images, of equal bytes": ("optidel", "random_equal_bytes"),
+    "random images, of equal compute": ("optidel", "random_equal_compute"),
+    "the pool, of equal compute": ("optidel", "full_equal_compute"),
+    "the same from the scorer": ("optidel", "full_equal_compute_from_scorer"),
 }
 ALPHA = 1.0
 """The weight of the share of data in NormDEL."""

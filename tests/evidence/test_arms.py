@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from scipy.stats import rankdata
 
 from optidel_hf import images
 from optidel_hf.curation.curated import MosaicConfig
@@ -18,6 +20,9 @@ from optidel_hf.curation.patches import PatchConfig
 from optidel_hf.curation.pipeline import CurationConfig, curate
 from optidel_hf.curation.reference import ReferenceConfig
 from optidel_hf.curation.scoring import ScoreConfig
+from optidel_hf.curation.selection.candidates import rank_within
+from optidel_hf.curation.selection.clusters import cluster
+from optidel_hf.curation.selection.select import read_pool
 from optidel_hf.curation.selection_config import SelectionConfig
 from optidel_hf.curation.shards import read_columns
 from optidel_hf.errors import UserError
@@ -25,6 +30,7 @@ from optidel_hf.evidence import arm_data
 from optidel_hf.evidence.arm_data import ArmData, build_arm
 from optidel_hf.evidence.arms import ARMS, arms_table
 from optidel_hf.evidence.pool import Pool
+from optidel_hf.evidence.rules import likeness
 from optidel_hf.pretraining.objectives.mae import build_mae
 from optidel_hf.pretraining.stored import StoredImages, open_images
 
@@ -34,6 +40,7 @@ PATCH, SIDE = 32, 48  # of patches when they are scored, and of the images that 
 STORED = 2  # round(0.1 x 21)
 LOOSE = {"max_area": 0.9, "min_area": 0.001, "box_nms_thresh": 0.95, "crop_nms_thresh": 0.95}
 SMALL = {"reference_width": 64, "reference_layers": 1, "reference_batch_size": 8, "reference_steps": 2}
+KEYS = ["source", "group", "bbox", "crop", "upscale", "fold", "difficulty", "embedding"]
 BUDGETED = [name for name, arm in ARMS.items() if arm.unit and arm.budgeted and not arm.bytes_of]
 
 
@@ -56,7 +63,7 @@ def pool(image_folder: Path, tiny_sam: str, tmp_path_factory: pytest.TempPathFac
         tmp_path_factory.mktemp("arms") / "out",
         PatchConfig(sam=tiny_sam, patch_size=PATCH, min_image_side=16, **LOOSE),
         ReferenceConfig(**SMALL),
-        ScoreConfig(partitions=1),
+        ScoreConfig(partitions=1, learnability=True),
         MosaicConfig(image_size=SIDE),
         device="cpu",
     )
@@ -88,6 +95,13 @@ def tiles(data: ArmData) -> list[list[dict]]:
 
 def sources(data: ArmData) -> list[str]:
     return [tile["source"] for mosaic in tiles(data) for tile in mosaic]
+
+
+def ranks_of(data: ArmData, pool: Pool, values: np.ndarray) -> np.ndarray:
+    """The values of the arm's tiles, of one a key patch."""
+    stock = read_columns(pool.output / "seed-0000" / "patch" / "scores", ["source", "crop"]).to_pylist()
+    row_of = {(patch["source"], tuple(patch["crop"])): row for row, patch in enumerate(stock)}
+    return values[[row_of[tile["source"], tuple(tile["crop"])] for mosaic in tiles(data) for tile in mosaic]]
 
 
 def pixels(folder: Path | str) -> torch.Tensor:
@@ -192,6 +206,38 @@ def test_untiled_patches_are_those_of_the_mosaics(built: dict[str, ArmData]) -> 
     assert set(crops("hard_patches_full")) < set(crops("hardest"))
     small = next(Path(built["hard_patches_small"].dataset).glob("*.parquet"))
     assert images.open_image(pq.read_table(small)["image"][0].as_py()).size == (SIDE // 2, SIDE // 2)
+
+
+def test_covering_looks_at_groups_and_at_no_difficulty(pool: Pool, built: dict[str, ArmData]) -> None:
+    assert built["cover_mosaics"].facts["groups"] == 4 * STORED  # as there are more than enough
+    table = read_columns(pool.output / "seed-0000" / "patch" / "scores", ["difficulty", "fold"])
+    hardness = rank_within(table["difficulty"].to_numpy(), table["fold"].to_numpy())
+    chosen = {name: ranks_of(built[name], pool, hardness).mean() for name in ("cover_mosaics", "optidel")}
+    assert chosen["cover_mosaics"] < 0.75 < chosen["optidel"]
+
+
+def test_medium_patches_lie_between_quantiles_of_their_cluster(pool: Pool, built: dict[str, ArmData]) -> None:
+    stock = read_columns(pool.output / "seed-0000" / "patch" / "scores", KEYS)
+    candidates = read_pool(stock, max_upscale=SelectionConfig.max_upscale)
+    label = cluster(candidates, 4 * STORED, seed=0).label
+    place = np.empty(len(candidates))
+    for code in np.unique(label):
+        rows = np.flatnonzero(label == code)
+        place[rows] = rankdata(candidates.hardness[rows], "ordinal") - 1
+        place[rows] /= max(1, len(rows) - 1)
+    by_row = np.full(stock.num_rows, np.nan)
+    by_row[candidates.rows] = place
+    chosen = ranks_of(built["cover_medium_mosaics"], pool, by_row)
+    assert chosen.min() >= 0.5
+    assert chosen.max() <= 0.9
+
+
+def test_a_compact_mask_inside_the_image_is_like_a_lesion() -> None:
+    whole = pa.table({"source": ["a"], "bbox": [[0.0, 0.0, 99.0, 49.0]]})  # 100 x 50 pixels
+    boxes = [[10.0, 10.0, 19.0, 9.0], [10.0, 10.0, 19.0, 9.0], [0.0, 10.0, 19.0, 9.0], [80.0, 40.0, 19.0, 9.0]]
+    area = np.array([200, 100, 200, 200]) / 5000
+    patches = pa.table({"source": ["a"] * 4, "bbox": boxes, "area": area})
+    assert likeness(patches, whole) == pytest.approx([1, 0.5, 0.75, 0.5])
 
 
 @pytest.mark.parametrize(("name", "last"), [("optidel_half", 0), ("optidel_last_whole", 1)])
