@@ -94,13 +94,14 @@ def pretrain(arguments: Sequence[str]) -> None:
     from optidel_hf.pretraining.checkpoints import require_writable
     from optidel_hf.pretraining.config import PretrainConfig
     from optidel_hf.pretraining.stored import open_images
-    from optidel_hf.pretraining.trainer import Pretrainer
+    from optidel_hf.pretraining.trainer import Pretrainer, check_last
     from optidel_hf.processes import process_rank, share_cores
     from optidel_hf.publishing.hub import PublishConfig
 
     share_cores()
     configs = (ImagesConfig, PretrainConfig, ProbeConfig, PublishConfig)
     images, config, probes, publish = _parse(configs, arguments, "pretrain", pretrain.__doc__)
+    check_last(config.last_share, images.last_dataset)
     if config.model:
         refuse_pickle(config.model, said=f"--model {config.model}")
     if not images.dry_run:

@@ -107,7 +107,7 @@ class Pretrainer:
         self.streamed = isinstance(images, StreamedImages)
         self.accelerator = _accelerator(config)
         _check_batch(config.batch_size, self.accelerator.num_processes, config.gradient_accumulation_steps)
-        _check_last(config.last_share, last)
+        check_last(config.last_share, last)
         objective = self._build()
         self._flops = flops_per_image(objective) if self.sharded else None  # in a long run only, else
         augmentation, model = config.augmentation(), objective.model.config
@@ -345,7 +345,8 @@ def _accelerator(config: PretrainConfig) -> Accelerator:
     )
 
 
-def _check_last(share: float, last: Images | None) -> None:
+def check_last(share: float, last: Images | str | None) -> None:
+    """Refuse last steps without images for them, and images without steps, with a `UserError`."""
     if share and last is None:
         raise UserError(f"--last_share {share:g} of the steps are for other images: give --last_dataset as well.")
     if last is not None and not share:
