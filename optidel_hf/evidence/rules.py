@@ -69,9 +69,9 @@ def _cover_medium(draw: Draw) -> pa.Table:
     table = _large_enough(draw)
     pool = read_pool(table, max_upscale=np.inf)
     label = cluster(pool, draw.images * draw.arm.tiles, draw.seed).label
-    within = np.concatenate([_quantiles(pool.hardness[rows]) for rows in members(label)])
     quantile = np.empty(len(pool))
-    quantile[np.concatenate(members(label))] = within
+    for rows in members(label):
+        quantile[rows] = _quantiles(pool.hardness[rows])
     medium = (quantile >= MEDIUM[0]) & (quantile <= MEDIUM[1])
     return draw.select(_with_drawn_difficulty(table.take(np.sort(pool.rows[medium])), draw.seed))
 
