@@ -48,6 +48,16 @@ EFFECTS = {
     "random images, of equal compute": ("optidel", "random_equal_compute"),
     "the pool, of equal compute": ("optidel", "full_equal_compute"),
     "the same from the scorer": ("optidel", "full_equal_compute_from_scorer"),
+    "key patches under the same rule": ("optidel", "optidel_images"),
+    "hardness beside cover": ("optidel", "cover_mosaics"),
+    "medium difficulty in a cluster": ("cover_medium_mosaics", "cover_mosaics"),
+    "learnability in place of difficulty": ("learnable_mosaics", "optidel"),
+    "masks like a lesion's": ("lesion_like_mosaics", "optidel"),
+    "nine tiles": ("optidel_m9", "optidel"),
+    "sixteen tiles": ("optidel_m16", "optidel"),
+    "tile-aware augmentation": ("optidel_tile_augmentation", "optidel"),
+    "half of the budget on whole images": ("optidel_half", "optidel"),
+    "a last fifth on whole images": ("optidel_last_whole", "optidel"),
 }
 ALPHA = 1.0
 """The weight of the share of data in NormDEL."""

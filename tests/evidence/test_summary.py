@@ -12,9 +12,10 @@ from simulated import results_table
 
 from optidel_hf.errors import UserError
 from optidel_hf.evaluation.metrics.normdel.normdel import normdel
+from optidel_hf.evidence import arms
 from optidel_hf.evidence.comparison import Judged
 from optidel_hf.evidence.measured import with_curation_steps
-from optidel_hf.evidence.summary import count_trials, summary_text
+from optidel_hf.evidence.summary import EFFECTS, count_trials, summary_text
 
 
 ARMS = {
@@ -104,6 +105,7 @@ def test_effects_are_named_by_what_they_separate(text):
     assert "| selection | optidel minus random_patch_mosaics | fine-tuned |" in effects
     assert "| SAM | random_patch_mosaics minus random_crop_mosaics | probed |" in effects
     assert "| zoom | random_crop_mosaics minus image_mosaics | probed |" in effects
+    assert {arm for pair in EFFECTS.values() for arm in pair} <= set(arms.ARMS)
 
 
 def test_normdel_is_of_the_seeds_mean_and_the_budget(results, text):
