@@ -18,6 +18,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from optidel_hf.curation.shards import existing_shards, read_columns
 from optidel_hf.errors import UserError
 
 
@@ -49,22 +50,25 @@ class Worth:
         return self.junk / self.tiles
 
 
-def judge_curation(folder: str | Path, latents: str | Path) -> Worth:
+def judge_curated(folder: str | Path, latents: str | Path) -> Worth:
     """
-    Judge a finished curation by its `selection.parquet`.
+    Judge a curated dataset, of `curate` or of an arm, by the lineage of its tiles.
 
     Args:
-        folder (`str` or `Path`): output of `curate` on a testbed's pool.
+        folder (`str` or `Path`): `curated/`, its shards.
         latents (`str` or `Path`): the testbed's `latents.parquet`.
 
     Raises:
-        `UserError`: if a file is missing, or the curation is not of this pool.
+        `UserError`: if there are no shards or no latents, or the tiles are not of this pool.
     """
-    for path, hint in ((Path(folder, "selection.parquet"), "optidel curate"), (Path(latents), "optidel testbed")):
-        if not path.exists():
-            raise UserError(f"{path}: no such file; `{hint}` writes it.")
-    sources = pq.read_table(Path(folder, "selection.parquet"), columns=["source"])["source"].to_pylist()
-    return judge(sources, pq.read_table(latents))
+    for found, place, hint in (
+        (bool(existing_shards(Path(folder))), folder, "optidel curate"),
+        (Path(latents).exists(), latents, "optidel testbed"),
+    ):
+        if not found:
+            raise UserError(f"{place}: nothing is there; `{hint}` writes it.")
+    tiles = read_columns(Path(folder), ["tiles"])["tiles"].combine_chunks().flatten()
+    return judge(tiles.field("source").to_pylist(), pq.read_table(latents))
 
 
 def judge(sources: Sequence[str], latents: pa.Table) -> Worth:

@@ -74,6 +74,31 @@ class TestbedConfig:
         return self.frames - round(self.junk * self.frames)
 
 
+@dataclass(frozen=True)
+class KnownPool:
+    """
+    A written testbed.
+
+    Args:
+        folder (`Path`): what `write_testbed` was told as `output_dir`.
+        images (`Path`): folder of the pool's images, all that a selection may see.
+        semi_synthetic (`bool`): whether they are real frames that drift.
+        redundancy (`int`, *optional*): near copies of each scene; none where a Zipf law gave real frames theirs.
+        junk (`float`): share of junk.
+    """
+
+    folder: Path
+    images: Path
+    semi_synthetic: bool
+    redundancy: int | None
+    junk: float
+
+    @property
+    def latents(self) -> Path:
+        """What is known of every frame."""
+        return self.folder / LATENTS
+
+
 class Plan(NamedTuple):
     """The latents, arrays over frames: scene, copy (when its scene is looked at), and kind of junk, empty for none."""
 
@@ -96,7 +121,7 @@ def write_testbed(config: TestbedConfig) -> Path:
     output = Path(config.output_dir)
     real = open_dataset(config.images) if config.images else None
     plan, types = plan_real(config, len(real)) if real else plan_generated(config)
-    pool = output / ("semi-synthetic-pool" if real else "synthetic-pool") / "images"
+    pool = _images(output, bool(real))
     _claim(output, config, len(real) if real else None)
     if (output / LATENTS).exists():
         return pool
@@ -111,6 +136,21 @@ def write_testbed(config: TestbedConfig) -> Path:
     write_text(describe(config, plan), output / "README.md")
     write_parquet(_latents(config, plan, types), output / LATENTS)
     return pool
+
+
+def open_testbed(folder: str | Path) -> KnownPool:
+    """
+    Find a testbed that was written.
+
+    Raises:
+        `UserError`: if there is none, or it is not whole.
+    """
+    folder = Path(folder)
+    if not (folder / LATENTS).exists():
+        raise UserError(f"{folder} holds no whole testbed (no {LATENTS}): `optidel testbed` writes one or goes on.")
+    asked = json.loads((folder / "testbed.json").read_text())
+    real = asked["images"] is not None
+    return KnownPool(folder, _images(folder, real), real, None if real else asked["redundancy"], asked["junk"])
 
 
 def frame_names(frames: int) -> list[str]:
@@ -176,6 +216,11 @@ def _write_jpeg(frame: np.ndarray, path: Path) -> None:
     partial = path.with_name(f".{path.name}.partial")
     Image.fromarray(frame).save(partial, "JPEG", quality=JPEG_QUALITY)
     partial.replace(path)
+
+
+def _images(output: Path, real: bool) -> Path:
+    """Where the pool lies: its path says what it is."""
+    return output / ("semi-synthetic-pool" if real else "synthetic-pool") / "images"
 
 
 def _write_csv(path: Path, rows: Sequence[Sequence[str]]) -> None:

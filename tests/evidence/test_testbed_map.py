@@ -66,3 +66,18 @@ def test_cells_lie_and_look_as_their_difference(tmp_path):
     assert {place: colour(*place) for place in expected} == {
         place: ImageColor.getrgb(COLOURS.get(name, PAPER)) for place, name in expected.items()
     }
+
+
+def test_a_cell_without_headroom_is_marked(tmp_path):
+    found = {"optidel minus random_images": {(1, 0.0): interval(0.01, 0.05), (5, 0.0): interval(0.01, 0.05)}}
+    draw_map(tmp_path / "map.png", found, {(5, 0.0)})
+    picture = Image.open(tmp_path / "map.png")
+    top, left = (TOP + TITLE) * SCALE, LEFT * SCALE
+    cells = [
+        picture.crop((x, top, x + (CELL_WIDTH - 2) * SCALE, top + (CELL_HEIGHT - 2) * SCALE))
+        for x in (left, left + CELL_WIDTH * SCALE)
+    ]
+    note = 44 * SCALE
+    above = [cell.crop((0, 0, cell.width, note)).tobytes() for cell in cells]
+    assert above[0] == above[1]
+    assert cells[0].tobytes() != cells[1].tobytes()

@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from optidel_hf.errors import UserError
-from optidel_hf.evidence.worth import judge, judge_curation
+from optidel_hf.evidence.worth import judge, judge_curated
 
 
 # Four types, of 3, 2, 1 and 1 scenes; scene 0 has two copies and a spoiled one.
@@ -62,9 +62,15 @@ def test_another_pool_is_refused():
         judge([], pool())
 
 
-def test_a_curation_is_judged_by_its_list(tmp_path):
+def test_a_curated_dataset_is_judged_by_the_lineage_of_its_tiles(tmp_path):
+    with pytest.raises(UserError, match="curated: nothing is there; `optidel curate`"):
+        judge_curated(tmp_path / "curated", tmp_path / "latents.parquet")
+    (tmp_path / "curated").mkdir()
+    for shard, mosaics in enumerate([["ac", "ff"], ["ai"]]):
+        tiles = [[{"source": source, "crop": [0, 0, 8]} for source in mosaic] for mosaic in mosaics]
+        pq.write_table(pa.table({"tiles": tiles}), tmp_path / "curated" / f"shard-{shard:05d}-of-00002.parquet")
+    with pytest.raises(UserError, match=r"latents.parquet: nothing is there; `optidel testbed`"):
+        judge_curated(tmp_path / "curated", tmp_path / "latents.parquet")
     pq.write_table(pool(), tmp_path / "latents.parquet")
-    with pytest.raises(UserError, match="optidel curate"):
-        judge_curation(tmp_path, tmp_path / "latents.parquet")
-    pq.write_table(pa.table({"source": ["a", "c"], "rank": [0, 1]}), tmp_path / "selection.parquet")
-    assert judge_curation(tmp_path, tmp_path / "latents.parquet").junk_share == 0.5
+    worth = judge_curated(tmp_path / "curated", tmp_path / "latents.parquet")
+    assert (worth.tiles, worth.kinds, worth.scenes) == (6, {"text": 1}, (3, 7))

@@ -10,7 +10,14 @@ from PIL import Image
 from optidel_hf.curation.inputs import InputConfig, open_sources
 from optidel_hf.errors import UserError
 from optidel_hf.sample import testbed
-from optidel_hf.sample.testbed import TestbedConfig, frame_names, plan_generated, plan_real, write_testbed
+from optidel_hf.sample.testbed import (
+    TestbedConfig,
+    frame_names,
+    open_testbed,
+    plan_generated,
+    plan_real,
+    write_testbed,
+)
 from optidel_hf.sources import open_dataset
 
 
@@ -161,3 +168,13 @@ def test_a_broken_real_frame_is_named(real_images, tmp_path):
 def test_what_makes_no_pool_is_refused(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
         TestbedConfig(**wrong)
+
+
+def test_a_written_testbed_is_found_with_what_it_is(generated, drifting, tmp_path):
+    found = open_testbed(generated.parents[1])
+    assert (found.images, found.semi_synthetic, found.redundancy, found.junk) == (generated, False, 4, 0.25)
+    assert pq.read_table(found.latents).num_rows == SMALL["frames"]
+    found = open_testbed(drifting.parents[1])
+    assert (found.images, found.semi_synthetic, found.redundancy, found.junk) == (drifting, True, None, 0.2)
+    with pytest.raises(UserError, match=r"no whole testbed \(no latents.parquet\)"):
+        open_testbed(tmp_path)
