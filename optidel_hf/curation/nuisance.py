@@ -22,7 +22,7 @@ FLAT_SPREAD = 1.5  # standard deviation of a border's levels: a shaded surface h
 DRAWN = 2  # range of levels in a window of a drawn box: the smoothest surface has more
 WHITE = 250  # level at which a channel counts as clipped
 INK = 60  # levels by which a stroke stands out, or a gap between strokes stands back
-PAGE = 0.35  # of a patch: glints lie less densely than letters
+PAGE = 0.35  # of a patch, in letters: glints hardly ever lie so densely
 GREY = 16  # levels between the channels of what is colourless
 MOSTLY = 0.9  # of a window's pixels
 COLOURED = 40  # levels between the channels of what is coloured
@@ -37,7 +37,7 @@ def nuisances(images: Tensor) -> dict[str, Tensor]:
 
     - `border`: share of the pixels in a flat frame of any level (black, white, grey) around the picture.
     - `text`: share of the pixels in or beside thin bright strokes on a flat colourless ground, or in a drawn box of
-      one colour; or, on any ground, beside bright strokes and dark gaps at once, if that is a third of the patch.
+      one colour; or, on any ground, beside bright strokes and dark gaps at once, if that is over a third of the patch.
       Above 0.02 it is text or an overlay more often than not. Dark letters, and few letters on the picture itself,
       are not found.
     - `saturation`: share of the pixels at which all channels are clipped at white.

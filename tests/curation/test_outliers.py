@@ -62,7 +62,7 @@ def test_each_nuisance_has_its_limit_and_its_reason() -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.3, 0.45])
 def test_junk_does_not_lift_the_limit_over_itself(share: float) -> None:
-    # What is fine is the same in every pool, 0.40 to 0.50, and so is the limit; from a quarter on, junk is beyond Q3.
+    # What is fine is the same in every pool, 0.40 to 0.50, and so is the limit; from a quarter on, Q3 is junk.
     fine = np.linspace(0.4, 0.5, 101)
     junk = np.linspace(0.7, 0.9, round(share / (1 - share) * 101))
     defocus = np.concatenate([fine, junk])

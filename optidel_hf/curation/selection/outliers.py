@@ -11,9 +11,9 @@ far they reach, do not move it:
 
 `difficulty` is a log error less what contrast and size explain, and so about normal where nothing is wrong. What
 spoils a patch has columns of its own (`border`, `text`, `saturation`, `defocus`, each from 0 to 1), each cut where it
-exceeds what an eye would object to and the same limit, taken over the patches that an eye would not object to as long
-as they are the majority: a quarter of blurred patches is beyond Q3, and would lift the limit over themselves. Where
-half of a pool is soft, all of it counts, and soft is no reason.
+exceeds both what an eye would object to (`LEAST`) and the same limit. Junk must not lift the limit that cuts it, as a
+quarter of blurred patches would, Q3 being one of them: Q2 and Q3 are those of the patches within `LEAST`, while these
+are the majority. Where half of a pool is soft they are those of all patches, and soft is no reason.
 
 A table with the column `learnability` tells noise from what is merely hard, as RHO-LOSS (Mindermann et al. 2022, arXiv
 2206.07137) does: of the quarter with the highest raw error a patch is cut if longer training has gained less than a
