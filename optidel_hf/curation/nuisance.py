@@ -21,7 +21,8 @@ FLAT = 8  # levels of 255 about a border's own, which JPEG spreads it by
 FLAT_SPREAD = 1.5  # standard deviation of a border's levels: a shaded surface has more
 DRAWN = 2  # range of levels in a window of a drawn box: the smoothest surface has more
 WHITE = 250  # level at which a channel counts as clipped
-INK = 60  # levels by which a stroke stands out
+INK = 60  # levels by which a stroke stands out, or a gap between strokes stands back
+PAGE = 0.35  # of a patch, in letters: glints hardly ever lie so densely
 GREY = 16  # levels between the channels of what is colourless
 MOSTLY = 0.9  # of a window's pixels
 COLOURED = 40  # levels between the channels of what is coloured
@@ -36,8 +37,9 @@ def nuisances(images: Tensor) -> dict[str, Tensor]:
 
     - `border`: share of the pixels in a flat frame of any level (black, white, grey) around the picture.
     - `text`: share of the pixels in or beside thin bright strokes on a flat colourless ground, or in a drawn box of
-      one colour. Above 0.02 it is text or an overlay more often than not. Dark letters, and letters on the picture
-      itself, are not found.
+      one colour; or, on any ground, beside bright strokes and dark gaps at once, if that is over a third of the patch.
+      Above 0.02 it is text or an overlay more often than not. Dark letters, and few letters on the picture itself,
+      are not found.
     - `saturation`: share of the pixels at which all channels are clipped at white.
     - `defocus`: the blur effect, 0 for sharp and 1 for blurred; also high where a small crop was enlarged.
     """
@@ -85,16 +87,24 @@ def _run(flat: Tensor) -> Tensor:
 
 
 def text(pixels: Tensor, level: Tensor) -> Tensor:
-    """Share of each patch in strokes and boxes that were drawn on it: arguments and result as for [`border`]."""
+    """
+    Share of each patch in strokes and boxes that were drawn on it: arguments and result as for [`border`].
+
+    A glint is as bright and as thin as a stroke. What tells letters on the picture is that they lie so closely that
+    there are gaps between them as thin and as deep as they are, all over the patch.
+    """
     level = level.round().byte()
     chroma = pixels.amax(1) - pixels.amin(1)
-    darkest = _erode(level)
+    darkest, brightest = _erode(level), _dilate(level)
     ground = _dilate(darkest)  # the opening: of strokes thinner than the window it leaves what is around them
+    bright, dark = level - ground >= INK, _erode(brightest) - level >= INK
     grey = _window_mean((chroma <= GREY).float())
-    strokes = (level - ground >= INK) & (_dilate(ground) - _erode(ground) <= FLAT) & (grey >= MOSTLY)
+    strokes = bright & (_dilate(ground) - _erode(ground) <= FLAT) & (grey >= MOSTLY)
     dullest = _erode(chroma)
-    boxes = (_dilate(level) - darkest <= DRAWN) & (_dilate(chroma) - dullest <= DRAWN) & (dullest >= COLOURED)
-    return _dilate((strokes | boxes).byte()).float().mean((1, 2))
+    boxes = (brightest - darkest <= DRAWN) & (_dilate(chroma) - dullest <= DRAWN) & (dullest >= COLOURED)
+    drawn = _dilate((strokes | boxes).byte()).float().mean((1, 2))
+    page = (_dilate(bright.byte()) & _dilate(dark.byte())).float().mean((1, 2))
+    return torch.where(page >= PAGE, torch.maximum(drawn, page), drawn)
 
 
 def _window_mean(values: Tensor) -> Tensor:

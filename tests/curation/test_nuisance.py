@@ -68,6 +68,20 @@ def test_letters_on_a_flat_ground_are_text_and_glare_is_not() -> None:
     assert found["saturation"][1] == pytest.approx((glaring == 255).all(-1).mean())
 
 
+@pytest.mark.parametrize("ink", [(255, 255, 255), (255, 235, 60), (90, 220, 255)])
+def test_letters_all_over_the_picture_are_text_and_a_word_or_glints_are_not(ink: tuple[int, int, int]) -> None:
+    page, word = (Image.fromarray(surface()) for _ in range(2))
+    for top in range(0, 64, 10):
+        ImageDraw.Draw(page).text((0, top - 2), "MHE4A8WNKB", fill=ink)
+    ImageDraw.Draw(word).text((20, 30), "B8", fill=ink)
+    glinting = surface()
+    for y, x in np.random.default_rng(1).integers(2, 60, (30, 2)):
+        glinting[y : y + 2, x : x + 3] = 255
+    found = measure(*map(np.asarray, (page, word, glinting)))["text"]
+    assert found[0] > 0.5
+    assert max(found[1:]) < 0.02
+
+
 def test_a_drawn_box_is_text() -> None:
     boxed = surface()
     boxed[40:60, 10:50] = [40, 180, 140]

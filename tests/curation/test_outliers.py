@@ -60,6 +60,39 @@ def test_each_nuisance_has_its_limit_and_its_reason() -> None:
     }
 
 
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.3, 0.45])
+def test_junk_does_not_lift_the_limit_over_itself(share: float) -> None:
+    # What is fine is the same in every pool, 0.40 to 0.50, and so is the limit; from a quarter on, Q3 is junk.
+    fine = np.linspace(0.4, 0.5, 101)
+    junk = np.linspace(0.7, 0.9, round(share / (1 - share) * 101))
+    defocus = np.concatenate([fine, junk])
+    cut = cut_outliers(candidates(np.linspace(0, 1, len(defocus)), defocus=defocus), 50, None)
+    assert cut.facts["cut"][SPOILT["defocus"]] == {"limit": LEAST["defocus"], "count": len(junk)}
+    assert sorted(cut.pool.tolist()) == list(range(101))
+
+
+@pytest.mark.parametrize("junk", [0.0, 0.5])
+def test_the_choice_holds_what_is_fine_where_half_of_a_pool_is_junk(junk: float) -> None:
+    """Of the junk a third each is blurred, glaring (and as soft) and lettered, and it is harder than the rest."""
+    rng, n = np.random.default_rng(0), 800
+    spoilt = rng.random(n) < junk
+    kind = np.where(spoilt, rng.integers(3, size=n), -1)
+    soft, sharp = rng.normal(0.82, 0.05, n), rng.normal(0.42, 0.06, n)
+    columns = {
+        "border": rng.beta(0.5, 15, n),
+        "text": np.where(kind == 2, rng.uniform(0.3, 0.9, n), 0.02 * rng.beta(0.1, 3, n)),
+        "saturation": np.where(kind == 1, rng.uniform(0.1, 0.6, n), 0.1 * rng.beta(0.2, 5, n)),
+        "defocus": np.where((kind == 0) | (kind == 1), soft, sharp).clip(0, 1),
+    }
+    table = pool(n, difficulty=rng.normal(size=n) + spoilt)
+    for name, values in columns.items():
+        table = table.add_column(name, list(values.astype(np.float32)))
+    selection = select(table, 0.05)
+    dropped = sum(figures["count"] for figures in selection.facts["cut"].values())
+    assert spoilt[selection.rows].mean() < 0.02
+    assert dropped - spoilt.sum() < 0.02 * n
+
+
 def test_what_most_of_a_pool_has_does_not_spoil_it() -> None:
     # All frames are soft, 0.60 to 0.79: median 0.695, upper quartile 0.7425, and the limit 0.695 + 5.19 * 0.0475.
     defocus = 0.6 + 0.01 * np.arange(20)

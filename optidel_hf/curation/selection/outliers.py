@@ -11,7 +11,9 @@ far they reach, do not move it:
 
 `difficulty` is a log error less what contrast and size explain, and so about normal where nothing is wrong. What
 spoils a patch has columns of its own (`border`, `text`, `saturation`, `defocus`, each from 0 to 1), each cut where it
-exceeds the same limit and at least what an eye would object to: where half of a pool is soft, soft is no reason.
+exceeds both what an eye would object to (`LEAST`) and the same limit. Junk must not lift the limit that cuts it, as a
+quarter of blurred patches would, Q3 being one of them: Q2 and Q3 are those of the patches within `LEAST`, while these
+are the majority. Where half of a pool is soft they are those of all patches, and soft is no reason.
 
 A table with the column `learnability` tells noise from what is merely hard, as RHO-LOSS (Mindermann et al. 2022, arXiv
 2206.07137) does: of the quarter with the highest raw error a patch is cut if longer training has gained less than a
@@ -79,10 +81,16 @@ def cut_outliers(candidates: Candidates, count: int, trim: float | None) -> Cut:
 
 def _limits(candidates: Candidates) -> dict[str, float]:
     """What no patch may exceed, by the reason that is given if it does."""
-    limits = {SPOILT[name]: max(LEAST[name], upper_fence(values)) for name, values in candidates.nuisances.items()}
+    limits = {SPOILT[name]: spoilt_limit(values, LEAST[name]) for name, values in candidates.nuisances.items()}
     fence = upper_fence(candidates.score)
     tied = fence == np.median(candidates.score)  # no spread above the median to judge a tail by
     return {**limits, OUTLIER: float(candidates.score.max()) if tied else fence}
+
+
+def spoilt_limit(values: np.ndarray, least: float) -> float:
+    """The limit of a nuisance: the fence of what is at most `least`, if that is the majority, else of all values."""
+    fine = values[values <= least]
+    return max(least, upper_fence(fine if 2 * len(fine) > len(values) else values))
 
 
 def upper_fence(values: np.ndarray) -> float:
