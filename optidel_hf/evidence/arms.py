@@ -112,7 +112,7 @@ ARMS = {
         "And with patches of medium difficulty in their cluster?", strategy="optidel", rule="cover_medium"
     ),
     "learnable_mosaics": Arm(
-        "Are patches on which longer training gains most better than hard ones? Needs `--learnability true`.",
+        "Are patches on which longer training gains most (`--learnability true`) better than hard ones?",
         strategy="optidel",
         score="learnability",
     ),
