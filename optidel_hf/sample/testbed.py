@@ -267,7 +267,8 @@ def describe(config: TestbedConfig, plan: Plan) -> str:
         f"**Semi-synthetic.** {scenes} real frames drift (pan, zoom, roll, exposure, motion blur), each into as many "
         "copies as a Zipf law gives it. The real data's licence holds for these copies too, and results on this pool "
         "are results on a semi-synthetic pool, never on the real frames. The column `group` of metadata.csv "
-        "(`--group_column group`) names the frame that a copy comes from."
+        "(`--group_column group`) names the frame that a copy comes from, as a video's name would: a selection that "
+        "is told it need not find the copies, so say which of the two was run."
         if config.images
         else f"**Synthetic.** {scenes} generated colonoscopy-like scenes of up to {config.scene_types} types, whose "
         f"frequency follows a Zipf law, in {config.redundancy} near copies each (pan, zoom, roll, exposure, motion "
