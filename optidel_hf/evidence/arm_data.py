@@ -137,7 +137,7 @@ def build_arm(name: str, budget: float, seed: int, pool: Pool, *, label_images: 
 
     Args:
         name (`str`): one of [`ARMS`].
-        budget (`float`): fraction of the usable images; without meaning for `none`, `full` and `full_mosaics`.
+        budget (`float`): fraction of the usable images; without meaning for an arm that is not cut to one.
         seed (`int`): redraws the subset, the folds and the selection.
         pool ([`Pool`]).
         label_images (`torch.Tensor` of shape `(m, 3, S, S)`, uint8, *optional*): of the label pool; only `oracle`

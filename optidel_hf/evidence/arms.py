@@ -2,11 +2,12 @@
 Arms: what each is pre-trained on, for any budget and seed, and which question it answers.
 
 All arms of one budget b over n usable images store the same pixels, those of round(b n) images at the training
-resolution, in mosaics of M tiles or whole. Two are not cut to a budget: `full` stores all n images, `full_mosaics`
-shows each of them once, four to a mosaic, and so stores a quarter of that. Of the un-tiled arms `hard_patches_full`
-stores round(b n) patches at full side, and `hard_patches_small` M round(b n) at a tile's, which pre-training enlarges.
-`random_equal_bytes` stores as many bytes as `optidel`, not as many pixels. All are trained for the same steps,
-whatever they store, but for those of equal compute, which are trained for as much longer as curation takes.
+resolution, in mosaics of M tiles or whole. Those of `full` are not cut to a budget: they store all n images, or in
+`full_mosaics`, which shows each of them once, four to a mosaic, a quarter of that. Of the un-tiled arms
+`hard_patches_full` stores round(b n) patches at full side, and `hard_patches_small` M round(b n) at a tile's, which
+pre-training enlarges. `random_equal_bytes` stores as many bytes as `optidel`, not as many pixels. All are trained for
+the same steps, whatever they store, but for those of equal compute, which are trained for as much longer as curation
+takes.
 """
 
 from __future__ import annotations

@@ -148,7 +148,7 @@ def cell_pretraining(cell: Cell, data: ArmData, experiment: Experiment) -> Pretr
     return replace(
         experiment.pretrain,
         steps=steps,
-        last_share=arm.whole if data.last else 0.0,
+        last_share=arm.whole if arm.whole_last else 0.0,
         tile_augmentation=arm.tile_augmentation or experiment.pretrain.tile_augmentation,
         model=data.start or experiment.pretrain.model,
         seed=cell.seed,

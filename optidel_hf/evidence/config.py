@@ -225,9 +225,11 @@ class Experiment:
     score: ScoreConfig = field(default_factory=ScoreConfig)
 
     def __post_init__(self) -> None:
+        if self.pretrain.steps % self.grid.checkpoints:
+            raise ValueError(f"steps {self.pretrain.steps} must be a multiple of checkpoints {self.grid.checkpoints}.")
         for arm in self.grid.arms:
-            if arm in ARMS:
-                self._check_arm(arm)
+            if arm in ARMS and ARMS[arm].pays_curation:
+                self._check_longer(arm)
 
     @property
     def output(self) -> Path:
@@ -242,12 +244,12 @@ class Experiment:
         images = self.reference.reference_steps * self.reference.reference_batch_size if rule.from_scorer else 0
         return steps + self.grid.curation_steps - images // self.pretrain.batch_size
 
-    def _check_arm(self, arm: str) -> None:
+    def _check_longer(self, arm: str) -> None:
         steps, checkpoints = self.steps(arm), self.grid.checkpoints
-        if ARMS[arm].pays_curation and steps <= self.pretrain.steps:
+        if steps <= self.pretrain.steps:
             raise ValueError(
                 f"{arm} spends curation's time on steps, but curation_steps is {self.grid.curation_steps}: give what "
-                f"the table of costs in results.md says of optidel."
+                "the table of costs in results.md says of optidel."
             )
         if ARMS[arm].from_scorer and (told := self._scorer_differs()):
             raise ValueError(f"{arm} goes on from the reference model, but {told}: give one to the other.")

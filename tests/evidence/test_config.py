@@ -80,7 +80,7 @@ def test_who_pays_for_curation_is_trained_longer() -> None:
         ("--arms full full", "arms names something twice"),
         ("--modes probed", "modes must be among finetune, probe"),
         ("--test_split train", "must be three splits"),
-        ("--checkpoints 3", "steps 400 of none must be a multiple of checkpoints 3"),
+        ("--checkpoints 3", "pre-training: steps 400 must be a multiple of checkpoints 3"),
         ("--pretrain_mask_ratio 2", "pre-training: mask_ratio must lie between 0 and 1"),
         ("--pretrain_seed 1", "unrecognized arguments: --pretrain_seed"),
     ],
