@@ -102,7 +102,7 @@ def run_cell(cell: Cell, experiment: Experiment, judges: Judges) -> list[dict[st
     batch = experiment.pretrain.batch_size
     return [
         facts
-        | {"step": step, "images_seen": step * batch, "labels": labels, "mode": mode}
+        | {"step": step, "images_seen": step * batch, "labels": labels, "label_draws": grid.label_draws, "mode": mode}
         | judge(encoder, judges, grid, cell.seed, labels, mode)
         for step, encoder in model.encoders.items()
         for labels in grid.labels
@@ -201,19 +201,27 @@ def _held_out_frames(pool: Pool) -> Frames:
 def judge(
     encoder: Backbone, judges: Judges, grid: ReproduceConfig, seed: int, labels: int, mode: str
 ) -> dict[str, Any]:
-    """One downstream run: `miou`, `confusion` and `downstream_seconds`; the encoder stays as it is."""
+    """Every draw's downstream run, their confusions added: `miou`, `confusion` and `downstream_seconds`."""
     began = time.perf_counter()
-    candidates = judges.candidates
-    labelled = candidates.subset(labelled_rows(len(candidates), labels, seed))
-    with torch.random.fork_rng():  # the head's weights are the seed's, and the caller's state is kept
-        torch.manual_seed(seed)
-        segmenter = Segmenter(copy.deepcopy(encoder), candidates.images.shape[-1]).to(resolve_device(grid.device))
-        steps, rate = grid.schedule(mode)
-        batch_size = grid.downstream_batch_size
-        train(segmenter, labelled, mode, seed=seed, steps=steps, batch_size=batch_size, learning_rate=rate)
-    confusion = image_confusions(segmenter, judges.judged, batch_size)
+    draws = range(seed * grid.label_draws, (seed + 1) * grid.label_draws)  # no two seeds share one
+    confusion = np.sum([_downstream(encoder, judges, grid, draw, labels, mode) for draw in draws], axis=0)
     return {
         "miou": float(np.nanmean(class_iou(confusion.sum(axis=0)))),
         "confusion": confusion.ravel().tolist(),
         "downstream_seconds": time.perf_counter() - began,
     }
+
+
+def _downstream(
+    encoder: Backbone, judges: Judges, grid: ReproduceConfig, draw: int, labels: int, mode: str
+) -> np.ndarray:
+    """The confusions `(N, C, C)` of one run; labels, head and order are the draw's, the encoder stays as it is."""
+    candidates = judges.candidates
+    labelled = candidates.subset(labelled_rows(len(candidates), labels, draw))
+    with torch.random.fork_rng():  # the head's weights are the draw's, and the caller's state is kept
+        torch.manual_seed(draw)
+        segmenter = Segmenter(copy.deepcopy(encoder), candidates.images.shape[-1]).to(resolve_device(grid.device))
+        steps, rate = grid.schedule(mode)
+        batch_size = grid.downstream_batch_size
+        train(segmenter, labelled, mode, seed=draw, steps=steps, batch_size=batch_size, learning_rate=rate)
+    return image_confusions(segmenter, judges.judged, batch_size)

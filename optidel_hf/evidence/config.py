@@ -93,6 +93,10 @@ class ReproduceConfig:
     labels: list[int] = field(
         default_factory=lambda: [100], metadata={"help": "Numbers of labelled images, drawn by the seed; 0: all."}
     )
+    label_draws: int = field(
+        default=1,
+        metadata={"help": "Draws of labels, head and order that judge a model, put together: less noise a seed."},
+    )
     modes: list[str] = field(
         default_factory=lambda: list(MODES), metadata={"help": "finetune (encoder and head) and probe (the head)."}
     )
@@ -142,7 +146,7 @@ class ReproduceConfig:
     device: str = field(default="auto", metadata={"help": "auto (cuda, mps, xpu, then cpu) or one of these."})
 
     def __post_init__(self) -> None:
-        positive = ("seeds", "finetune_steps", "probe_steps", "downstream_batch_size", "checkpoints")
+        positive = ("seeds", "label_draws", "finetune_steps", "probe_steps", "downstream_batch_size", "checkpoints")
         for name in positive:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")

@@ -1,9 +1,9 @@
 """
 Results on disk: one parquet a finished cell, and `results.parquet` with the rows of all of them.
 
-A row is a downstream run. Its `confusion` holds every judged image's confusion matrix, so that intervals may resample
-images; the images' names, in that order, stand in the schema's metadata as JSON: `{"validation": [...]}`. mIoU is of
-the pooled confusion matrix, as everywhere.
+A row is a downstream run, or as many as labels are drawn. Its `confusion` holds every judged image's confusion matrix,
+so that intervals may resample images; the images' names, in that order, stand in the schema's metadata as JSON:
+`{"validation": [...]}`. mIoU is of the pooled confusion matrix, as everywhere.
 
 Shapes: `N` judged images, `C` classes.
 """
@@ -40,6 +40,7 @@ RESULT_SCHEMA = pa.schema(
         ("budget", pa.float64()),  # share of the pool; 0 without pre-training, 1 for the whole pool
         ("seed", pa.int32()),
         ("labels", pa.int32()),
+        ("label_draws", pa.int32()),  # runs whose confusions were added
         ("mode", pa.string()),  # finetune or probe
         ("split", pa.string()),  # validation or test
         ("step", pa.int32()),  # of the checkpoint that is judged; the last one is `steps`

@@ -96,6 +96,7 @@ def summary_text(results: pa.Table, trials: Mapping[str, int] | None = None) -> 
         f"# Results on the {judged.split} part{'' if gate.passed else ': no headroom'}",
         gate.sentence,
         READING,
+        *_draws_section(judged),
         *_endpoint_section(judged, gate),
         *_arm_section(judged),
         *_effect_section(judged),
@@ -118,6 +119,15 @@ def count_trials(path: Path) -> dict[str, int]:
         trial = json.loads(line)
         read.setdefault(trial["arm"], set()).add(trial["config_hash"])
     return {arm: len(hashes) for arm, hashes in read.items()}
+
+
+def _draws_section(judged: Judged) -> list[str]:
+    """By how many draws of labels each model is judged, where they are several."""
+    told = judged.rows["label_draws"].to_pylist() if "label_draws" in judged.rows.column_names else []
+    if max(told, default=1) == 1:
+        return []
+    draws = " or ".join(map(str, sorted(set(told))))
+    return [f"Each seed's model is judged by {draws} draws of labels, head and order, put together."]
 
 
 def _endpoint_section(judged: Judged, gate: Gate) -> list[str]:

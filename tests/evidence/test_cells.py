@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,19 @@ from optidel_hf.curation.heldout import judge
 from optidel_hf.evaluation.backbone import Backbone
 from optidel_hf.evaluation.downstream import load_downstream
 from optidel_hf.evaluation.protocol import Segmenter, image_confusions, score
+from optidel_hf.evidence.cells import Judges
+from optidel_hf.evidence.cells import judge as judge_cell
+from optidel_hf.evidence.config import ReproduceConfig
+
+
+def tiny_encoder() -> Backbone:
+    sizes = {name: SIZES[name] for name in ("image_size", "patch_size", "hidden_size", "num_attention_heads")}
+    return Backbone(ViTModel(ViTConfig(**sizes, num_hidden_layers=1), add_pooling_layer=False))
 
 
 def test_image_confusions_sum_to_the_score(tmp_path: Path) -> None:
     data = load_downstream(str(write_squares(tmp_path)), "train", SIDE)
-    sizes = {name: SIZES[name] for name in ("image_size", "patch_size", "hidden_size", "num_attention_heads")}
-    model = Segmenter(Backbone(ViTModel(ViTConfig(**sizes, num_hidden_layers=1), add_pooling_layer=False)), SIDE)
+    model = Segmenter(tiny_encoder(), SIDE)
     confusions = image_confusions(model.eval(), data, batch_size=5)
     assert confusions.sum(0).tolist() == score(model, data, batch_size=12)["confusion_matrix"]
     assert confusions[:, 1].sum(1).tolist() == data.masks.sum((1, 2)).tolist()
@@ -46,3 +54,20 @@ def test_a_grid_from_a_file_with_a_real_arm(image_folder: Path, tmp_path: Path) 
     assert row["vinfo_held_out"] == pytest.approx(judged["cell"]["v_information"], abs=1e-6)
     assert judged["cell"]["frames"] == 24 - round(0.8 * 24)
     assert np.isfinite(row["miou"])
+
+
+@pytest.mark.parametrize("mode", ["finetune", "probe"])
+@pytest.mark.usefixtures("one_thread")
+def test_draws_of_labels_are_runs_of_their_own_put_together(mode: str, tmp_path: Path) -> None:
+    folder = str(write_squares(tmp_path))
+    judges = Judges(load_downstream(folder, "train", SIDE), load_downstream(folder, "validation", SIDE))
+    grid = ReproduceConfig(finetune_steps=2, probe_steps=2, downstream_batch_size=4, device="cpu")
+    encoder = tiny_encoder()
+
+    def confusion(seed: int, draws: int) -> np.ndarray:
+        row = judge_cell(encoder, judges, replace(grid, label_draws=draws), seed, 4, mode)
+        return np.array(row["confusion"]).reshape(-1, 2, 2)
+
+    single = [confusion(seed, 1) for seed in (2, 3)]
+    assert (single[0] != single[1]).any()
+    assert (confusion(1, 2) == single[0] + single[1]).all()

@@ -131,6 +131,12 @@ def test_a_grid_elsewhere_does_not_pass_for_the_endpoint():
     assert "This grid does not hold the primary endpoint." in text
 
 
+def test_several_draws_of_labels_are_said(results):
+    drawn = [results.append_column("label_draws", pa.array([count] * len(results))) for count in (1, 5)]
+    told = ["judged by 5 draws of labels" in summary_text(one) for one in (results, *drawn)]
+    assert told == [False, False, True]
+
+
 def test_steps_to_fulls_level_come_from_the_checkpoints(text):
     levels = section(text, "Steps to full's level")
     assert "| optidel | fine-tuned | 200 [200, 200] | 5 |" in levels
