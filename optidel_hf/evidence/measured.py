@@ -29,7 +29,7 @@ COSTS = {
     "curation_seconds": "curation, s",
     "curation_steps": "curation, in steps",
     "pretrain_seconds": "pre-training, s",
-    "downstream_seconds": "a downstream run, s",
+    "downstream_seconds": "downstream, s",
 }
 MEASURES = {
     "null_entropy": "(i) H(Y without X)",
