@@ -158,8 +158,9 @@ class _Run:
     def selection_stage(self) -> Stage:
         upstream = self.score_stage.hash if self.config.selection.scored else self.patch_stage.hash
         fields = asdict(self.config.selection)
-        if fields["distance"] == SelectionConfig.distance:
-            del fields["distance"]  # what was selected before there was a choice stays good
+        for later in ("distance", "hardness_weight"):  # what was selected before there was a choice stays good
+            if fields[later] == getattr(SelectionConfig, later):
+                del fields[later]
         if self.config.selection.strategy == AUTO:
             fields |= asdict(self.config.pilot)
         return Stage(self.output / ".selection", fields, upstream)

@@ -38,6 +38,9 @@ class SelectionConfig:
     diversity: str = field(
         default="coverage", metadata={"help": "What optidel maximises beside hardness: coverage or logdet (ablation)."}
     )
+    hardness_weight: float = field(
+        default=1.0, metadata={"help": "How much hardness counts in optidel: 1 as much as diversity, 0 not at all."}
+    )
     seed: int = field(default=0, metadata={"help": "Seed of the selection."})
 
     def __post_init__(self) -> None:
@@ -53,6 +56,8 @@ class SelectionConfig:
             raise UserError(f"distance is '{self.distance}': choose one of {', '.join(DISTANCES)}.")
         if self.diversity not in DIVERSITY:
             raise UserError(f"diversity is '{self.diversity}': choose one of {', '.join(DIVERSITY)}.")
+        if not 0 <= self.hardness_weight < float("inf"):
+            raise UserError(f"hardness_weight is {self.hardness_weight}: it is 0 (diversity alone) or more.")
         grid_side(self.tiles_per_mosaic)
         mosaics_in_budget(self.budget, 10**9)
 

@@ -117,6 +117,7 @@ class Draw:
             strategy=self.arm.strategy,
             seed=self.seed,
             score=self.arm.score,
+            hardness_weight=self.arm.hardness_weight,
             tiles_per_mosaic=self.arm.tiles,
             max_upscale=SelectionConfig.max_upscale if as_curate else np.inf,
         )

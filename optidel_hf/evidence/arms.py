@@ -30,6 +30,7 @@ class Arm:
         budgeted (`bool`): whether it is cut to the budget; else everything is taken.
         shrink (`int`): shrink^2 times as many images are stored, of a side that is as many times shorter.
         score (`str`, *optional*): column to rank by, where that is not the strategy's own.
+        hardness_weight (`float`): of `optidel`.
         rule (`str`, *optional*): of `rules.RULES`, where choosing is more than the strategy on the unit's table.
         whole (`float`): share of its images that are random whole ones; they come after the mosaics.
         whole_last (`bool`): whether these are for the last steps, as large a share of them.
@@ -48,6 +49,7 @@ class Arm:
     budgeted: bool = True
     shrink: int = 1
     score: str | None = None
+    hardness_weight: float = 1.0
     rule: str | None = None
     whole: float = 0.0
     whole_last: bool = False
@@ -108,6 +110,9 @@ ARMS = {
         "Is it enough to leave out what is spoilt and to cover groups and clusters, at any difficulty?",
         strategy="optidel",
         rule="cover",
+    ),
+    "coverage_mosaics": Arm(
+        "Is coverage enough, without hardness (`--hardness_weight 0`)?", strategy="optidel", hardness_weight=0.0
     ),
     "cover_medium_mosaics": Arm(
         "And with patches of medium difficulty in their cluster?", strategy="optidel", rule="cover_medium"

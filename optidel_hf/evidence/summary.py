@@ -50,6 +50,7 @@ EFFECTS = {
     "the same from the scorer": ("optidel", "full_equal_compute_from_scorer"),
     "key patches under the same rule": ("optidel", "optidel_images"),
     "hardness beside cover": ("optidel", "cover_mosaics"),
+    "hardness beside coverage": ("optidel", "coverage_mosaics"),
     "medium difficulty in a cluster": ("cover_medium_mosaics", "cover_mosaics"),
     "learnability in place of difficulty": ("learnable_mosaics", "optidel"),
     "masks like a lesion's": ("lesion_like_mosaics", "optidel"),

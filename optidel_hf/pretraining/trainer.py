@@ -18,7 +18,6 @@ and the number of processes and of accumulated parts changes the result through 
 
 from __future__ import annotations
 
-import importlib.metadata
 import itertools
 import json
 import logging
@@ -29,7 +28,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import torch
+import transformers
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
@@ -299,7 +300,7 @@ class Pretrainer:
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "processes": self.accelerator.num_processes,
             "precision": self.accelerator.mixed_precision,
-            "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "accelerate")},
+            "versions": {package.__name__: package.__version__ for package in (torch, transformers, accelerate)},
         }
 
 

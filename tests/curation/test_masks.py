@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from PIL import Image
-from transformers import SamProcessor
+from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 
 from optidel_hf.checkpoints import EMBEDDED, checkpoint_path
 from optidel_hf.curation.masks import MaskGenerator
@@ -16,7 +16,7 @@ from optidel_hf.images import Opened
 @pytest.mark.parametrize("size", [(352, 288), (257, 301), (100, 37), (256, 256), (1001, 640)])
 def test_sam_sees_the_stock_pixels(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     image = Image.effect_noise(size, 90).convert("RGB")
-    stock = SamProcessor.from_pretrained(checkpoint_path(EMBEDDED))(images=image, return_tensors="pt")
+    stock = SamImageProcessorPil.from_pretrained(checkpoint_path(EMBEDDED))(images=image, return_tensors="pt")
     generator, seen = MaskGenerator(PatchConfig(points_per_side=1), "cpu"), []
     embed = generator.model.get_image_embeddings
     monkeypatch.setattr(generator.model, "get_image_embeddings", lambda pixels: seen.append(pixels) or embed(pixels))

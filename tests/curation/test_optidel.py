@@ -5,11 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from lazy_greedy import lazy_greedy
+from test_selection import pool
 
+from optidel_hf.curation.selection import select
 from optidel_hf.curation.selection.candidates import Candidates
 from optidel_hf.curation.selection.choice import OUTLIER, Choice, Options
 from optidel_hf.curation.selection.objective import Directions, Objective, coverage, equal_weight, make_blocks
 from optidel_hf.curation.selection.optidel import Turns, deal, optidel
+from optidel_hf.curation.selection_config import SelectionConfig
+from optidel_hf.errors import UserError
 
 
 def candidates(hardness: np.ndarray, source: np.ndarray, group: np.ndarray, embedding: np.ndarray) -> Candidates:
@@ -133,6 +137,34 @@ def test_blocks_reach_99_percent_of_lazy_greedy(width: int) -> None:
     assert 0.99 * best <= found <= 1.01 * best
     rest = rng.permutation(n)[:count]
     assert value(rest, worth, similar, weight) < 0.9 * best
+
+
+@pytest.mark.parametrize("diversity", ["coverage", "logdet"])
+def test_without_hardness_diversity_alone_decides_and_more_weight_is_harder(diversity: str) -> None:
+    n, count = 300, 40
+    rng, directions, own = np.random.default_rng(5), scattered(300), np.arange(300)
+    hardness = rng.random(n)
+
+    def chosen(weight: float, hardness: np.ndarray) -> np.ndarray:
+        options = Options(0, 0.0, "far", 0.9, diversity, hardness_weight=weight)
+        return optidel(candidates(hardness, own, own, directions.embedding), count, options).chosen
+
+    by_weight = {weight: chosen(weight, hardness) for weight in (0.0, 1.0, 8.0)}
+    assert set(by_weight[0.0]) == set(chosen(0.0, rng.permutation(hardness)))
+    assert set(by_weight[1.0]) != set(chosen(1.0, rng.permutation(hardness)))
+    easy, both, hard = (hardness[rows].mean() for rows in by_weight.values())
+    assert easy < both - 0.05 < both < hard
+    if diversity == "coverage":
+        covered = [similarities(directions)[rows].max(axis=0).sum() for rows in by_weight.values()]
+        assert covered[0] > covered[1] > covered[2]
+
+
+def test_a_weight_below_zero_is_refused() -> None:
+    for wrong in (-0.1, np.inf, np.nan):
+        with pytest.raises(UserError, match=r"hardness_weight is .*: it is 0 \(diversity alone\) or more"):
+            SelectionConfig(hardness_weight=wrong)
+        with pytest.raises(UserError, match="hardness_weight is"):
+            select(pool(8), 0.5, hardness_weight=wrong)
 
 
 # The deal

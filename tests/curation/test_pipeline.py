@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import time
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from children import CHILDREN
 from datasets import load_dataset
 from PIL import Image
 
@@ -70,13 +71,14 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def run_in_child(config: CurationConfig, environment: dict[str, str] | None = None) -> multiprocessing.Process:
-    def child() -> None:
-        os.environ.update(environment or {})
-        torch.set_num_threads(1)
-        curate(config)
+def _curate(config: CurationConfig, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    curate(config)
 
-    process = multiprocessing.get_context("fork").Process(target=child)
+
+def run_in_child(config: CurationConfig, environment: dict[str, str] | None = None) -> BaseProcess:
+    process = CHILDREN.Process(target=_curate, args=(config, environment or {}))
     process.start()
     return process
 
@@ -109,10 +111,14 @@ def test_two_ranks_write_the_same_patches_scores_and_mosaics(
     assert files(tmp_path / "out") == files(finished)
 
 
-def test_what_was_scored_without_learnability_stays_good(finished: Path) -> None:
-    for stage in ("scores", "reference"):
+def test_what_was_made_before_there_was_a_choice_stays_good(finished: Path) -> None:
+    for stage, later in (
+        ("scores", {"learnability"}),
+        ("reference", {"learnability"}),
+        (".selection", {"distance", "hardness_weight"}),
+    ):
         fields = json.loads((finished / stage / "config.json").read_text())["fields"]
-        assert "learnability" not in {**fields, **fields.get("score", {})}
+        assert not later & {*fields, *(fields.get("score") or {})}
 
 
 def test_curated_images_are_the_tiles_that_the_selection_names(finished: Path, image_folder: Path) -> None:

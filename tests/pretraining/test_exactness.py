@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
+from children import CHILDREN
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -28,7 +28,6 @@ from .test_launch_configs import launch_arguments
 from .tiny import free_port, run_child, tiny_config
 
 
-FORK = multiprocessing.get_context("fork")
 COUNT, STEPS = 40, 10  # 16 images a step: four epochs, and the first ends amid the third step
 
 
@@ -152,7 +151,9 @@ def _sharded_rank(*arguments: Any, **changes: Any) -> None:
 
 def _sharded_run(out: Path, images: torch.Tensor, **changes: Any) -> None:
     port = free_port()
-    ranks = [FORK.Process(target=_sharded_rank, args=(out, images, rank, 2, port), kwargs=changes) for rank in (0, 1)]
+    ranks = [
+        CHILDREN.Process(target=_sharded_rank, args=(out, images, rank, 2, port), kwargs=changes) for rank in (0, 1)
+    ]
     for process in ranks:
         process.start()
     for process in ranks:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 import os
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from children import CHILDREN
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModel, ViTConfig, ViTModel, pipeline
@@ -22,9 +22,6 @@ from optidel_hf.pretraining.objectives.vit import build_vit
 from optidel_hf.pretraining.trainer import Pretrainer
 
 from .tiny import TINY_SIZES, tiny_config
-
-
-FORK = multiprocessing.get_context("fork")
 
 
 def _simclr(seed: int = 0) -> SimCLR:
@@ -73,7 +70,7 @@ def _one_of_two(rank: int, folder: Path) -> None:
 
 
 def test_two_processes_have_the_loss_and_gradients_of_one(tmp_path) -> None:
-    ranks = [FORK.Process(target=_one_of_two, args=(rank, tmp_path), daemon=True) for rank in (0, 1)]
+    ranks = [CHILDREN.Process(target=_one_of_two, args=(rank, tmp_path), daemon=True) for rank in (0, 1)]
     for process in ranks:
         process.start()
     for process in ranks:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import multiprocessing
 import os
 import signal
 import sys
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from children import CHILDREN
 
 from optidel_hf import cli
 from optidel_hf.errors import Preempted
@@ -24,20 +24,17 @@ from optidel_hf.pretraining.trainer import Pretrainer
 from .tiny import TINY_SIZES, free_port, run_child, run_launched, tiny_config, torchrun
 
 
-FORK = multiprocessing.get_context("fork")
-
-
 @pytest.fixture
 def start() -> Iterator[Callable[..., Any]]:
-    """Starts a function in a forked process, which a test that fails does not leave behind."""
+    """Starts a function in a process of its own, which a test that fails does not leave behind."""
     processes = []
 
-    def forked(function: Callable[..., None], *arguments: Any, **named: Any) -> Any:
-        processes.append(FORK.Process(target=function, args=arguments, kwargs=named))
+    def started(function: Callable[..., None], *arguments: Any, **named: Any) -> Any:
+        processes.append(CHILDREN.Process(target=function, args=arguments, kwargs=named))
         processes[-1].start()
         return processes[-1]
 
-    yield forked
+    yield started
     for process in processes:
         process.kill()
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
 import random
 import signal
 import time
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from children import CHILDREN
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, ViTMAEForPreTraining, ViTModel
 
@@ -20,10 +20,6 @@ from optidel_hf.pretraining.metrics import read_metrics
 from optidel_hf.pretraining.trainer import Pretrainer, parameter_groups
 
 from .tiny import run_child, run_launched, tiny_config, torchrun
-
-
-# Forked children need not import everything again; they compute on one thread, which a fork cannot deadlock.
-FORK = multiprocessing.get_context("fork")
 
 
 def _run(images: torch.Tensor, output_dir: Path, **changes: Any) -> list[dict[str, Any]]:
@@ -78,7 +74,7 @@ def test_biases_norms_and_fixed_tables_do_not_decay(images, tmp_path) -> None:
 def test_killed_and_resumed_equals_straight_through_to_the_last_bit(images, tmp_path) -> None:
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     changes = {"steps": 50, "checkpoint_every": 10, "gradient_accumulation_steps": 2}
-    child = FORK.Process(target=run_child, args=(killed, images), kwargs=changes)
+    child = CHILDREN.Process(target=run_child, args=(killed, images), kwargs=changes)
     child.start()
     last = random.randint(11, 35)  # at least one checkpoint is there
     while len(read_metrics(killed / "metrics.jsonl")) < last:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
+from children import CHILDREN
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from optidel_hf.pretraining.config import PretrainConfig
@@ -53,9 +54,9 @@ def free_port() -> int:
 
 
 def torchrun(processes: int, function: Callable[..., None], *arguments: Any) -> None:
-    """`torchrun --nproc_per_node`, but with a function in forked processes, which need not import everything again."""
+    """`torchrun --nproc_per_node`, but with a function."""
     options = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "max_restarts": 0, "monitor_interval": 0.05}
-    config = LaunchConfig(1, 1, processes, run_id="test", start_method="fork", **options)
+    config = LaunchConfig(1, 1, processes, run_id="test", start_method=CHILDREN.get_start_method(), **options)
     elastic_launch(config, function)(*arguments)
 
 
@@ -67,7 +68,7 @@ def run_launched(output_dir: object, images: torch.Tensor, changes: dict[str, An
 def run_child(
     output_dir: object, images: torch.Tensor, rank: int = 0, processes: int = 1, port: int = 0, **changes: Any
 ) -> None:
-    """A whole run in a forked process, as one rank of several where `processes` is above 1."""
+    """A whole run in a process of its own, as one rank of several where `processes` is above 1."""
     torch.set_num_threads(1)
     AcceleratorState._reset_state(reset_partial_state=True)  # the parent's knows one process
     if processes > 1:

@@ -18,8 +18,9 @@ SPOILT = {
     "defocus": "dropped: spoilt by defocus",
 }
 """Reason for each nuisance column."""
+SPOILT_IMAGE = "dropped: most patches of its image are spoilt"
 UNUSUAL = "dropped: too far from its cluster's centre"
-BEFORE_RANKING = (ENLARGED, *SPOILT.values(), UNLEARNT, OUTLIER, UNUSUAL)
+BEFORE_RANKING = (ENLARGED, *SPOILT.values(), SPOILT_IMAGE, UNLEARNT, OUTLIER, UNUSUAL)
 """Reasons of patches that a strategy never got to rank."""
 
 
@@ -35,6 +36,7 @@ class Options:
         keep (`str`): `"far"` from their cluster's centre or `"near"` it (`prototypes`, `semdedup`, `meddel`).
         max_distance (`float`): distance to the cluster's centre beyond which a patch is cut (`meddel`).
         diversity (`str`): what is maximised beside hardness, `"coverage"` or `"logdet"` (`optidel`).
+        hardness_weight (`float`): how much hardness counts against diversity (`optidel`).
         distance (`str`): to the cluster's centre, `"cosine"` or `"euclidean"` (`prototypes`, `semdedup`, `meddel`).
     """
 
@@ -43,6 +45,7 @@ class Options:
     keep: str
     max_distance: float
     diversity: str = "coverage"
+    hardness_weight: float = 1.0
     distance: str = "cosine"
 
 

@@ -31,7 +31,7 @@ class LogDet:
     F of a set that grows patch by patch, with hardness and D: the counterpart of [`Objective`].
 
     Args:
-        worth (`np.ndarray` of shape `(n,)`): hardness.
+        worth (`np.ndarray` of shape `(n,)`): hardness, times its weight.
         directions ([`Directions`]): z, of `n` patches.
         weight (`float`): lambda, what a bit is worth.
 

@@ -1,13 +1,14 @@
 """
 What `optidel` maximises: hardness and coverage of the pool.
 
-    F(S) = sum over i in S of w_i  +  lambda C(S)
+    F(S) = h sum over i in S of w_i  +  lambda C(S)
     C(S) = sum over u in the pool of max over i in S of max(0, z_u . z_i)        (facility location)
 
 w_i is the patch's hardness, its within-fold rank from 0 to 1; lambda makes both terms equal on a random set of the
-same size. `z` is the embedding less the mean of all candidates, at unit length: mean tokens share a large component
-(of two patches of real colonoscopy frames the median cosine is .99, and .01 about the mean) with which any patch would
-cover all others. F is monotone and submodular: greedy reaches 1 - 1/e of its maximum (Nemhauser, Wolsey, Fisher 1978).
+same size where h is 1, its default; h = 0 leaves coverage alone. `z` is the embedding less the mean of all candidates,
+at unit length: mean tokens share a large component (of two patches of real colonoscopy frames the median cosine is
+.99, and .01 about the mean) with which any patch would cover all others. F is monotone and submodular: greedy reaches
+1 - 1/e of its maximum (Nemhauser, Wolsey, Fisher 1978).
 
 Every patch's gain is kept up to date: choosing i takes from j's gain the sum over u of max(0, min(s_uj, new_u) -
 old_u), where only those u count that i covers better than before. The similarities of all pairs are n^2 numbers; where
@@ -59,7 +60,7 @@ class Objective:
     F of a set that grows patch by patch.
 
     Args:
-        worth (`np.ndarray` of shape `(n,)`): w.
+        worth (`np.ndarray` of shape `(n,)`): h w.
         directions ([`Directions`]): z, of `n` patches.
         weight (`float`): lambda.
         blocks (`list[np.ndarray]`): rows of each block; every patch is in one.

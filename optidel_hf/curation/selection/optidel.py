@@ -33,25 +33,26 @@ def optidel(candidates: Candidates, count: int, options: Options, memory: int = 
     `count` hard and diverse patches.
 
     Args:
-        options ([`Options`]): seed, `diversity` and `trim`, for which see [`cut_outliers`].
+        options ([`Options`]): seed, `diversity`, `hardness_weight`, and `trim`, for which see [`cut_outliers`].
         memory (`int`, *optional*, defaults to 2 GiB): bytes for similarities; without enough, coverage is by blocks.
     """
     assert candidates.embedding is not None
     label = cluster(candidates, count, options.seed).label
     pool, why, cut = cut_outliers(candidates, count, options.trim)
-    worth, directions = candidates.hardness[pool], Directions(candidates.embedding, pool)
+    hardness, directions = candidates.hardness[pool], Directions(candidates.embedding, pool)
+    worth = options.hardness_weight * hardness
     if options.diversity == "logdet":
-        weight = equal_bits(worth, directions, count, options.seed)
+        weight = equal_bits(hardness, directions, count, options.seed)
         objective: Objective | LogDet = LogDet(worth, directions, weight)
         facts = {"diversity": "logdet", "bit_weight": weight}
     else:
-        weight = equal_weight(worth, directions, count, options.seed)
+        weight = equal_weight(hardness, directions, count, options.seed)
         objective = Objective(worth, directions, weight, make_blocks(directions, label[pool], memory))
         facts = {"diversity": "coverage", "coverage_weight": weight, "blocks": len(objective.blocks)}
     turns = Turns(candidates.source[pool], candidates.group[pool], label[pool])
     chosen, last = deal(turns, objective, count)
     why[pool] = turns.reasons(chosen, last)
-    return Choice(pool[chosen], why, label, {**cut, **facts})
+    return Choice(pool[chosen], why, label, {**cut, "hardness_weight": options.hardness_weight, **facts})
 
 
 class Turns:

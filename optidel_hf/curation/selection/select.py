@@ -103,6 +103,7 @@ def select(
     keep: str = "far",
     max_distance: float = 0.9,
     diversity: str = "coverage",
+    hardness_weight: float = 1.0,
     distance: str = "cosine",
     explain: bool = False,
 ) -> Selection:
@@ -138,6 +139,8 @@ def select(
         diversity (`str`, *optional*, defaults to `"coverage"`):
             What `optidel` maximises beside hardness: `"coverage"` of the pool (facility location), or, as an ablation
             for pools up to about 10^5 patches, the log-determinant of what is chosen, `"logdet"`.
+        hardness_weight (`float`, *optional*, defaults to 1.0):
+            How much hardness counts against diversity in `optidel`: 1 makes both equal, and 0 leaves diversity alone.
         distance (`str`, *optional*, defaults to `"cosine"`):
             Which distance to the cluster's centre `prototypes` and `meddel` mean, `"cosine"` or `"euclidean"`.
         explain (`bool`, *optional*, defaults to `False`): whether to return a reason for every row.
@@ -145,7 +148,7 @@ def select(
     Raises:
         `UserError`: if the budget rounds to nothing or exceeds the patches, or a column is missing.
     """
-    _check(table, strategy, score, keep, diversity, distance, explain)
+    _check(table, strategy, score, keep, diversity, hardness_weight, distance, explain)
     chooser, columns = STRATEGIES[strategy], _Columns(table)
     score = chooser.score and (score or chooser.score)
     images = images or len(set(columns["source"]))
@@ -156,7 +159,8 @@ def select(
     if count > len(candidates):
         affordable = len(candidates) // tiles_per_mosaic / images
         raise UserError(_too_few(budget, images, count, len(candidates), affordable))
-    choice = chooser.choose(candidates, count, Options(seed, trim, keep, max_distance, diversity, distance))
+    options = Options(seed, trim, keep, max_distance, diversity, hardness_weight, distance)
+    choice = chooser.choose(candidates, count, options)
     clusters = np.full(count, -1, dtype=np.int32) if choice.clusters is None else choice.clusters[choice.chosen]
     mosaic, slot = pair(candidates.source[choice.chosen], clusters, tiles_per_mosaic)
     facts = {
@@ -233,6 +237,7 @@ def _check(
     score: str | None,
     keep: str,
     diversity: str,
+    hardness_weight: float,
     distance: str,
     explain: bool,
 ) -> None:
@@ -242,6 +247,8 @@ def _check(
         raise UserError(f"keep is '{keep}': choose 'far' or 'near', as seen from the cluster's centre.")
     if diversity not in DIVERSITY:
         raise UserError(f"diversity is '{diversity}': choose 'coverage' or 'logdet'.")
+    if not 0 <= hardness_weight < np.inf:
+        raise UserError(f"hardness_weight is {hardness_weight}: it is 0 (diversity alone) or more.")
     if distance not in DISTANCES:
         raise UserError(f"distance is '{distance}': choose 'cosine' or 'euclidean'.")
     default, embedding = STRATEGIES[strategy].score, STRATEGIES[strategy].embedding

@@ -1,0 +1,14 @@
+"""
+Processes that tests start and kill: children of a server that has imported everything and computed nothing.
+
+A fork of the tests' own process would inherit what autograd has set up there, and torch's builds for GPUs then refuse
+to train; a spawned process would import everything again.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+
+
+CHILDREN = multiprocessing.get_context("forkserver")
+CHILDREN.set_forkserver_preload(["optidel_hf.pretraining.trainer", "optidel_hf.curation.pipeline"])
