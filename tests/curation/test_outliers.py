@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from test_selection import pool
 
 from optidel_hf.curation.selection import select
 from optidel_hf.curation.selection.candidates import Candidates
-from optidel_hf.curation.selection.choice import OUTLIER, SPOILT, SPOILT_IMAGE
+from optidel_hf.curation.selection.choice import OUTLIER, SPOILT
 from optidel_hf.curation.selection.outliers import LEAST, cut_outliers, upper_fence
 
 
@@ -58,26 +56,8 @@ def test_each_nuisance_has_its_limit_and_its_reason() -> None:
     assert (cut.reasons != "").sum() == 4
     assert {reason: figures["count"] for reason, figures in cut.facts["cut"].items()} == {
         **{SPOILT[name]: 1 for name in LEAST},
-        SPOILT_IMAGE: 0,
         OUTLIER: 0,
     }
-
-
-def test_the_rest_of_an_image_goes_where_most_of_it_is_spoilt() -> None:
-    fine = range(10, 30)  # and easy, each of an image of its own
-    source = np.array([0, 0, 0, 1, 1, 2, 3, 3, 3, 3, *fine])
-    text, border = np.zeros((2, 30))
-    text[[0, 2, 3, 5, 7, 8]] = 0.5
-    border[[2, 6]] = 0.9
-    score = np.array([*range(10), *np.linspace(-1, 0, 20)])
-    pool = replace(candidates(score, text=text, border=border), source=source)
-    cut = cut_outliers(pool, 1, None)
-    # Of image 0 two of three patches are spoilt, of image 3 three of four, one by a border; of image 1 only half.
-    assert np.flatnonzero(cut.reasons == SPOILT_IMAGE).tolist() == [1, 9]
-    assert sorted(cut.pool.tolist()) == [4, *fine]
-    assert cut.facts["cut"][SPOILT_IMAGE] == {"limit": None, "count": 2}
-    assert sorted(cut_outliers(pool, 23, None).pool.tolist()) == [0, 1, 4, *fine]  # as the budget asks for them
-    assert SPOILT_IMAGE not in cut_outliers(replace(pool, nuisances={}), 1, None).facts["cut"]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.3, 0.45])

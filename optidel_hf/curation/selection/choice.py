@@ -18,9 +18,8 @@ SPOILT = {
     "defocus": "dropped: spoilt by defocus",
 }
 """Reason for each nuisance column."""
-SPOILT_IMAGE = "dropped: most patches of its image are spoilt"
 UNUSUAL = "dropped: too far from its cluster's centre"
-BEFORE_RANKING = (ENLARGED, *SPOILT.values(), SPOILT_IMAGE, UNLEARNT, OUTLIER, UNUSUAL)
+BEFORE_RANKING = (ENLARGED, *SPOILT.values(), UNLEARNT, OUTLIER, UNUSUAL)
 """Reasons of patches that a strategy never got to rank."""
 
 

@@ -13,9 +13,7 @@ far they reach, do not move it:
 spoils a patch has columns of its own (`border`, `text`, `saturation`, `defocus`, each from 0 to 1), each cut where it
 exceeds both what an eye would object to (`LEAST`) and the same limit. Junk must not lift the limit that cuts it, as a
 quarter of blurred patches would, Q3 being one of them: Q2 and Q3 are those of the patches within `LEAST`, while these
-are the majority. Where half of a pool is soft they are those of all patches, and soft is no reason. What spoils an
-image seldom shows in each of its patches: where most patches of one are spoilt, the others are cut as well. Else they
-would all but certainly be chosen, as a junk image is like no other and has its turn as a group of its own.
+are the majority. Where half of a pool is soft they are those of all patches, and soft is no reason.
 
 A table with the column `learnability` tells noise from what is merely hard, as RHO-LOSS (Mindermann et al. 2022, arXiv
 2206.07137) does: of the quarter with the highest raw error a patch is cut if longer training has gained less than a
@@ -32,7 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from optidel_hf.curation.selection.candidates import Candidates, hardest_first
-from optidel_hf.curation.selection.choice import OUTLIER, SPOILT, SPOILT_IMAGE, UNLEARNT
+from optidel_hf.curation.selection.choice import OUTLIER, SPOILT, UNLEARNT
 
 
 DEVIATIONS = 3.5
@@ -73,10 +71,6 @@ def cut_outliers(candidates: Candidates, count: int, trim: float | None) -> Cut:
             why[(error > 1 - HARD_SHARE) & (gain < LEAST_GAIN)] = UNLEARNT
         for name, values in candidates.nuisances.items():
             why[values > known[SPOILT[name]]] = SPOILT[name]
-        if candidates.nuisances:
-            spoilt = np.isin(why, list(SPOILT.values()))
-            why[_of_spoilt_images(candidates.source, spoilt) & ~spoilt] = SPOILT_IMAGE
-            limits[SPOILT_IMAGE] = None
     else:
         why[order[: int(trim * len(order))]] = OUTLIER
     flagged = order[why[order] != ""]
@@ -91,11 +85,6 @@ def _limits(candidates: Candidates) -> dict[str, float]:
     fence = upper_fence(candidates.score)
     tied = fence == np.median(candidates.score)  # no spread above the median to judge a tail by
     return {**limits, OUTLIER: float(candidates.score.max()) if tied else fence}
-
-
-def _of_spoilt_images(source: np.ndarray, spoilt: np.ndarray) -> np.ndarray:
-    """Whether most patches of each patch's image are spoilt, all `(n,)`."""
-    return 2 * np.bincount(source, spoilt)[source] > np.bincount(source)[source]
 
 
 def spoilt_limit(values: np.ndarray, least: float) -> float:
