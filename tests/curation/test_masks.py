@@ -21,7 +21,8 @@ def test_sam_sees_the_stock_pixels(size: tuple[int, int], monkeypatch: pytest.Mo
     embed = generator.model.get_image_embeddings
     monkeypatch.setattr(generator.model, "get_image_embeddings", lambda pixels: seen.append(pixels) or embed(pixels))
     generator([Opened.whole(image)])
-    assert torch.equal(seen[0], stock["pixel_values"])
+    # Where torchvision is installed the processor normalises by it, with another rounding.
+    torch.testing.assert_close(seen[0], stock["pixel_values"], atol=1e-6, rtol=0)
 
 
 def test_no_images_have_no_masks() -> None:

@@ -31,6 +31,10 @@ def test_the_shipped_configurations_can_be_read() -> None:
     assert (kvasir.grid.labels, kvasir.grid.budgets, kvasir.grid.seeds) == ([100], [0.05], 11)
     assert kvasir.grid.names("test_range") == ("train_0200", "train_0799")
     assert kvasir.pretrain.steps % kvasir.grid.checkpoints == 0
+    larger = read("--config", str(SHIPPED / "polypgen_kvasir_224.yaml"))
+    assert larger.grid.names("label_range") == kvasir.grid.names("label_range")
+    assert (larger.grid.exclude, larger.grid.arms) == (kvasir.grid.exclude, kvasir.grid.arms)
+    assert (larger.pretrain.image_size, larger.pretrain.hidden_size) == (224, 384)
     sample = read("--config", str(SHIPPED / "sample.yaml"))
     assert set(sample.grid.arms) == {*CORE_ARMS, "oracle"}
     assert sample.patches.points_per_side == 10
