@@ -132,11 +132,8 @@ def test_runs_of_images_do_not_matter(tiny_sam: str) -> None:
     pixels = max(image.width * image.height for image in frames())
     few, many = (PatchConfig(sam=tiny_sam, max_image_pixels=most, patch_size=16) for most in (pixels, 10 * pixels))
     rows, together = SamPatchExtractor(few, "cpu")(batch), SamPatchExtractor(many, "cpu")(batch)
-    for rounded in (
-        "predicted_iou",
-        "stability_score",
-        "area",
-    ):  # builds of torch add up in different orders
+    # Builds of torch add up in different orders.
+    for rounded in ("predicted_iou", "stability_score", "area"):
         assert together.pop(rounded) == pytest.approx(rows[rounded], abs=1e-5)
     assert together == {name: rows[name] for name in together}
     assert [reason for source, reason in zip(rows["source"], rows["rejected"]) if source == "d"] == [
