@@ -208,15 +208,16 @@ def draw_bank(encoder: Encoder, patches: Dataset, groups: Sequence[str], seed: i
 def embed_views(encoder: Encoder, batch: Mapping[str, Any], seed: int, patches_per_batch: int = 64) -> list[Tensor]:
     """Embeddings `(B, W)` of the two views of every patch: of `image`, seeded by its `source` and `crop`."""
     size = encoder.model.config.image_size
+    images, sources, crops = batch["image"], batch["source"], batch["crop"]  # a batch of `map` is not for threads
 
     def views(row: int) -> np.ndarray:
-        rng = np.random.default_rng(int(_key(seed, batch["source"][row], *map(int, batch["crop"][row])), 16))
-        image = open_image(batch["image"][row])
+        rng = np.random.default_rng(int(_key(seed, sources[row], *map(int, crops[row])), 16))
+        image = open_image(images[row])
         x, y, side = centre_square(*image.size)  # of a whole frame; a patch is square
         image = image.crop((x, y, x + side, y + side))
         return np.stack([np.asarray(draw_view(image, rng, size)) for _ in range(2)])
 
-    rows, embedded = iter(range(len(batch["source"]))), []
+    rows, embedded = iter(range(len(sources))), []
     with ThreadPoolExecutor(max_workers=DECODERS) as pool:  # draws ahead of the encoder
         drawn = pool.map(views, rows)
         while chunk := list(islice(drawn, patches_per_batch)):

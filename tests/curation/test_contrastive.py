@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -173,6 +175,19 @@ def test_it_maps_over_a_dataset_and_pickles_to_its_configuration(calibrated: Pat
     assert scored.features == scorer.features
     assert pickle.loads(pickle.dumps(scorer)) == scorer
     assert len(pickle.dumps(scorer)) < 1000
+
+
+class Lazy(dict[str, Any]):
+    """As a batch in `map`, which makes a column when it is first asked for: not by two threads."""
+
+    def __getitem__(self, name: str) -> Any:
+        assert threading.current_thread() is threading.main_thread(), f"{name} is asked for by a thread"
+        return super().__getitem__(name)
+
+
+def test_a_batch_is_read_by_one_thread(calibrated: Path) -> None:
+    patches, scorer = tiny_patches(6), ContrastiveScorer(str(calibrated), "cpu")
+    np.testing.assert_array_equal(scorer(Lazy(patches[:]))["contrastive_pvi"], scorer(patches[:])["contrastive_pvi"])
 
 
 def test_embeddings_are_the_projected_class_token_or_the_mean_token(backbone: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import socket
 from collections.abc import Callable
@@ -46,6 +47,9 @@ def tiny_images(count: int = 40, side: int = 40) -> torch.Tensor:
     return (127 + colour * ramp[:, None]).clamp(0, 255).to(torch.uint8)
 
 
+HANGING = 120  # seconds after which a child says where it is and ends; no run here takes as long
+
+
 def free_port() -> int:
     """A port of this machine that nobody listens at."""
     with socket.socket() as free:
@@ -69,6 +73,7 @@ def run_child(
     output_dir: object, images: torch.Tensor, rank: int = 0, processes: int = 1, port: int = 0, **changes: Any
 ) -> None:
     """A whole run in a process of its own, as one rank of several where `processes` is above 1."""
+    faulthandler.dump_traceback_later(HANGING, exit=True)
     torch.set_num_threads(1)
     AcceleratorState._reset_state(reset_partial_state=True)  # the parent's knows one process
     if processes > 1:
