@@ -10,6 +10,9 @@ import torch
 from optidel_hf.errors import UserError
 
 
+PRECISIONS = ("no", "bf16", "auto")
+
+
 def resolve_device(name: str = "auto", rank: int | None = None) -> torch.device:
     """
     Turn `--device` into a torch device.
@@ -37,6 +40,13 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
         native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if native else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def resolve_precision(name: str, device: torch.device) -> str:
+    """Accelerate's `"no"` or `"bf16"`; `"auto"` is what [`resolve_dtype`] says of the device."""
+    if name == "auto":
+        return "bf16" if resolve_dtype("auto", device) == torch.bfloat16 else "no"
+    return name
 
 
 def hardware(device: torch.device) -> str:

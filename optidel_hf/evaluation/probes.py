@@ -115,8 +115,15 @@ def probe_segmentation(encoder: ViTModel, train_set: DownstreamSet, test_set: Do
     """Mean IoU of a small head on an encoder's frozen tokens."""
     torch.manual_seed(SEED)
     model = Segmenter(Backbone(encoder.eval()), train_set.images.shape[-1]).to(encoder.device)
-    schedule = {"steps": STEPS, "batch_size": SEGMENTATION_BATCH}
-    train(model, train_set, "probe", seed=SEED, learning_rate=LEARNING_RATE, **schedule)
+    train(
+        model,
+        train_set,
+        "probe",
+        seed=SEED,
+        steps=STEPS,
+        batch_size=SEGMENTATION_BATCH,
+        learning_rate=LEARNING_RATE,
+    )
     return {"probe_miou": score(model, test_set, BATCH)["mean_iou"]}
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from optidel_hf.devices import resolve_device
+from optidel_hf.devices import PRECISIONS, resolve_device, resolve_precision
 from optidel_hf.errors import UserError
 from optidel_hf.evaluation.backbone import Backbone, fresh_backbone, load_backbone
 from optidel_hf.evaluation.downstream import DownstreamSet, load_downstream
@@ -71,6 +71,10 @@ class EvaluateConfig:
         metadata={"help": "Peak rate of fine-tuning. The default suits small encoders; for ViT-B take 1e-4."},
     )
     probe_learning_rate: float = field(default=1e-3, metadata={"help": "Peak rate of probing."})
+    mixed_precision: str = field(
+        default="auto",
+        metadata={"help": "Fine-tuning in bf16, no (float32), or auto: bf16 on a GPU that has it, else float32."},
+    )
     labels: int = field(
         default=0, metadata={"help": "Labelled training images, drawn by the seed. 0: all of the split."}
     )
@@ -99,6 +103,8 @@ class EvaluateConfig:
             raise ValueError(f"labels must be at least 1, or 0 for all, got {self.labels}.")
         if not self.modes or set(self.modes) - set(MODES):
             raise ValueError(f"modes must be among {', '.join(MODES)}, got {self.modes}.")
+        if self.mixed_precision not in PRECISIONS:
+            raise ValueError(f"mixed_precision must be among {', '.join(PRECISIONS)}, got '{self.mixed_precision}'.")
         if self.train_split == self.test_split:
             raise ValueError(f"train_split and test_split are both '{self.train_split}': name two splits.")
         if self.data_ratio and len(self.data_ratio) != len(self.models):
@@ -182,9 +188,10 @@ def _run(
     began = time.perf_counter()
     train_set = data[config.train_split]
     labelled = train_set.subset(labelled_rows(len(train_set), config.labels, seed))
+    device = resolve_device(config.device)
     with torch.random.fork_rng():  # the head's weights and dropout are the seed's, and the caller's state is kept
         torch.manual_seed(seed)
-        model = Segmenter(start(seed), train_set.images.shape[-1]).to(resolve_device(config.device))
+        model = Segmenter(start(seed), train_set.images.shape[-1]).to(device)
         train(
             model,
             labelled,
@@ -193,6 +200,7 @@ def _run(
             steps=config.steps,
             batch_size=config.batch_size,
             learning_rate=config.learning_rate if mode == "finetune" else config.probe_learning_rate,
+            mixed_precision=resolve_precision(config.mixed_precision, device),
         )
     result = score(model, data[config.test_split], config.batch_size)
     return {

@@ -26,7 +26,7 @@ import torch
 
 from optidel_hf.curation.heldout import Frames, hold_out, judge_on, readable_frames
 from optidel_hf.curation.inputs import open_sources
-from optidel_hf.devices import resolve_device
+from optidel_hf.devices import resolve_device, resolve_precision
 from optidel_hf.evaluation.backbone import Backbone, load_backbone
 from optidel_hf.evaluation.downstream import DownstreamSet
 from optidel_hf.evaluation.metrics.mean_iou.mean_iou import class_iou
@@ -220,8 +220,17 @@ def _downstream(
     labelled = candidates.subset(labelled_rows(len(candidates), labels, draw))
     with torch.random.fork_rng():  # the head's weights are the draw's, and the caller's state is kept
         torch.manual_seed(draw)
-        segmenter = Segmenter(copy.deepcopy(encoder), candidates.images.shape[-1]).to(resolve_device(grid.device))
+        device = resolve_device(grid.device)
+        segmenter = Segmenter(copy.deepcopy(encoder), candidates.images.shape[-1]).to(device)
         steps, rate = grid.schedule(mode)
-        batch_size = grid.downstream_batch_size
-        train(segmenter, labelled, mode, seed=draw, steps=steps, batch_size=batch_size, learning_rate=rate)
-    return image_confusions(segmenter, judges.judged, batch_size)
+        train(
+            segmenter,
+            labelled,
+            mode,
+            seed=draw,
+            steps=steps,
+            batch_size=grid.downstream_batch_size,
+            learning_rate=rate,
+            mixed_precision=resolve_precision(grid.finetune_mixed_precision, device),
+        )
+    return image_confusions(segmenter, judges.judged, grid.downstream_batch_size)

@@ -18,6 +18,7 @@ from optidel_hf.curation.inputs import InputConfig
 from optidel_hf.curation.patch_config import PatchConfig
 from optidel_hf.curation.reference import ReferenceConfig
 from optidel_hf.curation.scoring import ScoreConfig
+from optidel_hf.devices import PRECISIONS
 from optidel_hf.errors import UserError
 from optidel_hf.evaluation.segmentation import MODES
 from optidel_hf.evidence.arms import ARMS
@@ -115,6 +116,9 @@ class ReproduceConfig:
     )
     finetune_steps: int = field(default=200, metadata={"help": "Steps of fine-tuning, for every arm."})
     finetune_learning_rate: float = field(default=5e-4, metadata={"help": "Peak rate of fine-tuning."})
+    finetune_mixed_precision: str = field(
+        default="auto", metadata={"help": "bf16, no (float32), or auto: bf16 on a GPU that has it, else float32."}
+    )
     probe_steps: int = field(default=200, metadata={"help": "Steps of probing, for every arm."})
     probe_learning_rate: float = field(default=1e-3, metadata={"help": "Peak rate of probing."})
     downstream_batch_size: int = field(default=32, metadata={"help": "Labelled images a step."})
@@ -157,6 +161,9 @@ class ReproduceConfig:
                 raise ValueError(f"{name} names something twice: {getattr(self, name)}.")
         if not self.modes or set(self.modes) - set(MODES):
             raise ValueError(f"modes must be among {', '.join(MODES)}, not {self.modes}.")
+        if self.finetune_mixed_precision not in PRECISIONS:
+            told = self.finetune_mixed_precision
+            raise ValueError(f"finetune_mixed_precision must be among {', '.join(PRECISIONS)}, not '{told}'.")
         if not all(0 < budget <= 1 for budget in self.budgets):
             raise ValueError(f"budgets are shares of the pool, above 0 and at most 1, not {self.budgets}.")
         if min(self.labels) < 0 or self.seed < 0 or self.near_distance < 0:

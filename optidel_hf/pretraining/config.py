@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from optidel_hf.devices import PRECISIONS
 from optidel_hf.pretraining.draws import Augmentation
 from optidel_hf.pretraining.objectives import OBJECTIVES
 
@@ -217,7 +218,7 @@ class PretrainConfig:
         choices = {
             "objective": tuple(OBJECTIVES),
             "residency": ("auto", "device", "ram", "stream"),
-            "mixed_precision": ("no", "bf16", "auto"),
+            "mixed_precision": PRECISIONS,
             "resume": ("auto", "never"),
             "report_to": TRACKERS,
         }

@@ -39,7 +39,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PretrainedConfig, PreTrainedModel, get_cosine_schedule_with_warmup
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from optidel_hf.devices import resolve_device, resolve_dtype
+from optidel_hf.devices import resolve_device, resolve_precision
 from optidel_hf.errors import Preempted, UserError
 from optidel_hf.pretraining.batches import Batches, BatchesInTurn, Views, image_processor
 from optidel_hf.pretraining.checkpoints import require_writable, resume_checkpoint, save_checkpoint
@@ -328,14 +328,11 @@ def _with_tiles(config: PretrainConfig, images: torch.Tensor | StoredImages | St
 
 def _accelerator(config: PretrainConfig) -> Accelerator:
     device = resolve_device(config.device)
-    precision = config.mixed_precision
-    if precision == "auto":
-        precision = "bf16" if resolve_dtype("auto", device) == torch.bfloat16 else "no"
     # Accelerate keeps one precision for the whole process and refuses another: a second run may want its own.
     AcceleratorState._reset_state()
     return Accelerator(
         cpu=device.type == "cpu",
-        mixed_precision=precision,
+        mixed_precision=resolve_precision(config.mixed_precision, device),
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         # Steps here are the global batch's; by default Accelerate would advance the schedule once for every process.
         step_scheduler_with_optimizer=False,

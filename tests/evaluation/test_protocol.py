@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -43,8 +44,11 @@ def weights(module: torch.nn.Module) -> torch.Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
 
 
-def fit(model: Segmenter, data: DownstreamSet, mode: str, steps: int, seed: int = 0) -> Segmenter:
-    train(model, data, mode, seed=seed, steps=steps, batch_size=8, learning_rate=2e-3)
+def fit(
+    model: Segmenter, data: DownstreamSet, mode: str, steps: int, seed: int = 0, mixed_precision: str = "no"
+) -> Segmenter:
+    rate = 2e-3
+    train(model, data, mode, seed=seed, steps=steps, batch_size=8, learning_rate=rate, mixed_precision=mixed_precision)
     return model
 
 
@@ -104,6 +108,23 @@ def test_probing_leaves_the_encoder_and_fine_tuning_changes_it(model: Segmenter,
     assert not weights(model.head).equal(head)
     fit(model, train_set, "finetune", steps=3)
     assert not weights(model.encoder).equal(encoder)
+
+
+def test_fine_tuning_in_bfloat16_goes_where_float32_goes(model: Segmenter, train_set: DownstreamSet) -> None:
+    start, plain = weights(model), copy.deepcopy(model)
+    fit(plain, train_set, "finetune", steps=5)
+    fit(model, train_set, "finetune", steps=5, mixed_precision="bf16")
+    moved, expected = weights(model) - start, weights(plain) - start
+    assert not moved.equal(expected)
+    assert torch.cosine_similarity(moved, expected, dim=0) > 0.9
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_a_probe_is_float32_whatever_the_precision(model: Segmenter, train_set: DownstreamSet) -> None:
+    plain = copy.deepcopy(model)
+    fit(plain, train_set, "probe", steps=3)
+    fit(model, train_set, "probe", steps=3, mixed_precision="bf16")
+    assert weights(model).equal(weights(plain))
 
 
 def test_training_sees_images_and_masks_that_belong_together(

@@ -135,6 +135,7 @@ def test_what_the_data_cannot_give_is_refused(settings: dict[str, Any]) -> None:
         ({"models": ["a="]}, "no `name=path`"),
         ({"models": ["a/b=x"]}, "a name has letters"),
         ({"modes": ["linear"]}, "modes must be among finetune, probe"),
+        ({"mixed_precision": "fp16"}, "mixed_precision must be among no, bf16, auto"),
         ({"seeds": 0}, "seeds must be at least 1, got 0"),
         ({"labels": -1}, "labels must be at least 1"),
         ({"test_split": "train"}, "both 'train'"),

@@ -83,6 +83,7 @@ def test_who_pays_for_curation_is_trained_longer() -> None:
         ("--budgets 0", "budgets are shares of the pool"),
         ("--arms full full", "arms names something twice"),
         ("--modes probed", "modes must be among finetune, probe"),
+        ("--finetune_mixed_precision fp16", "finetune_mixed_precision must be among no, bf16, auto"),
         ("--test_split train", "must be three splits"),
         ("--checkpoints 3", "pre-training: steps 400 must be a multiple of checkpoints 3"),
         ("--pretrain_mask_ratio 2", "pre-training: mask_ratio must lie between 0 and 1"),
