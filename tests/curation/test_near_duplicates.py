@@ -44,10 +44,11 @@ def naive_components(hashes: np.ndarray, distance: int) -> list[int]:
     return label
 
 
-@pytest.mark.parametrize("block", [7, 2048])
-def test_components_are_the_naive_ones_across_blocks(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(near_duplicates, "BLOCK", block)
-    rng = np.random.default_rng(0)
+@pytest.mark.parametrize(("rows", "columns"), [(3, 7), (7, 3), (32, 4096)])
+def test_components_are_the_naive_ones_across_blocks(rows: int, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(near_duplicates, "ROWS", rows)
+    monkeypatch.setattr(near_duplicates, "COLUMNS", columns)
+    rng = np.random.default_rng()
     seeds = rng.integers(0, 2**63, (12, 4), dtype=np.uint64)
     hashes = seeds[rng.integers(12, size=60)]
     for row in hashes:  # walks of up to 40 changed bits: some reach their like only through a third
@@ -56,6 +57,29 @@ def test_components_are_the_naive_ones_across_blocks(block: int, monkeypatch: py
     found = near_duplicate_components(hashes).tolist()
     assert found == naive_components(hashes, near_duplicates.NEAR)
     assert 12 < len(set(found)) < 60
+
+
+def test_many_near_pairs_are_joined_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(near_duplicates, "ROWS", 2)
+    joins: list[int] = []
+    join = near_duplicates._join
+    monkeypatch.setattr(
+        near_duplicates, "_join", lambda first, pairs: joins.append(len(pairs[0])) or join(first, pairs)
+    )
+    rng = np.random.default_rng()
+    hashes = np.zeros((200, 4), np.uint64)
+    hashes[100:] = 2**64 - 1  # two images as far from each other as can be, each with copies that differ in a few bits
+    hashes[:, 0] ^= rng.permutation(200).astype(np.uint64)
+    order = rng.permutation(200)
+    assert near_duplicate_components(hashes[order]).tolist() == naive_components(hashes[order], near_duplicates.NEAR)
+    assert len(joins) > 1
+    assert max(joins) < 3 * 200  # 9,900 pairs are near
+
+
+def test_exact_copies_and_negatives() -> None:
+    hashes = np.random.default_rng().integers(0, 2**63, (3, 4), dtype=np.uint64)
+    pool = np.concatenate([hashes, ~hashes, hashes[::-1]])
+    assert near_duplicate_components(pool, 20).tolist() == [0, 1, 2, 3, 4, 5, 2, 1, 0]
 
 
 def test_no_images_have_no_components() -> None:
