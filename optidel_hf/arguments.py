@@ -27,6 +27,9 @@ def parse(dataclasses: Sequence[type], arguments: Sequence[str], prog: str, desc
         `UserError`: for an unreadable file, an unknown key in it, or a value that a dataclass refuses.
     """
     parser = _Parser(list(dataclasses), prog=prog, description=description, allow_abbrev=False)
+    for action in parser._actions:
+        if action.nargs == "+" and not action.required:
+            action.nargs = "*"  # an empty list in a file, or a flag that takes its list back
     fields = {action.dest for action in parser._actions} - {"help"}
     parser.add_argument("--config", metavar="FILE", help="YAML file of `flag: value` lines; flags given here win.")
     file = config_file(arguments)

@@ -48,6 +48,8 @@ class TheoryConfig:
     def __post_init__(self) -> None:
         if self.dimension < 3:
             raise ValueError(f"dimension is {self.dimension}: a teacher beside its probe needs at least 3.")
+        if not self.ratios:
+            raise ValueError("ratios needs at least one value.")
         if not 0 < self.smallest_fraction < 1 or self.fractions < 2:
             raise ValueError("smallest_fraction lies between 0 and 1, and there are at least 2 fractions.")
         if min(self.ratios) * self.smallest_fraction * self.dimension < 1:

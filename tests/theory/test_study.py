@@ -90,6 +90,7 @@ def test_known_errors_of_a_shifted_downstream_task():
         ("dimension", 2, "at least 3"),
         ("smallest_fraction", 1.5, "between 0 and 1"),
         ("ratios", [1], "keeps none"),
+        ("ratios", [], "ratios needs at least one"),
         ("probe_angle", 90, "below 90"),
         ("copies", 7, "divide"),
         ("draws", 1, "at least 2"),
