@@ -23,6 +23,7 @@ import scipy
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import cdist
+from timings import processor
 
 from optidel_hf.curation.near_duplicates import NEAR, near_duplicate_components
 
@@ -94,7 +95,7 @@ def main() -> None:
     lines = [
         "# Near-duplicate groups",
         "",
-        f"{_processor()}, {os.cpu_count()} cores, load {load:.1f} at the start. Python {platform.python_version()}, "
+        f"{processor()}, {os.cpu_count()} cores, load {load:.1f} at the start. Python {platform.python_version()}, "
         f"numpy {np.__version__}.",
         "`python benchmarks/bench_near_duplicates.py`: 256-bit hashes, a fifth of them in groups of ten.",
         "All found the same groups.",
@@ -104,11 +105,6 @@ def main() -> None:
         *rows,
     ]
     Path(__file__).with_name(f"near_duplicates_cpu_{arguments.date}.md").write_text("\n".join(lines) + "\n")
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 if __name__ == "__main__":

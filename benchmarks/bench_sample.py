@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import scipy
+from timings import processor
 
 from optidel_hf.sample import FrameConfig, generate_sequence
 
@@ -37,12 +38,6 @@ def measure(config: FrameConfig, sequences: int, repeats: int) -> list[tuple[flo
         scale = 1000 / (sequences * config.frames_per_sequence)
         figures.append(((time.perf_counter() - wall) * scale, (time.process_time() - cpu) * scale))
     return figures
-
-
-def processor() -> str:
-    """The processor's name where Linux tells it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import cvxpy
 import numpy as np
+from timings import processor
 
 from optidel_hf.theory.hard_margin import HardMargin, kkt_residual, solve_nested
 from optidel_hf.theory.study import BLOCK, STRATEGIES, TheoryConfig, draw_pool, keep_order
@@ -80,12 +81,6 @@ def compare(config: TheoryConfig, ratio: int, strategy: str, reference_draws: in
             np.linalg.norm(own - theirs.weights[0]) / np.linalg.norm(own) for _, own, theirs in compared
         ),
     }
-
-
-def processor() -> str:
-    """The processor's name where Linux tells it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 def table(config: TheoryConfig, reference_draws: int) -> list[str]:

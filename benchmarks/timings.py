@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -30,6 +31,12 @@ class Clock:
 
 
 CLOCK = Clock()
+
+
+def processor() -> str:
+    """The processor's name where Linux tells it."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 def reset_peak(device: torch.device) -> None:

@@ -43,19 +43,21 @@ def near_duplicate_components(hashes: np.ndarray, distance: int = NEAR) -> np.nd
     Returns:
         `np.ndarray` of shape `(n,)`: for each image the index of the first image of its component.
     """
-    n = len(hashes)
     _, index, same = np.unique(hashes, axis=0, return_index=True, return_inverse=True)
-    first, distinct, joining = index[same.ravel()], np.sort(index), np.zeros((2, 0), dtype=np.int64)
+    first, distinct = index[same.ravel()], np.sort(index)
+    joining: list[np.ndarray] = []
+    held = 0
     near_pairs = partial(_near_pairs, np.ascontiguousarray(hashes[distinct].T), distance)
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,
         tqdm(total=len(distinct), desc="near-duplicates", unit=" images") as bar,
     ):
         for pairs in map(distinct.__getitem__, pool.map(near_pairs, range(0, len(distinct), ROWS))):
-            joining = np.concatenate([joining, pairs[:, first[pairs[0]] != first[pairs[1]]]], axis=1)
-            if joining.shape[1] > n:
-                first, joining = _join(first, joining), joining[:, :0]
-            bar.update(ROWS)
+            joining.append(pairs[:, first[pairs[0]] != first[pairs[1]]])
+            held += joining[-1].shape[1]
+            if held > len(hashes):
+                first, joining, held = _join(first, joining), [], 0
+            bar.update(min(ROWS, len(distinct) - bar.n))
     return _join(first, joining)
 
 
@@ -95,10 +97,10 @@ def _star(near: np.ndarray, start: int, other: int) -> list[np.ndarray]:
     return [np.stack([hub[touched] + start, touched + other]), np.stack(np.nonzero(sharing)) + start]
 
 
-def _join(first: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+def _join(first: np.ndarray, pairs: list[np.ndarray]) -> np.ndarray:
     """The first image of every component, once the components of the pairs' images are one."""
     n = len(first)
-    left, right = np.concatenate([[np.arange(n), first], pairs], axis=1)
+    left, right = np.concatenate([[np.arange(n), first], *pairs], axis=1)
     graph = coo_matrix((np.ones(len(left), bool), (left, right)), shape=(n, n))
     _, labels = connected_components(graph, directed=False)
     _, index = np.unique(labels, return_index=True)

@@ -63,9 +63,12 @@ def test_many_near_pairs_are_joined_on_the_way(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(near_duplicates, "ROWS", 2)
     joins: list[int] = []
     join = near_duplicates._join
-    monkeypatch.setattr(
-        near_duplicates, "_join", lambda first, pairs: joins.append(len(pairs[0])) or join(first, pairs)
-    )
+
+    def counted(first: np.ndarray, pairs: list[np.ndarray]) -> np.ndarray:
+        joins.append(sum(part.shape[1] for part in pairs))
+        return join(first, pairs)
+
+    monkeypatch.setattr(near_duplicates, "_join", counted)
     rng = np.random.default_rng()
     hashes = np.zeros((200, 4), np.uint64)
     hashes[100:] = 2**64 - 1  # two images as far from each other as can be, each with copies that differ in a few bits
