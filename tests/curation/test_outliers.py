@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from test_selection import pool
 
 from optidel_hf.curation.selection import select
 from optidel_hf.curation.selection.candidates import Candidates
-from optidel_hf.curation.selection.choice import OUTLIER, SPOILT
+from optidel_hf.curation.selection.choice import OUT_OF_FOCUS, OUTLIER, SPOILT
 from optidel_hf.curation.selection.outliers import LEAST, cut_outliers, upper_fence
 
 
@@ -56,6 +58,7 @@ def test_each_nuisance_has_its_limit_and_its_reason() -> None:
     assert (cut.reasons != "").sum() == 4
     assert {reason: figures["count"] for reason, figures in cut.facts["cut"].items()} == {
         **{SPOILT[name]: 1 for name in LEAST},
+        OUT_OF_FOCUS: 0,
         OUTLIER: 0,
     }
 
@@ -91,6 +94,20 @@ def test_the_choice_holds_what_is_fine_where_half_of_a_pool_is_junk(junk: float)
     dropped = sum(figures["count"] for figures in selection.facts["cut"].values())
     assert spoilt[selection.rows].mean() < 0.02
     assert dropped - spoilt.sum() < 0.02 * n
+
+
+def test_an_image_out_of_focus_goes_with_the_patches_that_look_sharp_in_it() -> None:
+    # 40 images of 5 patches, in any order. Sharp ones vary from 0.1 to 0.7 within each and not between them: median 0.4.
+    rng = np.random.default_rng(0)
+    source = rng.permutation(np.repeat(np.arange(40), 5))
+    place = np.array([(source[:row] == image).sum() for row, image in enumerate(source)])
+    defocus = np.where(source < 4, 0.5 + 0.1 * place, 0.1 + 0.15 * place)  # four blurred images: median 0.7
+    several = replace(candidates(rng.normal(size=200), defocus=defocus), source=source)
+    cut = cut_outliers(several, 5, None)
+    # The patches' own limit is far above any: median 0.4, upper quartile 0.55 of those within 0.6, so 1.18.
+    assert cut.facts["cut"][SPOILT["defocus"]]["count"] == 0
+    assert cut.facts["cut"][OUT_OF_FOCUS] == {"limit": LEAST["defocus"], "count": 20}
+    assert set(np.flatnonzero(cut.reasons == OUT_OF_FOCUS)) == set(np.flatnonzero(source < 4))
 
 
 def test_what_most_of_a_pool_has_does_not_spoil_it() -> None:

@@ -18,8 +18,9 @@ SPOILT = {
     "defocus": "dropped: spoilt by defocus",
 }
 """Reason for each nuisance column."""
+OUT_OF_FOCUS = "dropped: of an image out of focus"
 UNUSUAL = "dropped: too far from its cluster's centre"
-BEFORE_RANKING = (ENLARGED, *SPOILT.values(), UNLEARNT, OUTLIER, UNUSUAL)
+BEFORE_RANKING = (ENLARGED, *SPOILT.values(), OUT_OF_FOCUS, UNLEARNT, OUTLIER, UNUSUAL)
 """Reasons of patches that a strategy never got to rank."""
 
 

@@ -15,6 +15,10 @@ exceeds both what an eye would object to (`LEAST`) and the same limit. Junk must
 quarter of blurred patches would, Q3 being one of them: Q2 and Q3 are those of the patches within `LEAST`, while these
 are the majority. Where half of a pool is soft they are those of all patches, and soft is no reason.
 
+Defocus spoils images and not patches, and sharpness varies within an image: a smooth patch of a sharp one is as soft as
+an edge in a blurred one. So all patches are cut, too, of an image whose median `defocus` exceeds the limit of these
+medians, which is as much tighter as they vary less.
+
 A table with the column `learnability` tells noise from what is merely hard, as RHO-LOSS (Mindermann et al. 2022, arXiv
 2206.07137) does: of the quarter with the highest raw error a patch is cut if longer training has gained less than a
 tenth of what it gained on the median patch. Learnability has a natural zero, so no spread is needed; where the median
@@ -30,7 +34,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from optidel_hf.curation.selection.candidates import Candidates, hardest_first
-from optidel_hf.curation.selection.choice import OUTLIER, SPOILT, UNLEARNT
+from optidel_hf.curation.selection.choice import OUT_OF_FOCUS, OUTLIER, SPOILT, UNLEARNT
 
 
 DEVIATIONS = 3.5
@@ -69,6 +73,9 @@ def cut_outliers(candidates: Candidates, count: int, trim: float | None) -> Cut:
         if candidates.learning is not None:
             gain, error = candidates.learning.T
             why[(error > 1 - HARD_SHARE) & (gain < LEAST_GAIN)] = UNLEARNT
+        if OUT_OF_FOCUS in known:
+            softness, image = _softness(candidates)
+            why[softness[image] > known[OUT_OF_FOCUS]] = OUT_OF_FOCUS
         for name, values in candidates.nuisances.items():
             why[values > known[SPOILT[name]]] = SPOILT[name]
     else:
@@ -82,9 +89,20 @@ def cut_outliers(candidates: Candidates, count: int, trim: float | None) -> Cut:
 def _limits(candidates: Candidates) -> dict[str, float]:
     """What no patch may exceed, by the reason that is given if it does."""
     limits = {SPOILT[name]: spoilt_limit(values, LEAST[name]) for name, values in candidates.nuisances.items()}
+    if "defocus" in candidates.nuisances:
+        limits[OUT_OF_FOCUS] = spoilt_limit(_softness(candidates)[0], LEAST["defocus"])
     fence = upper_fence(candidates.score)
     tied = fence == np.median(candidates.score)  # no spread above the median to judge a tail by
     return {**limits, OUTLIER: float(candidates.score.max()) if tied else fence}
+
+
+def _softness(candidates: Candidates) -> tuple[np.ndarray, np.ndarray]:
+    """The median `defocus` of each image's patches, `(images,)`, and each patch's image, `(n,)`."""
+    _, image, count = np.unique(candidates.source, return_inverse=True, return_counts=True)
+    values = candidates.nuisances["defocus"]
+    ranked, last = values[np.lexsort((values, image))], np.cumsum(count)
+    first = last - count
+    return (ranked[first + (count - 1) // 2] + ranked[first + count // 2]) / 2, image
 
 
 def spoilt_limit(values: np.ndarray, least: float) -> float:
