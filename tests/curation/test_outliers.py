@@ -97,7 +97,7 @@ def test_the_choice_holds_what_is_fine_where_half_of_a_pool_is_junk(junk: float)
 
 
 def test_an_image_out_of_focus_goes_with_the_patches_that_look_sharp_in_it() -> None:
-    # 40 images of 5 patches, in any order. Sharp ones vary from 0.1 to 0.7 within each and not between them: median 0.4.
+    # 40 images of 5 patches, in any order. Within a sharp one they vary from 0.1 to 0.7: median 0.4.
     rng = np.random.default_rng(0)
     source = rng.permutation(np.repeat(np.arange(40), 5))
     place = np.array([(source[:row] == image).sum() for row, image in enumerate(source)])

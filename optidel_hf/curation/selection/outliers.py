@@ -15,8 +15,8 @@ exceeds both what an eye would object to (`LEAST`) and the same limit. Junk must
 quarter of blurred patches would, Q3 being one of them: Q2 and Q3 are those of the patches within `LEAST`, while these
 are the majority. Where half of a pool is soft they are those of all patches, and soft is no reason.
 
-Defocus spoils images and not patches, and sharpness varies within an image: a smooth patch of a sharp one is as soft as
-an edge in a blurred one. So all patches are cut, too, of an image whose median `defocus` exceeds the limit of these
+Defocus spoils images and not patches, and sharpness varies within an image: a smooth patch of a sharp one is as soft
+as an edge in a blurred one. So all patches are cut, too, of an image whose median `defocus` exceeds the limit of these
 medians, which is as much tighter as they vary less.
 
 A table with the column `learnability` tells noise from what is merely hard, as RHO-LOSS (Mindermann et al. 2022, arXiv
