@@ -11,7 +11,7 @@ from test_selection import pool
 from optidel_hf.curation.selection import select
 from optidel_hf.curation.selection.candidates import Candidates
 from optidel_hf.curation.selection.choice import OUT_OF_FOCUS, OUTLIER, SPOILT
-from optidel_hf.curation.selection.outliers import LEAST, cut_outliers, upper_fence
+from optidel_hf.curation.selection.outliers import LEAST, _softness, cut_outliers, upper_fence
 
 
 def candidates(score: np.ndarray, **nuisances: np.ndarray) -> Candidates:
@@ -108,6 +108,13 @@ def test_an_image_out_of_focus_goes_with_the_patches_that_look_sharp_in_it() -> 
     assert cut.facts["cut"][SPOILT["defocus"]]["count"] == 0
     assert cut.facts["cut"][OUT_OF_FOCUS] == {"limit": LEAST["defocus"], "count": 20}
     assert set(np.flatnonzero(cut.reasons == OUT_OF_FOCUS)) == set(np.flatnonzero(source < 4))
+
+
+def test_the_softness_of_an_image_is_its_median() -> None:
+    rng = np.random.default_rng()
+    source, defocus = rng.integers(30, size=200), rng.random(200)
+    softness, image = _softness(replace(candidates(np.zeros(200), defocus=defocus), source=source))
+    assert softness[image].tolist() == [np.median(defocus[source == code]) for code in source]
 
 
 def test_what_most_of_a_pool_has_does_not_spoil_it() -> None:
