@@ -127,8 +127,9 @@ def select(
         images (`int`, *optional*): usable source images; counted from `source` by default.
         trim (`float`, *optional*):
             Share of the hardest that `optidel` and `ccs` cut. By default they cut what is spoilt (by `border`, `text`,
-            `saturation`, `defocus`, where the table has these columns), is hard while longer training does not help
-            (by `learnability`, where the table has it) or lies beyond the tail of the pool's scores.
+            `saturation`, `defocus`, where the table has these columns), is of an image out of focus (by the median
+            `defocus` of its patches), is hard while longer training does not help (by `learnability`, where the table
+            has it) or lies beyond the tail of the pool's scores.
         max_upscale (`float`, *optional*, defaults to 2.0):
             Patches enlarged by more are left out where that costs under a tenth of the pool.
         keep (`str`, *optional*, defaults to `"far"`):
