@@ -15,9 +15,10 @@ from typing import Any, get_type_hints
 from optidel_hf.checkpoints import checkpoint_fingerprint
 from optidel_hf.curation.curated import MosaicConfig
 from optidel_hf.curation.inputs import InputConfig
+from optidel_hf.curation.mosaic import grid_side
 from optidel_hf.curation.patch_config import PatchConfig
 from optidel_hf.curation.reference import ReferenceConfig
-from optidel_hf.curation.scoring import ScoreConfig
+from optidel_hf.curation.scoring import LEARNABILITY, ScoreConfig
 from optidel_hf.devices import PRECISIONS
 from optidel_hf.errors import UserError
 from optidel_hf.evaluation.segmentation import MODES
@@ -225,8 +226,8 @@ class Experiment:
         score ([`ScoreConfig`], *optional*): how patches are scored.
 
     Raises:
-        `ValueError`: if the checkpoints to be judged do not divide the steps, or what an arm of equal compute needs
-            is missing.
+        `ValueError`: if the checkpoints to be judged do not divide the steps, or an arm cannot be made so: its tiles
+            do not divide the images, the scores lack what it ranks by, or what equal compute needs is missing.
     """
 
     grid: ReproduceConfig
@@ -239,8 +240,8 @@ class Experiment:
         if self.pretrain.steps % self.grid.checkpoints:
             raise ValueError(f"steps {self.pretrain.steps} must be a multiple of checkpoints {self.grid.checkpoints}.")
         for arm in self.grid.arms:
-            if arm in ARMS and ARMS[arm].pays_curation:
-                self._check_longer(arm)
+            if arm in ARMS:
+                self._check_arm(arm)
 
     @property
     def output(self) -> Path:
@@ -254,6 +255,17 @@ class Experiment:
             return steps
         images = self.reference.reference_steps * self.reference.reference_batch_size if rule.from_scorer else 0
         return steps + self.grid.curation_steps - images // self.pretrain.batch_size
+
+    def _check_arm(self, arm: str) -> None:
+        """Refuse at the start what would end the grid at the arm's turn, hours later."""
+        rule, size = ARMS[arm], self.pretrain.image_size
+        side = grid_side(rule.tiles * rule.shrink**2)
+        if size % side:
+            raise ValueError(f"{arm} has {side} tiles along a side, which do not divide image_size {size}.")
+        if rule.score == LEARNABILITY and not self.score.learnability:
+            raise ValueError(f"{arm} ranks by a column that the scores have with --learnability true alone.")
+        if rule.pays_curation:
+            self._check_longer(arm)
 
     def _check_longer(self, arm: str) -> None:
         steps, checkpoints = self.steps(arm), self.grid.checkpoints

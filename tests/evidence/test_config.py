@@ -80,6 +80,8 @@ def test_who_pays_for_curation_is_trained_longer() -> None:
             "reference_width is 192 and pre-training's hidden_size 96",
         ),
         ("--arms random_equal_compute --checkpoints 4 --curation_steps 9", "steps 409 of random_equal_compute"),
+        ("--arms full optidel_m9", "optidel_m9 has 3 tiles along a side, which do not divide image_size 64"),
+        ("--arms learnable_mosaics", "learnable_mosaics ranks by a column that the scores have with"),
         ("--budgets 0", "budgets are shares of the pool"),
         ("--arms full full", "arms names something twice"),
         ("--modes probed", "modes must be among finetune, probe"),
