@@ -176,10 +176,3 @@ ARMS = {
         for strategy, name in BASELINES.items()
     },
 }
-
-
-def arms_table() -> str:
-    """Every arm and its question as a Markdown table; those of the core grid first, in bold."""
-    rows = sorted(ARMS.items(), key=lambda item: not item[1].core)
-    lines = [f"| {f'**`{name}`**' if arm.core else f'`{name}`'} | {arm.question} |" for name, arm in rows]
-    return "\n".join(["| Arm | Question |", "|---|---|", *lines]) + "\n"

@@ -128,7 +128,7 @@ def untrained(cell: Cell, experiment: Experiment) -> Trained:
 def pretrain_cell(cell: Cell, data: ArmData, experiment: Experiment) -> Trained:
     """Pre-train on an arm's data, or find that done."""
     config = cell_pretraining(cell, data, experiment)
-    folder, every = Path(config.output_dir), config.checkpoint_every
+    folder, every = find_model(cell, experiment.grid) or Path(config.output_dir), config.checkpoint_every
     if not (folder / FINISHED).exists():
         _pretrain(config, data, str(cell))
     steps = range(every, config.steps + 1, every)
@@ -136,6 +136,12 @@ def pretrain_cell(cell: Cell, data: ArmData, experiment: Experiment) -> Trained:
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     seconds = json.loads((folder / FINISHED).read_text())["seconds"]
     return Trained(encoders, seconds, held_out_information(folder, experiment))
+
+
+def find_model(cell: Cell, grid: ReproduceConfig) -> Path | None:
+    """The folder of a cell's finished model, in the grid's own output or in one to merge."""
+    places = (Path(folder) / "models" / str(cell) for folder in (grid.output_dir, *grid.merge))
+    return next((place for place in places if (place / FINISHED).exists()), None)
 
 
 def cell_pretraining(cell: Cell, data: ArmData, experiment: Experiment) -> PretrainConfig:
@@ -154,7 +160,7 @@ def cell_pretraining(cell: Cell, data: ArmData, experiment: Experiment) -> Pretr
         seed=cell.seed,
         output_dir=str(experiment.output / "models" / str(cell)),
         checkpoint_every=steps // grid.checkpoints,
-        keep_checkpoints=grid.checkpoints,
+        keep_checkpoints=steps,  # all: a run that is told to end writes one more than those that are judged
         device=grid.device,
     )
 

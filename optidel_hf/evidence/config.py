@@ -8,6 +8,7 @@ they lie, or what computes them, so that cells of several machines can be put to
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -51,10 +52,11 @@ OWN_FIELDS = (
     "evaluate_every",
     "last_share",
 )
-# Which cells there are, where they lie and what computes them: a cell's result does not depend on it.
+# Which cells there are, where they lie, what computes them and how they are put together: no cell depends on it.
 FREE_FIELDS = (
     "pool",
     "downstream",
+    "downstream_groups",
     "arms",
     "budgets",
     "seeds",
@@ -110,6 +112,13 @@ class ReproduceConfig:
     test_split: str = field(default="test", metadata={"help": "Split that judges with --final."})
     test_range: str | None = field(
         default=None, metadata={"help": "FIRST:LAST, names of the label split that are a part of the test as well."}
+    )
+    downstream_groups: str | None = field(
+        default=None,
+        metadata={
+            "help": "Regular expression that finds the video or patient in a downstream image's name: intervals take "
+            "its images for one."
+        },
     )
     exclude: list[str] = field(default_factory=list, metadata={"help": "Names to leave out, such as duplicates."})
     near_distance: int = field(
@@ -173,6 +182,10 @@ class ReproduceConfig:
             raise ValueError("label_split, validation_split and test_split must be three splits.")
         for name in ("label_range", "test_range"):
             self.names(name)
+        try:
+            re.compile(self.downstream_groups or "")
+        except re.error as error:
+            raise ValueError(f"downstream_groups '{self.downstream_groups}': {error}.") from None
 
     @property
     def split(self) -> str:

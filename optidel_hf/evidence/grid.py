@@ -3,7 +3,7 @@ The grid: arms x budgets x seeds, cell by cell, by as many processes and machine
 
     OUT/config.json       the configuration and its hash; another one is refused
     OUT/cells/...         one parquet a finished cell: what exists is finished, which is the whole protocol of resuming
-    OUT/trials.jsonl      every reading of the validation part, one line a cell
+    OUT/../trials.jsonl   every reading of the validation part by the grids side by side (`trials.py`)
     OUT/results.parquet   the rows of all cells, and with them results.md and results.png
 
 Rank r of W takes cells r, r + W, ..., each alone on its device. What other machines computed is merged by naming their
@@ -17,7 +17,6 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +26,18 @@ from tqdm.auto import tqdm
 
 from optidel_hf.curation.shards import wait_for, write_parquet, write_text
 from optidel_hf.curation.stages import digest
-from optidel_hf.devices import hardware, resolve_device
+from optidel_hf.devices import hardware, resolve_device, resolve_precision
 from optidel_hf.errors import UserError
 from optidel_hf.evidence.arms import ARMS
-from optidel_hf.evidence.cells import Cell, Judges, enumerate_cells, run_cell
+from optidel_hf.evidence.cells import Cell, Judges, enumerate_cells, find_model, run_cell
 from optidel_hf.evidence.comparison import TEST, VALIDATION, Judged
 from optidel_hf.evidence.config import Experiment
-from optidel_hf.evidence.labels import judged_part, label_candidates
-from optidel_hf.evidence.reads import current_commit, note_opening, note_result
-from optidel_hf.evidence.results import read_cells, write_rows
+from optidel_hf.evidence.labels import judged_part, label_candidates, list_test_pairs
+from optidel_hf.evidence.pool import lock
+from optidel_hf.evidence.reads import current_commit, is_read, note_opening, note_result
+from optidel_hf.evidence.results import add_up_groups, group_names, read_cells, write_rows
 from optidel_hf.evidence.summary import ENDPOINT, write_summary
+from optidel_hf.evidence.trials import count_trials, note_trial
 from optidel_hf.evidence.wording import difference_text, level_text, mode_words
 from optidel_hf.pretraining.stored import open_images
 from optidel_hf.processes import process_rank, single_process
@@ -66,13 +67,20 @@ class Grid:
         self.cells = enumerate_cells(self.grid)
         self.candidates = label_candidates(self.grid, self.size)
         self.validation = judged_part(self.grid, VALIDATION, self.size)
-        self.hash = self._claim()
+        for names in (self.validation.names, [name for name, *_ in list_test_pairs(self.grid)]):
+            group_names(names, self.grid.downstream_groups)
+        told = self._determining()
+        self.hash, self.part = self._claim(told), digest({name: told[name] for name in ("pool", "validation")})
+        self.trials = self.output.parent / "trials.jsonl"
+        self._claim_curation({name: told[name] for name in ("pool", "patches.sam")})
 
     def run(self) -> Path | None:
         """Compute what is not finished, then, in the first process, write the results; returns their file there."""
         unfinished = [cell for cell in self.cells if self.find(cell) is None]
-        if unfinished and self.grid.final and self.rank == 0:
-            note_opening(Path(self.grid.test_reads), self.hash, resumed=len(unfinished) < len(self.cells))
+        if unfinished and self.grid.final:
+            self._require_models(unfinished)
+            if self.rank == 0:
+                note_opening(Path(self.grid.test_reads), self.hash)
         mine = [cell for cell in self.cells[self.rank :: self.world] if cell in unfinished]
         if mine:
             with single_process():
@@ -92,6 +100,15 @@ class Grid:
         places = [here, *(Path(folder) / here.relative_to(self.output) for folder in self.grid.merge)]
         return next((path for path in places if path.exists()), None)
 
+    def _require_models(self, cells: Sequence[Cell]) -> None:
+        """Refuse to train anew what the validation part has judged: its result is that model's."""
+        for cell in cells:
+            if ARMS[cell.arm].unit and self.find(cell, VALIDATION) and not find_model(cell, self.grid):
+                raise UserError(
+                    f"--final judges the model that the validation part has judged, and that of {cell} is not there: "
+                    f"copy it from where it was trained to {self.output / 'models' / str(cell)}."
+                )
+
     def _compute(self, cells: Sequence[Cell]) -> None:
         judged = judged_part(self.grid, TEST, self.size) if self.grid.final else self.validation
         judges = Judges(self.candidates, judged)
@@ -99,8 +116,8 @@ class Grid:
         shared = {"config_hash": self.hash, "commit": current_commit(), "hardware": hardware(device)}
         for cell in tqdm(cells, desc="cells", unit="cell", disable=self.rank > 0):
             rows = [row | shared for row in run_cell(cell, self.experiment, judges)]
-            write_rows(rows, {self.grid.split: judged.names}, self.path(cell))
             self._log(rows)
+            write_rows(rows, {self.grid.split: judged.names}, self.path(cell))
 
     def _log(self, rows: Sequence[dict[str, Any]]) -> None:
         """Say how a cell did and, where that was read off the validation part, write down that it was."""
@@ -109,30 +126,31 @@ class Grid:
         scores = {f"{row['mode']}, {row['labels']} labels": round(row["miou"], 4) for row in last}
         logger.info("%s: %s", ", ".join(f"{name} {value}" for name, value in cell.items()), scores)
         if not self.grid.final:
-            trial = {
-                "date": datetime.now(UTC).isoformat(timespec="seconds"),
-                "config_hash": self.hash,
-                **cell,
-                **scores,
-            }
-            with (self.output / "trials.jsonl").open("a") as file:
-                file.write(json.dumps(trial) + "\n")
+            note_trial(self.trials, self.part, self.hash, {**cell, **scores})
 
     def _write_results(self) -> Path:
-        """`results.parquet` with the cells of both parts as far as there are any, and the summary of them."""
-        found = [path for split in (VALIDATION, TEST) for cell in self.cells if (path := self.find(cell, split))]
-        results, path = read_cells(found, self.hash), self.output / "results.parquet"
+        """`results.parquet` with the cells of both parts as far as they may be shown, and the summary of them."""
+        reads = Path(self.grid.test_reads)
+        splits = (VALIDATION, TEST) if self.grid.final or is_read(reads, self.hash) else (VALIDATION,)
+        found = [path for split in splits for cell in self.cells if (path := self.find(cell, split))]
+        results = add_up_groups(read_cells(found, self.hash), self.grid.downstream_groups)
+        path = self.output / "results.parquet"
         write_parquet(results, path)
-        write_summary(results, self.output)
+        write_summary(results, self.output, count_trials(self.trials, self.part))
         if self.grid.final:
-            note_result(Path(self.grid.test_reads), self.hash, _result_text(results))
+            note_result(reads, self.hash, _result_text(results))
         return path
 
-    def _claim(self) -> str:
-        """The configuration's hash, after comparing it with what the output and the folders to merge were made by."""
-        told = self.experiment.determining()
+    def _determining(self) -> dict[str, Any]:
+        """All that a cell's result depends on: the configuration, what `auto` is here, and the images behind paths."""
+        told, device = self.experiment.determining(), resolve_device(self.grid.device)
+        for name in ("grid.finetune_mixed_precision", "pretrain.mixed_precision"):
+            told[name] = resolve_precision(told[name], device)
         told["pool"] = open_images(self.grid.pool, size=self.size, limit=self.grid.limit).fingerprint
-        told["labels"], told["validation"] = self.candidates.sha256(), self.validation.sha256()
+        return told | {"labels": self.candidates.sha256(), "validation": self.validation.sha256()}
+
+    def _claim(self, told: dict[str, Any]) -> str:
+        """The configuration's hash, after comparing it with what the output and the folders to merge were made by."""
         record: dict[str, Any] = {"hash": digest(told), "fields": told}
         own = self.output / "config.json"
         if self.rank == 0 and not own.exists():
@@ -141,6 +159,16 @@ class Grid:
         for folder in (self.output, *map(Path, self.grid.merge)):
             _refuse_other(folder, record)
         return record["hash"]
+
+    def _claim_curation(self, made_from: dict[str, Any]) -> None:
+        """Refuse arms' data, which grids may share, of other images or another SAM; each arm's folder knows more."""
+        folder = self.experiment.pool().output
+        path, text = folder / "made_from.json", json.dumps(made_from, indent=2) + "\n"
+        with lock(path):
+            if not path.exists():
+                write_text(text, path)
+        if path.read_text() != text:
+            raise UserError(f"{folder} holds arms of another pool or SAM: give another --curation_dir, or delete it.")
 
 
 def _refuse_other(folder: Path, record: dict[str, Any]) -> None:

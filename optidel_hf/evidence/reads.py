@@ -24,7 +24,7 @@ result, unless the run was stopped. Only the first reading of a configuration is
 | date (UTC) | configuration | commit | |
 |---|---|---|---|
 """
-OPENED = "opened"
+OPENED, RESUMED = "opened, ", "resumed"
 
 
 def current_commit() -> str:
@@ -60,23 +60,38 @@ def require_declared(experiment: Experiment, declared: Experiment, file: Path) -
         `UserError`: naming the fields.
     """
     require_committed(file)
-    told, said = experiment.determining(), declared.determining()
+    told, said = (
+        one.determining() | {"grid.downstream_groups": one.grid.downstream_groups} for one in (experiment, declared)
+    )
     if changed := [name.split(".")[1] for name in told if told[name] != said[name]]:
         raise UserError(f"--final runs what {file} says, and flags changed {', '.join(changed)}: write it there.")
 
 
-def note_opening(path: Path, config_hash: str, resumed: bool) -> None:
-    """Write down that the test labels are about to be opened; `resumed` after a kill, which is no second reading."""
-    earlier = [line for line in _lines(path) if f"| {config_hash[:16]} |" in line and f"| {OPENED}" in line]
-    number = len([line for line in earlier if "resumed" not in line]) + 1
-    how = "resumed" if resumed else "first reading" if number == 1 else f"READING {number} OF THIS CONFIGURATION"
-    _append(path, config_hash, f"{OPENED}, {how}")
+def note_opening(path: Path, config_hash: str) -> None:
+    """
+    Write down that the test labels are about to be opened.
+
+    To go on after a kill is no second reading. To open them again once there is a result is one, even for more seeds.
+    """
+    openings = [OPENED in line for line in _lines(path, config_hash)]
+    if openings and openings[-1]:
+        how = RESUMED
+    else:
+        number = 1 + sum(OPENED in line and RESUMED not in line for line in _lines(path, config_hash))
+        how = "first reading" if number == 1 else f"READING {number} OF THIS CONFIGURATION"
+    _append(path, config_hash, f"{OPENED}{how}")
 
 
 def note_result(path: Path, config_hash: str, result: str) -> None:
     """Write down what a reading gave, once."""
-    if not any(f"| {config_hash[:16]} |" in line and line.endswith(f"| {result} |") for line in _lines(path)):
+    if not any(line.endswith(f"| {result} |") for line in _lines(path, config_hash)):
         _append(path, config_hash, result)
+
+
+def is_read(path: Path, config_hash: str) -> bool:
+    """Whether the configuration's last reading has its result on the list."""
+    lines = _lines(path, config_hash)
+    return bool(lines) and OPENED not in lines[-1]
 
 
 def _append(path: Path, config_hash: str, text: str) -> None:
@@ -87,8 +102,10 @@ def _append(path: Path, config_hash: str, text: str) -> None:
         file.write(f"{before}| {date} | {config_hash[:16]} | {current_commit()} | {text} |\n")
 
 
-def _lines(path: Path) -> list[str]:
-    return path.read_text().splitlines() if path.exists() else []
+def _lines(path: Path, config_hash: str) -> list[str]:
+    """The list's lines of one configuration."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [line for line in lines if f"| {config_hash[:16]} |" in line]
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

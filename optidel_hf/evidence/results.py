@@ -3,7 +3,9 @@ Results on disk: one parquet a finished cell, and `results.parquet` with the row
 
 A row is a downstream run, or as many as labels are drawn. Its `confusion` holds every judged image's confusion matrix,
 so that intervals may resample images; the images' names, in that order, stand in the schema's metadata as JSON:
-`{"validation": [...]}`. mIoU is of the pooled confusion matrix, as everywhere.
+`{"validation": [...]}`. Frames of one video are no independent images: in `results.parquet` the matrices of a group
+are added, so that it counts as one image, and the names are those of groups. mIoU is of the pooled confusion matrix,
+as everywhere.
 
 Shapes: `N` judged images, `C` classes.
 """
@@ -11,10 +13,12 @@ Shapes: `N` judged images, `C` classes.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -97,6 +101,39 @@ def read_cells(paths: Iterable[Path], config_hash: str) -> pa.Table:
         tables.append(table.replace_schema_metadata())
     metadata = {NAMES: json.dumps(names).encode()}
     return pa.concat_tables(tables).replace_schema_metadata(metadata)
+
+
+def group_names(names: Sequence[str], pattern: str | None) -> list[str]:
+    """
+    The group of every judged image: what a regular expression finds in its name, or the name where none is given.
+
+    Raises:
+        `UserError`: naming the image in which it finds nothing.
+    """
+    found = [re.search(pattern or ".*", name) for name in names]
+    if missed := next((name for name, match in zip(names, found) if not match), None):
+        raise UserError(f"--downstream_groups '{pattern}' finds no group in the name '{missed}': '.*' takes it all.")
+    return [match.group() for match in found if match]
+
+
+def add_up_groups(results: pa.Table, pattern: str | None) -> pa.Table:
+    """The rows with the confusion matrices of each group's images added, and the groups' names in place of theirs."""
+    groups = {split: group_names(names, pattern) for split, names in judged_names(results).items()}
+    pairs = zip(results["confusion"], results["split"].to_pylist())
+    added = [_added(flat.values.to_numpy(), groups[split]) for flat, split in pairs]
+    place = results.schema.get_field_index("confusion")
+    column = pa.array(added, RESULT_SCHEMA.field("confusion").type)
+    told = {split: list(dict.fromkeys(names)) for split, names in groups.items()}
+    return results.set_column(place, "confusion", column).replace_schema_metadata({NAMES: json.dumps(told).encode()})
+
+
+def _added(flat: np.ndarray, groups: Sequence[str]) -> np.ndarray:
+    """Matrices `(N x C x C,)` added by group, in the order in which groups appear."""
+    order = {group: place for place, group in enumerate(dict.fromkeys(groups))}
+    matrices = flat.reshape(len(groups), -1)
+    added = np.zeros((len(order), matrices.shape[1]), matrices.dtype)
+    np.add.at(added, [order[group] for group in groups], matrices)
+    return added.ravel()
 
 
 def _refuse_other_hash(table: pa.Table, path: Path, config_hash: str) -> None:

@@ -8,7 +8,6 @@ difference stands with its interval and its minimum detectable difference. Only 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pyarrow as pa
 
 from optidel_hf.curation.shards import write_text
 from optidel_hf.evaluation.metrics.normdel.normdel import normdel
+from optidel_hf.evidence.arms import ARMS
 from optidel_hf.evidence.comparison import PRIMARY, TEST, Comparison, Judged, Series
 from optidel_hf.evidence.figure import draw_results
 from optidel_hf.evidence.gate import Gate, headroom
@@ -64,22 +64,23 @@ ALPHA = 1.0
 """The weight of the share of data in NormDEL."""
 READING = f"""\
 Differences are in points of mIoU with a 95 % interval over seeds and test images at once: Student's t over the seeds,
-a bootstrap over the images (`optidel_hf.evidence.inference`). MDD is the minimum detectable difference: the least true
-difference whose interval lies off zero with 95 % power. Bold: the interval lies off zero and rests on {FEWEST_SEEDS}
-seeds or more. Only the primary endpoint was fixed beforehand; all else is descriptive, and its intervals are not
-adjusted for their number."""
+a bootstrap over the images (`optidel_hf.evidence.inference`); images that `--downstream_groups` puts together, such as
+a video's, count as one. MDD is the minimum detectable difference: the least true difference whose interval lies off
+zero with 95 % power. Bold: the interval lies off zero and rests on {FEWEST_SEEDS} seeds or more. Only the primary
+endpoint was fixed beforehand; all else is descriptive, and its intervals are not adjusted for their number."""
 CONTRAST = ["contrast", "mode", "points", "MDD", "seeds", "images"]
 
 
-def write_summary(results: pa.Table, folder: Path) -> None:
+def write_summary(results: pa.Table, folder: Path, trials: Mapping[str, int] | None = None) -> None:
     """
     Write `results.md` and `results.png`.
 
     Args:
         results (`pyarrow.Table`): The rows of `results.parquet`, of a whole grid or of a part of it.
-        folder (`Path`): Where they are written; its `trials.jsonl` is read where there is one.
+        folder (`Path`): Where they are written.
+        trials (`Mapping[str, int]`, *optional*): See [`summary_text`].
     """
-    write_text(summary_text(results, count_trials(folder / "trials.jsonl")), folder / "results.md")
+    write_text(summary_text(results, trials), folder / "results.md")
     draw_results(results, folder / "results.png")
 
 
@@ -98,6 +99,7 @@ def summary_text(results: pa.Table, trials: Mapping[str, int] | None = None) -> 
         gate.sentence,
         READING,
         *_draws_section(judged),
+        *_origin_section(judged),
         *_endpoint_section(judged, gate),
         *_arm_section(judged),
         *_effect_section(judged),
@@ -111,17 +113,6 @@ def summary_text(results: pa.Table, trials: Mapping[str, int] | None = None) -> 
     return "\n\n".join(sections) + "\n"
 
 
-def count_trials(path: Path) -> dict[str, int]:
-    """By arm, the configurations of which the validation part was read, as the grid has written them down."""
-    if not path.exists():
-        return {}
-    read: dict[str, set[str]] = {}
-    for line in path.read_text().splitlines():
-        trial = json.loads(line)
-        read.setdefault(trial["arm"], set()).add(trial["config_hash"])
-    return {arm: len(hashes) for arm, hashes in read.items()}
-
-
 def _draws_section(judged: Judged) -> list[str]:
     """By how many draws of labels each model is judged, where they are several."""
     told = judged.rows["label_draws"].to_pylist() if "label_draws" in judged.rows.column_names else []
@@ -129,6 +120,17 @@ def _draws_section(judged: Judged) -> list[str]:
         return []
     draws = " or ".join(map(str, sorted(set(told))))
     return [f"Each seed's model is judged by {draws} draws of labels, head and order, put together."]
+
+
+def _origin_section(judged: Judged) -> list[str]:
+    """Where the rows are from, if not from one state of the code on one machine."""
+    told = {
+        name: sorted(set(judged.rows[name].to_pylist()))
+        for name in ("commit", "hardware")
+        if name in judged.rows.column_names
+    }
+    several = [f"{len(found)} of {name} ({'; '.join(found)})" for name, found in told.items() if len(found) > 1]
+    return [f"These rows are not of one origin: {', '.join(several)}."] if several else []
 
 
 def _endpoint_section(judged: Judged, gate: Gate) -> list[str]:
@@ -183,7 +185,8 @@ def _arm_row(judged: Judged, one: Series) -> list[str]:
         found = None if other == one.arm else judged.compare(one.arm, other, one.mode)
         contrasts += [difference_text(found.interval), detectable_text(found.detectable)] if found else [MISSING] * 2
     share = one.setting.budget
-    score = f"{normdel(interval.difference, share, ALPHA):.4f}" if share > 0 else MISSING
+    known = share > 0 and not ARMS[one.arm].bytes_of  # an arm of equal bytes takes another share than the budget
+    score = f"{normdel(interval.difference, share, ALPHA):.4f}" if known else MISSING
     return [one.arm, level_text(interval), score, *contrasts, seeds_text(interval.seeds)]
 
 
@@ -253,4 +256,5 @@ def _trial_section(trials: Mapping[str, int]) -> list[str]:
     return [
         "## Trials: configurations read off the validation part",
         table(["arm", "trials"], [[arm, str(count)] for arm, count in trials.items()]),
+        "By the grids in this folder's parent, on these images.",
     ]

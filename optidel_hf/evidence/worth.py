@@ -31,7 +31,6 @@ class Worth:
         tiles (`int`): Chosen tiles.
         junk (`int`): Of them, tiles cut from junk.
         kinds (`dict[str, int]`): ... by kind of junk, only those that occur.
-        pool_junk (`float`): Junk's share of the pool's images.
         scenes, scene_types, tail_types (`tuple[int, int]`): With a usable tile, and in the pool. A pool whose scene
             types are not known has none.
     """
@@ -39,7 +38,6 @@ class Worth:
     tiles: int
     junk: int
     kinds: dict[str, int]
-    pool_junk: float
     scenes: tuple[int, int]
     scene_types: tuple[int, int]
     tail_types: tuple[int, int]
@@ -94,7 +92,6 @@ def judge(sources: Sequence[str], latents: pa.Table) -> Worth:
         tiles=len(tiles),
         junk=kinds.total(),
         kinds=dict(sorted(kinds.items())),
-        pool_junk=sum(row["junk"] is not None for row in pool) / len(pool),
         scenes=(len(_usable(tiles, "scene")), len(_usable(pool, "scene"))),
         scene_types=(len(_usable(tiles, "scene_type")), len(_usable(pool, "scene_type"))),
         tail_types=(len(_usable(tiles, "scene_type") & tail), len(tail)),

@@ -28,7 +28,7 @@ from optidel_hf.curation.shards import read_columns
 from optidel_hf.errors import UserError
 from optidel_hf.evidence import arm_data
 from optidel_hf.evidence.arm_data import ArmData, build_arm
-from optidel_hf.evidence.arms import ARMS, arms_table
+from optidel_hf.evidence.arms import ARMS
 from optidel_hf.evidence.pool import Pool
 from optidel_hf.evidence.rules import likeness
 from optidel_hf.pretraining.objectives.mae import build_mae
@@ -338,10 +338,3 @@ def test_what_cannot_be_made_is_said(pool: Pool) -> None:
         build_arm("optidel_m9", BUDGET, 0, replace(pool, mosaic=MosaicConfig(image_size=32)))
     with pytest.raises(UserError, match="needs 84 patches and the pool has 21"):
         build_arm("image_mosaics", 1.0, 0, pool)
-
-
-def test_the_table_names_every_arm_and_its_question() -> None:
-    lines = arms_table().splitlines()
-    assert lines[2].startswith("| **`none`** | ")
-    assert len(lines) == 2 + len(ARMS)
-    assert all(line.endswith("? |") for line in lines[2:])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from tiny_grid import ARMS, COUNTS, fake_arm, tiny_experiment, write_squares
 
-from optidel_hf.errors import UserError
+from optidel_hf.errors import Preempted, UserError
 from optidel_hf.evaluation import downstream as downstream_sets
 from optidel_hf.evaluation.metrics.mean_iou.mean_iou import class_iou
 from optidel_hf.evidence import labels
@@ -36,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def fake_arms(monkeypatch: pytest.MonkeyPatch) -> None:
     """No arm is made, and no summary is written but for `straight`: what takes time here is the grid."""
     monkeypatch.setattr("optidel_hf.evidence.cells.build_arm", fake_arm)
-    monkeypatch.setattr("optidel_hf.evidence.grid.write_summary", lambda results, folder: None)
+    monkeypatch.setattr("optidel_hf.evidence.grid.write_summary", lambda *told: None)
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +127,7 @@ def test_results_are_summed_up_beside_them(straight: Path) -> None:
 
 
 def test_validation_readings_are_logged(straight: Path) -> None:
-    trials = [json.loads(line) for line in (straight.parent / "trials.jsonl").read_text().splitlines()]
+    trials = [json.loads(line) for line in (straight.parent.parent / "trials.jsonl").read_text().splitlines()]
     assert [(trial["arm"], trial["seed"]) for trial in trials] == [(arm, seed) for seed in range(2) for arm in ARMS]
     told = json.loads((straight.parent / "config.json").read_text())
     assert {trial["config_hash"] for trial in trials} == {told["hash"]}
@@ -155,6 +157,24 @@ def test_killed_and_resumed_is_the_same(make: MakeGrid, straight: Path, monkeypa
     assert not list((straight.parent / "models").rglob("checkpoints"))
 
 
+def test_a_run_that_was_told_to_end_keeps_what_is_to_be_judged(
+    make: MakeGrid, straight: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, taken = Pretrainer.step, []
+
+    def told_to_end_in_the_third(trainer: Pretrainer, batches: Any) -> Any:
+        taken.append(trainer.out.name)
+        if len(taken) == 3:
+            signal.raise_signal(signal.SIGTERM)  # writes a third checkpoint, and two are judged
+        return step(trainer, batches)
+
+    monkeypatch.setattr(Pretrainer, "step", told_to_end_in_the_third)
+    with pytest.raises(Preempted):
+        make("out").run()
+    assert rows_of(make("out").run()) == rows_of(straight)
+    assert taken.count("0000_full_1") == 4
+
+
 def test_two_processes_give_the_union(make: MakeGrid, straight: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
@@ -175,6 +195,28 @@ def test_merged_folders_give_the_union_without_computing(
         grid.run()
     monkeypatch.delattr("optidel_hf.evidence.grid.run_cell")
     assert rows_of(make("here", merge=[str(made[1].output)]).run()) == rows_of(straight)
+
+
+def test_frames_of_a_group_are_judged_as_one_image(make: MakeGrid, straight: Path) -> None:
+    make("out").run()
+    table = pq.read_table(make("out", downstream_groups="^[a-z]+").run())  # the same cells, put together anew
+    assert judged_names(table) == {"validation": ["validation"]}
+    one_by_one = np.array(pq.read_table(straight)["confusion"].to_pylist()).reshape(20, 3, 4)
+    assert (np.array(table["confusion"].to_pylist()) == one_by_one.sum(1)).all()
+    with pytest.raises(UserError, match=r"--downstream_groups 'test' finds no group in the name 'validation_00'"):
+        make("out", downstream_groups="test")
+    with pytest.raises(UserError, match="finds no group in the name 'test_00'"):  # before any hour is spent
+        make("out", downstream_groups="[vr]a")
+
+
+def test_arms_data_of_other_images_are_refused(
+    make: MakeGrid, image_folder: Path, squares: Path, tmp_path: Path
+) -> None:
+    shared = {"curation_dir": str(tmp_path / "shared")}
+    make("out", **shared)
+    make("other", finetune_steps=3, **shared)
+    with pytest.raises(UserError, match=r"shared holds arms of another pool or SAM: give another --curation_dir"):
+        Grid(tiny_experiment(squares / "images", squares, tmp_path / "another", **shared))
 
 
 def test_another_configuration_is_refused_with_the_way_out(make: MakeGrid, straight: Path, tmp_path: Path) -> None:
@@ -225,7 +267,51 @@ def test_test_labels_are_opened_by_a_final_reading_alone(
     assert "none 0 %, 4 labels, fine-tuned: " in result
     make("out", **few, final=True).run()  # nothing is left to compute, so nothing is opened
     assert reads.read_text() == written
-    assert len((tmp_path / "out" / "trials.jsonl").read_text().splitlines()) == 1
+    assert len((tmp_path / "trials.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_final_reading_is_shown_when_it_is_whole(
+    make: MakeGrid, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    few: dict[str, Any] = {"arms": ["none", "full"], "seeds": 1}
+    make("out", **few).run()
+
+    def dies_at_the_second(self: Grid, rows: Any) -> None:
+        if rows[0]["arm"] == "full":
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Grid, "_log", dies_at_the_second)
+        with pytest.raises(Killed):
+            make("out", **few, final=True).run()
+    assert set(pq.read_table(make("out", **few).run())["split"].to_pylist()) == {"validation"}
+    for _ in range(2):  # asked for or not, once it has been told
+        make("out", **few, final=True).run()
+        assert set(pq.read_table(make("out", **few).run())["split"].to_pylist()) == {"validation", "test"}
+    make("out", arms=["none", "full"], seeds=2).run()
+    make("out", arms=["none", "full"], seeds=2, final=True).run()
+    said = [line.split(" | ")[-1] for line in (tmp_path / "out" / "reads.md").read_text().splitlines()]
+    assert [line for line in said if line.startswith(("opened", "READING"))] == [
+        "opened, first reading |",
+        "opened, resumed |",
+        "opened, READING 2 OF THIS CONFIGURATION |",
+    ]
+
+
+def test_a_final_reading_judges_the_models_of_validation(make: MakeGrid, monkeypatch: pytest.MonkeyPatch) -> None:
+    few: dict[str, Any] = {"arms": ["full"], "seeds": 1}
+    there = make("there", **few)
+    there.run()
+    monkeypatch.delattr(Pretrainer, "step")  # nothing may be trained again
+    here = {**few, "merge": [str(there.output)]}
+    make("here", **here).run()
+    assert len(pq.read_table(make("here", **here, final=True).run())) == 8
+    shutil.rmtree(there.output / "models")
+    with pytest.raises(UserError, match=r"that of 0000_full_1 is not there: copy it from where it was trained to"):
+        make("again", **here, final=True).run()
 
 
 def test_cells_of_other_images_are_not_put_together(make: MakeGrid) -> None:

@@ -10,7 +10,7 @@ from tiny_grid import tiny_experiment
 
 from optidel_hf.cli import main
 from optidel_hf.errors import UserError
-from optidel_hf.evidence.reads import note_opening, note_result, require_committed, require_declared
+from optidel_hf.evidence.reads import is_read, note_opening, note_result, require_committed, require_declared
 
 
 @pytest.fixture
@@ -53,16 +53,21 @@ def test_flags_may_say_where_things_lie_and_nothing_else(committed: Path, tmp_pa
     require_declared(experiment("here", seeds=5), experiment("there"), committed)
     with pytest.raises(UserError, match=r"flags changed batch_size, probe_steps: write it there"):
         require_declared(experiment("here", probe_steps=9, training={"batch_size": 4}), experiment("there"), committed)
+    with pytest.raises(UserError, match=r"flags changed downstream_groups: write it there"):
+        require_declared(experiment("here", downstream_groups="_0"), experiment("there"), committed)
 
 
 def test_a_second_reading_says_that_it_is_one(tmp_path: Path) -> None:
     path, first, other = tmp_path / "benchmarks" / "test_reads.md", "a" * 64, "b" * 64
-    note_opening(path, first, resumed=False)
-    note_opening(path, first, resumed=True)
+    note_opening(path, first)
+    note_opening(path, first)
+    assert not is_read(path, first)
     note_result(path, first, "optidel: 0.5")
     note_result(path, first, "optidel: 0.5")
-    note_opening(path, other, resumed=False)
-    note_opening(path, first, resumed=False)
+    assert is_read(path, first)
+    note_opening(path, other)
+    note_opening(path, first)
+    assert not is_read(path, first)
     cells = [line.split(" | ") for line in path.read_text().splitlines() if line.startswith("| 2")]
     assert [(config, said.removesuffix(" |")) for _, config, _, said in cells] == [
         ("a" * 16, "opened, first reading"),

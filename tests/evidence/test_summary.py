@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,7 +13,8 @@ from optidel_hf.evaluation.metrics.normdel.normdel import normdel
 from optidel_hf.evidence import arms
 from optidel_hf.evidence.comparison import Judged
 from optidel_hf.evidence.measured import with_curation_steps
-from optidel_hf.evidence.summary import EFFECTS, count_trials, summary_text
+from optidel_hf.evidence.summary import EFFECTS, summary_text
+from optidel_hf.evidence.trials import count_trials, note_trial
 
 
 ARMS = {
@@ -173,9 +172,24 @@ def test_different_test_images_are_refused(results):
 
 
 def test_trials_are_counted_by_configuration(tmp_path, results):
-    lines = [{"arm": arm, "config_hash": code} for arm, code in (("optidel", "a"), ("optidel", "a"), ("optidel", "b"))]
-    (tmp_path / "trials.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    trials = count_trials(tmp_path / "trials.jsonl")
+    path = tmp_path / "trials.jsonl"
+    assert count_trials(path, "here") == {}
+    for part, code in (("here", "a"), ("here", "a"), ("here", "b"), ("elsewhere", "c")):
+        note_trial(path, part, code, {"arm": "optidel", "seed": 0})
+    trials = count_trials(path, "here")
     assert trials == {"optidel": 2}
     assert "| optidel | 2 |" in section(summary_text(results, trials), "Trials")
-    assert count_trials(tmp_path / "none.jsonl") == {}
+
+
+def test_rows_of_several_origins_are_said_to_be_that(results):
+    one = results.append_column("commit", pa.array(["abc"] * len(results)))
+    assert "not of one origin" not in summary_text(one)
+    names = ["abc" if seed else "def" for seed in results["seed"].to_pylist()]
+    text = summary_text(results.append_column("commit", pa.array(names)))
+    assert "These rows are not of one origin: 2 of commit (abc; def)." in text
+
+
+def test_an_arm_of_equal_bytes_has_no_share_to_be_judged_by():
+    text = summary_text(results_table(ARMS | {"random_equal_bytes": 0.66}))
+    row = next(line for line in text.splitlines() if line.startswith("| random_equal_bytes |"))
+    assert row.split(" | ")[2] == "–"

@@ -33,7 +33,6 @@ def test_worth_by_hand():
     worth = judge(["a", "a", "b", "c", "f", "h", "j", "j"], pool())
     assert (worth.tiles, worth.junk, worth.kinds) == (8, 3, {"black": 2, "text": 1})
     assert worth.junk_share == 3 / 8
-    assert worth.pool_junk == 2 / 10
     assert worth.scenes == (3, 7)  # 0, 3 and 5
     assert worth.scene_types == (3, 4)
     assert worth.tail_types == (1, 2)  # of 2 and 3 only 2: the tile of scene 6 is junk
