@@ -17,12 +17,12 @@ from optidel_hf.evidence.worth import Worth
 from optidel_hf.sample.testbed import KnownPool
 
 
-FULL = Worth(36, 7, {"black": 3, "text": 4}, 0.2, (9, 10), (3, 4), (1, 2))
+FULL = Worth(36, 7, {"black": 3, "text": 4}, (9, 10), (3, 4), (1, 2))
 WORTH = {
     ("full", 1.0): [FULL, FULL],
     ("optidel", 0.05): [
-        Worth(8, 0, {}, 0.2, (6, 10), (4, 4), (2, 2)),
-        Worth(8, 2, {"text": 2}, 0.2, (5, 10), (3, 4), (1, 2)),
+        Worth(8, 0, {}, (6, 10), (4, 4), (2, 2)),
+        Worth(8, 2, {"text": 2}, (5, 10), (3, 4), (1, 2)),
     ],
 }
 ARMS = {"none": 0.5, "full": 0.7, "random_images": 0.6, "optidel": 0.75, "oracle": 0.72}
