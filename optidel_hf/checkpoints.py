@@ -36,6 +36,16 @@ def checkpoint_fingerprint(name: str, revision: str | None = None) -> str:
     return fingerprint.hexdigest()
 
 
+def folder_fingerprint(folder: str | Path) -> str:
+    """The sha256 of all files in a folder, which a cache is to notice; of no file where it is no folder here."""
+    fingerprint = hashlib.sha256()
+    for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+        fingerprint.update(str(path.relative_to(folder)).encode())
+        with path.open("rb") as file:
+            fingerprint.update(hashlib.file_digest(file, "sha256").digest())
+    return fingerprint.hexdigest()
+
+
 def require_kind(flag: str, name: str, revision: str | None, kind: str, example: str) -> None:
     """
     Refuse a checkpoint that is missing, has no image processor or no safetensors, or is a model of another kind.

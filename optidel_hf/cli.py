@@ -21,6 +21,13 @@ from optidel_hf.errors import Preempted, UserError
 
 logger = logging.getLogger("optidel_hf")
 
+MAKE_ROOM = "make room there, and the same command goes on from here"
+NO_ACCESS, NO_FOLDER = "give a place that may be read and written", "give a folder for folders and a file for files"
+WAYS_OUT = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EROFS), MAKE_ROOM),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), NO_ACCESS),
+    **dict.fromkeys((errno.ENOTDIR, errno.EISDIR), NO_FOLDER),
+}
 PREEMPTED = 75  # exit code after SIGTERM, `EX_TEMPFAIL` of sysexits.h: start the same command again
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "patches": lambda arguments: commands.curate(arguments, until="patches"),
@@ -85,9 +92,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"optidel {command}: {' '.join(str(error).split())}", sys.stderr)
         return 2
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        if error.errno not in WAYS_OUT:
             raise
-        say(f"optidel {command}: {error}; make room there, and the same command goes on from here", sys.stderr)
+        say(f"optidel {command}: {error}; {WAYS_OUT[error.errno]}", sys.stderr)
         return 2
     except Preempted as stopped:
         say(f"optidel {command}: {stopped}", sys.stderr)

@@ -218,8 +218,17 @@ def information(arguments: Sequence[str]) -> None:
 
 
 def named_folders(entries: Sequence[str]) -> dict[str, str]:
-    """`name=folder` entries by name; a folder alone is named after itself."""
-    return {entry.split("=", 1)[0] if "=" in entry else Path(entry).name: entry.split("=", 1)[-1] for entry in entries}
+    """
+    `name=folder` entries by name; a folder alone is named after itself.
+
+    Raises:
+        `UserError`: if two have the same name.
+    """
+    pairs = [entry.split("=", 1) if "=" in entry else [Path(entry).name, entry] for entry in entries]
+    named = dict(pairs)
+    if len(named) < len(pairs):
+        raise UserError(f"Two folders have the same name; tell them apart by name=folder, got {', '.join(entries)}.")
+    return named
 
 
 def status(arguments: Sequence[str]) -> None:

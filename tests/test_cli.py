@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -15,7 +17,9 @@ from PIL import Image
 from transformers import ViTImageProcessor, ViTMAEConfig, ViTMAEForPreTraining
 
 from optidel_hf import cli
+from optidel_hf.commands import named_folders
 from optidel_hf.curation.shards import read_columns
+from optidel_hf.errors import UserError
 from optidel_hf.sources import open_dataset
 
 
@@ -193,7 +197,7 @@ EARLY = [
     ("--budget 0", "Budget 0 is not a fraction of the source images: give one in (0, 1]"),
     ("--budget 1.5", "Budget 1.5 is not a fraction"),
     ("--budget nan", "Budget nan is not a fraction"),
-    ("--budget 0.01", "Budget 0.01 of 24 images rounds to none: give at least 0.0208"),
+    ("--budget 0.01", "Budget 0.01 of 24 images rounds to none: give at least 0.020834"),
     ("--budget much", "argument --budget: invalid float value: 'much'"),
     ("--image_size 33", "image_size 33 is no multiple of 2"),
     ("--image_size 8", "image_size is 8: a curated image has at least 16 pixels"),
@@ -292,3 +296,29 @@ def test_help_of_every_command(command: str, capsys: pytest.CaptureFixture[str])
     said = capsys.readouterr().out
     assert "--config FILE" in said
     assert "{'" not in said  # a percent sign in a help text is formatted by argparse
+
+
+@pytest.mark.parametrize(
+    ("code", "way_out"),
+    [
+        (errno.EACCES, "Permission denied: 'out'; give a place that may be read and written"),
+        (errno.ENOTDIR, "Not a directory: 'out'; give a folder for folders"),
+    ],
+)
+def test_a_place_that_cannot_be_written_to_is_one_sentence(
+    code: int, way_out: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(flags: Sequence[str]) -> None:
+        raise OSError(code, os.strerror(code), "out")
+
+    monkeypatch.setitem(cli.COMMANDS, "theory", refuse)
+    assert cli.main(["theory"]) == 2
+    assert way_out in capsys.readouterr().err
+
+
+def test_two_folders_of_one_name_are_told_apart() -> None:
+    assert named_folders(["a/vit", "other=b/vit"]) == {"vit": "a/vit", "other": "b/vit"}
+    with pytest.raises(
+        UserError, match="Two folders have the same name; tell them apart by name=folder, got a/vit"
+    ):
+        named_folders(["a/vit", "b/vit"])

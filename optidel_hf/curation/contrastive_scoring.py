@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import AutoImageProcessor, ViTModel
 
-from optidel_hf.checkpoints import require_kind
+from optidel_hf.checkpoints import folder_fingerprint, require_kind
 from optidel_hf.curation.contrastive import (
     SATURATED,
     CandidateBank,
@@ -134,6 +134,10 @@ class ContrastiveScorer:
     folder: str | Path
     device: str = "auto"
     patches_per_batch: int = 64
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields, and what is in the folder now: the cache of `map` tells other models from these by it."""
+        return self.__dict__ | {"models": folder_fingerprint(self.folder)}
 
     @property
     def features(self) -> Features:

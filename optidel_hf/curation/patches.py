@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from datasets import Features, Image, List, Value
 
+from optidel_hf.checkpoints import checkpoint_path, folder_fingerprint
 from optidel_hf.curation import amg
 from optidel_hf.curation.borders import border_shares
 from optidel_hf.curation.masks import MaskGenerator, Masks
@@ -60,9 +61,10 @@ class SamPatchExtractor:
     """
     A batch of images in, a batch of key patches out: for `datasets.map(batched=True, with_rank=True)`.
 
-    Pickles to its configuration; the model comes from a per-process cache. An image that cannot be used, or in which
-    SAM finds nothing, is one output row with a null image and its reason in `rejected`. With `map(num_proc=...)` each
-    process takes the device of its rank, or one thread; where the parent has used CUDA they must be spawned.
+    Pickles to its configuration and the hash of a local `sam`, by which the cache of `map` tells other weights; the
+    model comes from a per-process cache. An image that cannot be used, or in which SAM finds nothing, is one output
+    row with a null image and its reason in `rejected`. With `map(num_proc=...)` each process takes the device of its
+    rank, or one thread; where the parent has used CUDA they must be spawned.
 
     Args:
         config ([`PatchConfig`], *optional*).
@@ -81,6 +83,10 @@ class SamPatchExtractor:
     config: PatchConfig = field(default_factory=PatchConfig)
     device: str = "auto"
     image_column: str = "image"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields, and what is in the folder of a local model now."""
+        return self.__dict__ | {"model": folder_fingerprint(checkpoint_path(self.config.sam))}
 
     @property
     def features(self) -> Features:

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from optidel_hf.curation.curated import METADATA_KEY, build_curated, source_sha256, to_arrow
 from optidel_hf.curation.inputs import InputConfig, open_sources
 from optidel_hf.curation.mosaic import RENDERER, pixels_sha256, renderer_versions
-from optidel_hf.curation.shards import shard_bounds, shard_paths, write_parquet
+from optidel_hf.curation.shards import existing_shards, shard_bounds, shard_paths, write_parquet
 from optidel_hf.errors import UserError
 from optidel_hf.images import MAX_IMAGE_PIXELS, decode_reason, open_image
 
@@ -60,12 +60,14 @@ def rebuild(config: RebuildConfig) -> Path:
         `Path`: the output folder.
 
     Raises:
-        `UserError`: naming the sources that are missing, or the images that came out differently and why.
+        `UserError`: naming the sources that are missing, or the images that came out differently and why; or if the
+            folder holds another selection.
     """
     path, output = find_selection(config.selection, config.revision), Path(config.output_dir)
     chosen = read_selection(path)
     sources = _Sources(config)
     sources.refuse_missing(chosen["source"].unique().to_pylist())
+    list_under_way = _claim(output, pq.read_table(path))
     facts = json.loads(chosen.schema.metadata[METADATA_KEY])
     mosaic = np.asarray(chosen["mosaic"])
     bounds = shard_bounds(int(mosaic.max()) + 1, facts["images_per_shard"])
@@ -78,8 +80,23 @@ def rebuild(config: RebuildConfig) -> Path:
             bar.update(len(rows))
     if wrong:
         raise UserError(f"Not every image is as it was: {_some(wrong)}. {_why(facts)}")
-    write_parquet(pq.read_table(path), output / "selection.parquet")
+    list_under_way.replace(output / "selection.parquet")
     return output
+
+
+def _claim(output: Path, selection: pa.Table) -> Path:
+    """
+    Put the list into the folder under the name that it has until all images are there.
+
+    Raises:
+        `UserError`: if the folder holds another list's images, which would pass for this one's.
+    """
+    under_way, shards = output / ".rebuild.parquet", existing_shards(output / "curated")
+    lists = [path for path in (output / "selection.parquet", under_way) if path.exists()]
+    if (shards and not lists) or not all(pq.read_table(path).equals(selection, check_metadata=True) for path in lists):
+        raise UserError(f"{output} holds the images of another selection: give another --output_dir, or delete it.")
+    write_parquet(selection, under_way)
+    return under_way
 
 
 def find_selection(selection: str, revision: str | None = None) -> Path:

@@ -22,6 +22,7 @@ from PIL.Image import Resampling
 from torch import Tensor
 from transformers import ViTMAEForPreTraining
 
+from optidel_hf.checkpoints import folder_fingerprint
 from optidel_hf.curation import vinfo
 from optidel_hf.curation.calibration import (
     Calibration,
@@ -100,8 +101,9 @@ class VInformationScorer:
     """
     Adds the score columns: for `datasets.map(batched=True, with_rank=True)`.
 
-    Pickles to its configuration; models come from a per-process cache. Rows are scored independently of batch size,
-    order and rank, up to float32 rounding. Patches are decoded ahead of the model, so give `map` large batches.
+    Pickles to its configuration and the hash of `reference`, by which the cache of `map` tells other models; they come
+    from a per-process cache. Rows are scored independently of batch size, order and rank, up to float32 rounding.
+    Patches are decoded ahead of the model, so give `map` large batches.
 
     Args:
         reference (`str` or `Path`): folder written by [`fit_scorer`] or [`calibrate_checkpoint`].
@@ -119,6 +121,10 @@ class VInformationScorer:
     reference: str | Path
     config: ScoreConfig = ScoreConfig()
     device: str = "auto"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields, and what is in the folder now."""
+        return self.__dict__ | {"models": folder_fingerprint(self.reference)}
 
     @property
     def features(self) -> Features:

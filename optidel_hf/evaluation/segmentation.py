@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import math
 import os
 import re
 import time
@@ -99,6 +100,9 @@ class EvaluateConfig:
         for name in ("seeds", "steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        for name in ("learning_rate", "probe_learning_rate"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
         if self.labels < 0:
             raise ValueError(f"labels must be at least 1, or 0 for all, got {self.labels}.")
         if not self.modes or set(self.modes) - set(MODES):

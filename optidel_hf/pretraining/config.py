@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -230,10 +231,10 @@ class PretrainConfig:
         positive = ("steps", "batch_size", "base_learning_rate", "max_grad_norm", "temperature", "projection_size")
         often = ("gradient_accumulation_steps", "checkpoint_every", "keep_checkpoints", "log_every")
         for name in (*positive, *often, *SIZE_FIELDS):
-            if getattr(self, name) <= 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}.")
         for name in ("seed", "weight_decay", "evaluate_every", "reconstruct_every"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative, but is {getattr(self, name)}.")
         if not 0 <= self.last_share < 1:
             raise ValueError(f"last_share must be a share, at least 0 and below 1, not {self.last_share}.")

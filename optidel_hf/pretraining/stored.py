@@ -199,8 +199,10 @@ def open_images(
         rows = rows if limit is None else rows.take(limit)
         told = (dataset, split, revision, column, limit, size, SHUFFLE_BUFFER)
         return StreamedImages(rows, column, size, _digest(map(str, told)))
+    if limit is not None and limit < 1:
+        raise UserError(f"limit is {limit}: take at least one image, or leave it out for all of them.")
     opened = open_dataset(dataset, split, revision)
-    opened = opened.select(range(min(limit or len(opened), len(opened))))
+    opened = opened if limit is None else opened.select(range(min(limit, len(opened))))
     return StoredImages(opened, find_image_column(opened, image_column), size)
 
 

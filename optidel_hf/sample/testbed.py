@@ -16,6 +16,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -63,7 +64,7 @@ class TestbedConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.junk < 1:
             raise UserError(f"junk is {self.junk}: it is a share of the frames, from 0 to below 1.")
-        if min(self.redundancy, self.scene_types, self.usable) < 1 or self.zipf < 0:
+        if min(self.redundancy, self.scene_types, self.usable) < 1 or not 0 <= self.zipf < math.inf:
             raise UserError("frames (beside junk), redundancy and scene_types are at least 1, and zipf at least 0.")
         if self.image_size < 16:
             raise UserError(f"image_size is {self.image_size}: frames need at least 16 pixels a side.")

@@ -153,6 +153,20 @@ def test_what_is_no_selection_is_refused(out: Path, images: Path, tmp_path: Path
         rebuild(RebuildConfig(str(later), str(images), again))
 
 
+def test_a_folder_of_another_selection_is_left_alone(out: Path, images: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    rebuild(RebuildConfig(str(out), str(images), str(again)))
+    other = rewrite(out / "selection.parquet", tmp_path / "other.parquet", budget=0.7)
+    before = (again / "selection.parquet").read_bytes()
+    with pytest.raises(UserError, match=r"again holds the images of another selection: give another --output_dir"):
+        rebuild(RebuildConfig(str(other), str(images), str(again)))
+    assert (again / "selection.parquet").read_bytes() == before
+    rebuild(RebuildConfig(str(out), str(images), str(again)))  # its own goes on, killed or finished
+    (again / "selection.parquet").unlink()
+    with pytest.raises(UserError, match="holds the images of another selection"):
+        rebuild(RebuildConfig(str(out), str(images), str(again)))
+
+
 def test_another_pillow_is_named(out: Path, images: Path, tmp_path: Path) -> None:
     versions = {"renderer": "grid-1", "pillow": "1.1"}
     other = rewrite(out / "selection.parquet", tmp_path / "other.parquet", versions=versions)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from datasets.fingerprint import Hasher
 from tiny_reference import picture, save_mae, tiny_mae, tiny_patches
 from transformers import ViTModel
 
@@ -244,6 +245,16 @@ def test_it_pickles_to_its_configuration(reference: str) -> None:
     pickled = pickle.dumps(scorer)
     assert len(pickled) < 1000
     assert pickle.loads(pickled) == scorer
+
+
+def test_the_cache_of_map_tells_other_models_from_these(reference: str, tmp_path: Path) -> None:
+    shutil.copytree(reference, tmp_path / "reference")
+    scorer = VInformationScorer(tmp_path / "reference", ScoreConfig(partitions=3), "cpu")
+    before = Hasher.hash(scorer)
+    assert Hasher.hash(VInformationScorer(tmp_path / "reference", ScoreConfig(partitions=3), "cpu")) == before
+    weights = next((tmp_path / "reference").rglob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes() + b"\0")  # fitted again, into the same folder
+    assert Hasher.hash(scorer) != before
 
 
 def test_calibrations_round_trip(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any
 
 import numpy as np
@@ -69,8 +70,14 @@ def test_a_budget_is_a_fraction(budget: float) -> None:
 
 
 def test_a_budget_of_no_image_is_refused() -> None:
-    with pytest.raises(UserError, match=r"Budget 0.05 of 9 images rounds to none: give at least 0.0556"):
+    with pytest.raises(UserError, match=r"Budget 0.05 of 9 images rounds to none: give at least 0.055556"):
         mosaics_in_budget(0.05, 9)
+    for images in (3, 7, 11, 12_345, 900_001):  # what is asked for is enough
+        with pytest.raises(UserError) as refused:
+            mosaics_in_budget(1e-9, images)
+        least = re.search(r"at least ([\d.e-]+),", str(refused.value))
+        assert least
+        assert mosaics_in_budget(float(least[1]), images) == 1
     with pytest.raises(UserError, match="of 0 images rounds to none"):
         select(pool(0), 0.05)
 

@@ -137,6 +137,8 @@ def test_what_the_data_cannot_give_is_refused(settings: dict[str, Any]) -> None:
         ({"modes": ["linear"]}, "modes must be among finetune, probe"),
         ({"mixed_precision": "fp16"}, "mixed_precision must be among no, bf16, auto"),
         ({"seeds": 0}, "seeds must be at least 1, got 0"),
+        ({"learning_rate": -1.0}, "learning_rate must be positive, got -1.0"),
+        ({"probe_learning_rate": float("nan")}, "probe_learning_rate must be positive, got nan"),
         ({"labels": -1}, "labels must be at least 1"),
         ({"test_split": "train"}, "both 'train'"),
         ({"data_ratio": [0.5]}, "1 values for 2 models"),

@@ -49,6 +49,7 @@ def test_what_determines_the_result_leaves_out_where_and_how_often() -> None:
         ({"mask_ratio": 0.99}, "some of 64 patches visible"),
         ({"min_crop_scale": 0.0}, "min_crop_scale must be a share"),
         ({"steps": 0}, "steps must be positive"),
+        ({"base_learning_rate": float("nan")}, "base_learning_rate must be positive, not nan"),
         ({"seed": -1}, "seed must not be negative"),
         ({"warmup_steps": 500}, r"warmup_steps must lie between 0 and steps \(400\)"),
         ({"mixed_precision": "fp16"}, "mixed_precision must be one of no, bf16, auto"),

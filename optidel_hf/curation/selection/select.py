@@ -198,9 +198,9 @@ def mosaics_in_budget(budget: float, images: int) -> int:
     # Decimal fractions are not exact in binary: 0.05 * 1530 must not fall below 76.5 by an ulp.
     mosaics = math.floor(round(budget * images, 9) + 0.5)
     if mosaics == 0:
+        least = math.ceil(5e5 / max(images, 1)) / 1e6
         raise UserError(
-            f"Budget {budget:g} of {images} images rounds to none: give at least {0.5 / max(images, 1):.4f}, or more "
-            "images."
+            f"Budget {budget:g} of {images} images rounds to none: give at least {least:g}, or more images."
         )
     return mosaics
 
