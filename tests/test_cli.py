@@ -318,7 +318,5 @@ def test_a_place_that_cannot_be_written_to_is_one_sentence(
 
 def test_two_folders_of_one_name_are_told_apart() -> None:
     assert named_folders(["a/vit", "other=b/vit"]) == {"vit": "a/vit", "other": "b/vit"}
-    with pytest.raises(
-        UserError, match="Two folders have the same name; tell them apart by name=folder, got a/vit"
-    ):
+    with pytest.raises(UserError, match="Two folders have the same name; tell them apart by name=folder, got a/vit"):
         named_folders(["a/vit", "b/vit"])

@@ -119,12 +119,14 @@ def fit_scorer(
 
     Returns:
         `Path`: the folder that [`VInformationScorer`] takes.
+
+    Raises:
+        `UserError`: if the folder holds models of other groups, or of the same ones dealt otherwise.
     """
     config, score, output = config or ReferenceConfig(), score or ScoreConfig(), Path(output_dir)
     output.mkdir(parents=True, exist_ok=True)
     folds = folds or assign_folds(patches["group"], patches["source"], config.reference_seed)
-    if not (output / "folds.parquet").exists():
-        write_folds(folds, output)
+    write_folds(folds, output)
     patches = _sorted(patches)
     for fold in (0, 1):
         if not (output / f"fold-{fold}").exists():
@@ -167,11 +169,14 @@ def calibrate_checkpoint(
 
 def write_folds(folds: dict[str, int], output: Path) -> None:
     """Write `folds.parquet`: the model that *scores* each group, which is the one that did not train on it."""
-    groups = sorted(folds)
-    scorers = pa.array([1 - folds[group] for group in groups], pa.int8())
-    temporary = output / ".folds.parquet.partial"
-    pq.write_table(pa.table({"group": groups, "fold": scorers}), temporary)
-    temporary.rename(output / "folds.parquet")
+    groups, path = sorted(folds), output / "folds.parquet"
+    table = pa.table({"group": groups, "fold": pa.array([1 - folds[group] for group in groups], pa.int8())})
+    if not path.exists():
+        temporary = output / ".folds.parquet.partial"
+        pq.write_table(table, temporary)
+        temporary.rename(path)
+    elif not pq.read_table(path).equals(table):
+        raise UserError(f"{output} holds models of other images, or of another seed: give a new folder, or delete it.")
 
 
 def _fit_fold(

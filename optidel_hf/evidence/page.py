@@ -24,7 +24,7 @@ def read_evidence(path: str | Path) -> Evidence:
     Read `results.parquet`, with what judges it.
 
     Raises:
-        `UserError`: if the file is missing or no parquet.
+        `UserError`: if the file is missing, no parquet, or another table.
     """
     try:
         results = pq.read_table(path)
@@ -34,6 +34,8 @@ def read_evidence(path: str | Path) -> Evidence:
         raise UserError(
             f"{path} is no parquet file ({error}): give the results.parquet of `optidel reproduce`."
         ) from None
+    if missing := {"arm", "split", "confusion"} - set(results.column_names):
+        raise UserError(f"{path} has no column {min(missing)}: give the results.parquet of `optidel reproduce`.")
     gate = headroom(results)
     sentence = gate.sentence.replace("**", "")  # bold in Markdown
     return Evidence(results, miou_interval, paired_interval, detectable, gate.passed, sentence)

@@ -156,6 +156,11 @@ def test_a_finished_fold_is_not_fitted_again(
     assert (folder / "fold-1" / "model.safetensors").stat() == before
 
 
+def test_models_of_other_images_are_not_taken_for_these(fitted: tuple[Path, Dataset, Spy]) -> None:
+    with pytest.raises(UserError, match="holds models of other images, or of another seed: give a new folder"):
+        fit_scorer(tiny_patches(52), fitted[0], tiny_config(), SCORE, device="cpu")
+
+
 def test_row_order_does_not_matter(fitted: tuple[Path, Dataset, Spy], tmp_path: Path) -> None:
     folder, patches, _ = fitted
     again = fit_scorer(patches.shuffle(seed=5), tmp_path, tiny_config(), SCORE, device="cpu")

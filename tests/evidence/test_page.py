@@ -62,5 +62,8 @@ def test_a_file_that_is_no_grid_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nothing\.parquet does not exist"):
         read_evidence(tmp_path / "nothing.parquet")
     (tmp_path / "text.parquet").write_text("no parquet")
+    pq.write_table(pa.table({"source": ["a"]}), tmp_path / "other.parquet")
+    with pytest.raises(UserError, match=r"other\.parquet has no column arm: give the results.parquet of"):
+        read_evidence(tmp_path / "other.parquet")
     with pytest.raises(UserError, match=r"text\.parquet is no parquet file"):
         read_evidence(tmp_path / "text.parquet")

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from optidel_hf.errors import UserError
 from optidel_hf.publishing.figures import intervals, number
 from optidel_hf.publishing.panels.scores import rank_correlation
 from optidel_hf.publishing.records import CurationRecord, read_json
@@ -24,9 +25,15 @@ def read_results(results: str | Path) -> dict[str, Any]:
 
     Returns:
         `dict`: `rows` (the summary, mIoU in per cent), `charts` and `normdel` (whether any row has it).
+
+    Raises:
+        `UserError`: if it is another JSON file.
     """
     path = Path(results)
-    summary = read_json(path / "results.json" if path.is_dir() else path)["summary"]
+    told = read_json(path / "results.json" if path.is_dir() else path)
+    if not (isinstance(told, dict) and "summary" in told):
+        raise UserError(f"{path} is no results.json of `optidel evaluate`: it has no summary.")
+    summary = told["summary"]
     rows = [row | {key: None if row[key] is None else 100 * row[key] for key in MIOU} for row in summary]
     modes: dict[str, list[tuple[str, float, float | None, float | None]]] = {}
     for row in rows:
