@@ -93,10 +93,15 @@ def _claim(output: Path, selection: pa.Table) -> Path:
     """
     under_way, shards = output / ".rebuild.parquet", existing_shards(output / "curated")
     lists = [path for path in (output / "selection.parquet", under_way) if path.exists()]
-    if (shards and not lists) or not all(pq.read_table(path).equals(selection, check_metadata=True) for path in lists):
+    if (shards and not lists) or not all(_same(pq.read_table(path), selection) for path in lists):
         raise UserError(f"{output} holds the images of another selection: give another --output_dir, or delete it.")
     write_parquet(selection, under_way)
     return under_way
+
+
+def _same(one: pa.Table, other: pa.Table) -> bool:
+    """Whether two lists are equal, where NaN, a spread over one partition, equals itself."""
+    return one.schema.equals(other.schema, check_metadata=True) and str(one.to_pylist()) == str(other.to_pylist())
 
 
 def find_selection(selection: str, revision: str | None = None) -> Path:

@@ -162,6 +162,10 @@ def test_a_folder_of_another_selection_is_left_alone(out: Path, images: Path, tm
         rebuild(RebuildConfig(str(other), str(images), str(again)))
     assert (again / "selection.parquet").read_bytes() == before
     rebuild(RebuildConfig(str(out), str(images), str(again)))  # its own goes on, killed or finished
+    table = pq.read_table(out / "selection.parquet")
+    pq.write_table(table.append_column("spread", pa.array([np.nan] * len(table))), tmp_path / "nan.parquet")
+    for _ in range(2):
+        rebuild(RebuildConfig(str(tmp_path / "nan.parquet"), str(images), str(tmp_path / "nan")))
     (again / "selection.parquet").unlink()
     with pytest.raises(UserError, match="holds the images of another selection"):
         rebuild(RebuildConfig(str(out), str(images), str(again)))
