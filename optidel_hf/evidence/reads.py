@@ -73,11 +73,11 @@ def note_opening(path: Path, config_hash: str) -> None:
 
     To go on after a kill is no second reading. To open them again once there is a result is one, even for more seeds.
     """
-    openings = [OPENED in line for line in _lines(path, config_hash)]
-    if openings and openings[-1]:
+    lines = _lines(path, config_hash)
+    if lines and OPENED in lines[-1]:
         how = RESUMED
     else:
-        number = 1 + sum(OPENED in line and RESUMED not in line for line in _lines(path, config_hash))
+        number = 1 + sum(OPENED in line and RESUMED not in line for line in lines)
         how = "first reading" if number == 1 else f"READING {number} OF THIS CONFIGURATION"
     _append(path, config_hash, f"{OPENED}{how}")
 
