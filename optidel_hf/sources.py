@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 TABLE_FORMATS = {".parquet": "parquet", ".arrow": "arrow"}
 IMAGE_EXTENSIONS = frozenset(ImageFolder.EXTENSIONS)
+HUB_SHARD = re.compile(r"(train|validation|test)-\d{5}-of-\d{5}")
 MASK_WORDS = re.compile(
     r"(^|[_\W])(masks?|annotations?|labels?|ground[_\W]?truth|gt|segmentations?)($|[_\W])", re.IGNORECASE
 )
@@ -34,7 +35,8 @@ def open_dataset(dataset: str, split: str | None = None, revision: str | None = 
             A folder of images or of parquet files, a parquet or arrow file (wildcards allowed), a folder written by
             `save_to_disk`, or a dataset id on the Hub.
         split (`str`, *optional*):
-            All splits are read, one after the other, unless one is named.
+            All splits are read, one after the other, unless one is named. Of tables in a folder the name says which
+            they are of, as the Hub names them (`test-00000-of-00001.parquet`); any other is of `train`.
         revision (`str`, *optional*):
             Branch, tag or commit of a Hub dataset.
 
@@ -43,7 +45,8 @@ def open_dataset(dataset: str, split: str | None = None, revision: str | None = 
         `file.parquet#row`, or `repo@revision/split#row`.
 
     Raises:
-        `UserError`: if nothing is there, no image is in it, or a folder with images looks like masks.
+        `UserError`: if nothing is there, no image is in it, a folder holds images as well as tables, or one with
+            images looks like masks.
     """
     path = Path(dataset).expanduser()
     if not dataset:
@@ -136,9 +139,12 @@ def hub_commit(repo: str, revision: str | None = None) -> str:
 def _open_folder(path: Path, split: str | None) -> Dataset:
     if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
         return _open_saved(path, split)
-    if tables := sorted(p for suffix in TABLE_FORMATS for p in path.glob(f"*{suffix}")):
-        return _concatenated(tables, split)
+    if (path / "inputs.parquet").exists() and (path / "curated").is_dir():
+        raise UserError(f"{path} is an output of `optidel curate`: its dataset is {path / 'curated'}.")
     files = _image_files(path)
+    if tables := _tables(path):
+        _refuse_images_beside(path, tables, files)
+        return _concatenated(tables, split)
     if not files:
         raise UserError(f"{path} holds no image{_elsewhere(path)}.")
     _refuse_mask_folders(path, files)
@@ -152,6 +158,20 @@ def _open_saved(path: Path, split: str | None) -> Dataset:
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path} is no folder that `save_to_disk` finished: {error}.") from None
     return _joined(saved, split, lambda name, row: f"{name}#{row}")
+
+
+def _tables(folder: Path) -> list[Path]:
+    """The tables in `folder`, sorted, but for the one that describes the images of an image folder."""
+    found = sorted(path for suffix in TABLE_FORMATS for path in folder.glob(f"*{suffix}"))
+    return [path for path in found if path.name != "metadata.parquet"]
+
+
+def _refuse_images_beside(folder: Path, tables: list[Path], files: list[Path]) -> None:
+    if beside := [file for file in files if file.parent == folder]:
+        raise UserError(
+            f"{folder} holds images ({beside[0].name}) as well as tables ({tables[0].name}): give --dataset "
+            f"'{folder}/*{tables[0].suffix}' for the tables, or move them away for the images."
+        )
 
 
 def _image_files(folder: Path) -> list[Path]:
@@ -220,12 +240,22 @@ def _open_tables(pattern: Path, split: str | None) -> Dataset:
 
 def _concatenated(files: list[Path], split: str | None) -> Dataset:
     root = Path(os.path.commonpath([file.parent for file in files]))
-    return concatenate_datasets([_open_table(file, split, file.relative_to(root).as_posix()) for file in files])
+    chosen = [file for file in files if split in (None, _split_of(file))]
+    if not chosen:
+        found = sorted({_split_of(file) for file in files})
+        raise UserError(
+            f"--split {split}: {files[0].name} and the tables beside it are of {found}, by names such as "
+            "test-00000-of-00001.parquet; any other name is of 'train'."
+        )
+    return concatenate_datasets([_open_table(file, file.relative_to(root).as_posix()) for file in chosen])
 
 
-def _open_table(file: Path, split: str | None, name: str) -> Dataset:
-    if split not in (None, "train"):
-        raise UserError(f"--split {split}: {file.name} is a plain table, which has no splits but 'train'.")
+def _split_of(table: Path) -> str:
+    named = HUB_SHARD.fullmatch(table.stem)
+    return named[1] if named else "train"
+
+
+def _open_table(file: Path, name: str) -> Dataset:
     try:
         if file.suffix == ".parquet":
             pq.read_schema(file)  # of a broken file datasets would log the error besides raising it

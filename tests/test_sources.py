@@ -146,7 +146,37 @@ def test_tables(tmp_path: Path) -> None:
     assert opened.features["image"] == Image(decode=False)
     assert [open_image(value).getpixel((0, 0)) for value in opened["image"]] == [(0, 0, 0), (1, 1, 1)]
     assert "no such file" in refused(tmp_path / "z*.parquet")
-    assert "has no splits but 'train'" in refused(tmp_path / "a.parquet", "test")
+    assert "are of ['train'], by names such as" in refused(tmp_path / "a.parquet", "test")
+
+
+def test_tables_are_of_the_split_that_the_hub_names_them_by(tmp_path: Path) -> None:
+    names = [f"{name}.parquet" for name in ("extra", "test-00000-of-00001", "train-00000-of-00002", "test-set")]
+    for name in names:
+        table(1).to_parquet(str(tmp_path / name))
+    assert sources(tmp_path) == [f"{name}#0" for name in sorted(names)]
+    assert sources(tmp_path, "test") == sources(tmp_path / "*.parquet", "test") == [f"{names[1]}#0"]
+    assert len(sources(tmp_path, "train")) == 3
+    assert "are of ['test', 'train']" in refused(tmp_path, "validation")
+
+
+def test_tables_beside_images(tmp_path: Path) -> None:
+    photos = fill(tmp_path / "photos", "1.png", "2.png")
+    described = Dataset.from_dict({"file_name": ["1.png", "2.png"], "patient": ["a", "b"]})
+    described.to_parquet(str(photos / "metadata.parquet"))
+    opened = open_dataset(str(photos))
+    assert (opened["source"], opened["patient"]) == (["1.png", "2.png"], ["a", "b"])
+    table(1).to_parquet(str(photos / "a.parquet"))
+    said = refused(photos)
+    assert "holds images (1.png) as well as tables (a.parquet)" in said
+    assert f"--dataset '{photos}/*.parquet'" in said
+
+
+def test_an_output_of_curate_names_its_dataset(tmp_path: Path) -> None:
+    (tmp_path / "curated").mkdir()
+    for file in ("inputs.parquet", "curated/shard-00000-of-00001.parquet"):
+        table(1).to_parquet(str(tmp_path / file))
+    assert refused(tmp_path).endswith(f"its dataset is {tmp_path / 'curated'}.")
+    assert len(sources(tmp_path / "curated")) == 1
 
 
 def test_wildcards_over_folders_keep_names_apart(tmp_path: Path) -> None:

@@ -126,7 +126,8 @@ def judge(
     """
     V-information of pre-trained models on frames that none has seen.
 
-    Written as `held_out.json`, or `downstream.json` for given `images`, into the curation and beside each model.
+    Written as `held_out.json`, or `downstream.json` for given `images`, into the curation and beside each model. What
+    the curation's file says of other models stays, unless it was judged on other images.
 
     Args:
         models (`Mapping[str, str]`): folders of pre-trained ViT-MAEs, or of ViTs with a projection head, by the arm's
@@ -139,7 +140,7 @@ def judge(
     Returns:
         `dict`: by name, `v_information` with its 95 % interval `low` and `high`, the two entropies behind it,
         `frames`, `groups` and the `target`: `raw` or `normalised` pixels, in bits per value, or the `other view`, in
-        bits a frame.
+        bits a frame; and `images` and `split` as they were given.
 
     Raises:
         `UserError`: if the curation held nothing out, no image can be read, or a model is of neither kind.
@@ -148,14 +149,16 @@ def judge(
     frames = downstream_frames(images, split) if images else held_out_frames(folder)
     file = DOWNSTREAM_FILE if images else HELD_OUT_FILE
     path = folder / file
+    given = {"images": images, "split": split} if images else {}
     before = json.loads(path.read_text()) if path.exists() else {}
+    comparable = {name: figures for name, figures in before.items() if given.items() <= figures.items()}
     judged: dict[str, Any] = {}
     for name, checkpoint in models.items():
-        judged[name] = judge_on(frames, checkpoint, device)
+        judged[name] = {**judge_on(frames, checkpoint, device), **given}
         if Path(checkpoint).is_dir():
             write_text(json.dumps(judged[name], indent=2) + "\n", Path(checkpoint) / file)
     if folder.is_dir():
-        write_text(json.dumps({**before, **judged}, indent=2) + "\n", path)
+        write_text(json.dumps({**comparable, **judged}, indent=2) + "\n", path)
     return judged
 
 

@@ -58,6 +58,9 @@ class PatchConfig:
             raise UserError(f"unit is '{self.unit}': it is 'patch' (cut by SAM) or 'image' (whole images).")
         if not 0 <= self.min_area < self.max_area <= 1:
             raise UserError(f"min_area {self.min_area} and max_area {self.max_area} are fractions, the first smaller.")
+        for name, value in vars(self).items():
+            if isinstance(value, float) and math.isnan(value):
+                raise UserError(f"{name} is not a number: nothing compares with it.")
         if self.sam_dtype not in ("float32", "bfloat16", "auto"):
             raise UserError(f"sam_dtype is '{self.sam_dtype}': it is float32, bfloat16 or auto.")
         if self.points_per_side is not None and self.points_per_side < 1:

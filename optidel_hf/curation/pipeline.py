@@ -240,7 +240,11 @@ class _Run:
                 options, facts = settle_strategy(
                     table, options, self.patch_stage.folder, runs, *config, self.config.device
                 )
-            selected = select(table, explain=True, **options)
+            try:
+                selected = select(table, explain=True, **options)
+            except UserError:  # such as a budget that the patches cannot meet
+                self.selection_stage.give_up()
+                raise
             selected.facts.update(facts)
             write_parquet(draft_selection(table, selected), path)
         wait_for([path])
@@ -309,6 +313,8 @@ class _Run:
         patches, reference = self.config.patches, self.config.reference
         if self.output.exists() and not self.output.is_dir():
             raise UserError(f"--output_dir {self.output} is a file: give a folder, new or of an earlier run.")
+        if self.output.resolve() == Path(self.config.inputs.dataset).resolve():
+            raise UserError(f"--output_dir {self.output} is the --dataset itself: give another folder.")
         check_grid(self.config.selection.tiles_per_mosaic, self.config.mosaic.image_size)
         if patches.unit == "patch":
             require_kind("--sam", patches.sam, patches.sam_revision, "sam", "facebook/sam-vit-base")

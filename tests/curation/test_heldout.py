@@ -173,7 +173,11 @@ def test_models_are_judged_on_a_downstream_sets_validation_part(downstream: Path
     for folder in (tmp_path, tmp_path / "mae"):
         assert (folder / "downstream.json").exists()
         assert not (folder / "held_out.json").exists()
-    assert judge({"a": name}, tmp_path, "cpu", images)["a"]["frames"] == 30
+    judge({"b": name}, tmp_path, "cpu", images, "validation")
+    assert list(json.loads((tmp_path / "downstream.json").read_text())) == ["a", "b"]
+    # Of other images nothing of before is comparable.
+    assert judge({"b": name}, tmp_path, "cpu", images)["b"]["frames"] == 30
+    assert list(json.loads((tmp_path / "downstream.json").read_text())) == ["b"]
 
 
 def test_masks_are_never_read(downstream: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -284,6 +284,8 @@ def test_whole_images_are_patches_whose_crop_is_the_image() -> None:
 
 @pytest.mark.parametrize("unit", ["tile", ""])
 def test_an_unknown_unit_is_refused(unit: str) -> None:
+    with pytest.raises(UserError, match="pred_iou_thresh is not a number"):
+        PatchConfig(pred_iou_thresh=float("nan"))
     with pytest.raises(UserError, match="unit"):
         PatchConfig(unit=unit)
 

@@ -159,6 +159,22 @@ def test_a_changed_field_is_refused_and_named(config: CurationConfig, finished: 
     assert files(finished) == before
 
 
+def test_a_budget_that_the_patches_cannot_meet_leaves_the_output_to_another(
+    config: CurationConfig, finished: Path, tmp_path: Path
+) -> None:
+    much = replace(config.selection, budget=1.0, tiles_per_mosaic=16)
+    changed = replace(config, output_dir=str(tmp_path / "out"), reuse=str(finished), selection=much)
+    with pytest.raises(UserError, match="Budget 1 of 24 images needs 384 patches"):
+        curate(changed)
+    out = curate(replace(changed, selection=config.selection))
+    assert files(out / "curated") == files(finished / "curated")
+
+
+def test_the_images_own_folder_is_no_output(config: CurationConfig) -> None:
+    with pytest.raises(UserError, match="is the --dataset itself: give another folder"):
+        curate(replace(config, output_dir=config.inputs.dataset))
+
+
 def test_reuse_takes_over_the_finished_stages_before_the_change(
     config: CurationConfig, finished: Path, tmp_path: Path
 ) -> None:
