@@ -125,6 +125,14 @@ def test_parquet_with_named_columns(tmp_path: Path) -> None:
         load_downstream(file, "train", 16, image_column="picture")
 
 
+def test_a_folder_of_the_hubs_parquet_files(tmp_path: Path) -> None:
+    for split, rows in (("train", 3), ("test", 2)):
+        table(tmp_path / f"{split}-00000-of-00001.parquet", [png(np.full((16, 16), 255, np.uint8))] * rows)
+    for split, rows in (("train", 3), ("test", 2)):
+        data = load_downstream(str(tmp_path), split, 16, image_column="picture", mask_column="truth")
+        assert data.names == [f"frame_{row}" for row in range(rows)]
+
+
 def test_parquet_row_without_a_mask_is_named(tmp_path: Path) -> None:
     file = table(tmp_path / "set.parquet", [png(np.full((16, 16), 255, np.uint8)), None])
     with pytest.raises(UserError, match="'frame_1' has no mask"):
