@@ -45,7 +45,7 @@ from optidel_hf.curation.patches import NO_PATCH, PATCH_FEATURES, PatchConfig, S
 from optidel_hf.curation.pilot import PilotConfig, settle_strategy
 from optidel_hf.curation.reference import ReferenceConfig, assign_folds, calibrate_checkpoint, fit_scorer
 from optidel_hf.curation.scoring import LEARNABILITY, ScoreConfig, VInformationScorer
-from optidel_hf.curation.selection import mosaics_in_budget, select
+from optidel_hf.curation.selection import eligible, mosaics_in_budget, refuse_too_few, select
 from optidel_hf.curation.selection_config import AUTO, SelectionConfig
 from optidel_hf.curation.shards import (
     existing_shards,
@@ -101,8 +101,11 @@ def curate(config: CurationConfig, until: str = "curated") -> Path:
         `UserError`: for bad input, a configuration that differs from the output's, or a budget that cannot be met.
     """
     run = _Run(config)
-    for stage in STAGES[: STAGES.index(until) + 1]:
+    stages = STAGES[: STAGES.index(until) + 1]
+    for stage in stages:
         getattr(run, stage)()
+        if stage == "patches" and "selection" in stages:
+            run.check_budget()  # before scoring, which takes longest
     run.record()
     return run.output
 
@@ -187,6 +190,13 @@ class _Run:
         wait_for(shard_paths(stage, len(bounds)))
         self._refuse_empty_pool(stage, rejected)
 
+    def check_budget(self) -> None:
+        """Refuse a budget that the patches cannot fill."""
+        selection = self.config.selection
+        upscale = read_columns(self.patch_stage.folder, ["upscale"])["upscale"].to_numpy()
+        candidates = int(eligible(upscale, selection.max_upscale).sum())
+        refuse_too_few(candidates, selection.budget, self._usable_images(), selection.tiles_per_mosaic)
+
     def scores(self) -> None:
         """Fit or calibrate the reference model, then add the V-information columns."""
         if not self.config.selection.scored:
@@ -240,11 +250,7 @@ class _Run:
                 options, facts = settle_strategy(
                     table, options, self.patch_stage.folder, runs, *config, self.config.device
                 )
-            try:
-                selected = select(table, explain=True, **options)
-            except UserError:  # such as a budget that the patches cannot meet
-                self.selection_stage.give_up()
-                raise
+            selected = select(table, explain=True, **options)
             selected.facts.update(facts)
             write_parquet(draft_selection(table, selected), path)
         wait_for([path])

@@ -54,10 +54,6 @@ class Stage:
             write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", record)
         return self.folder
 
-    def give_up(self) -> None:
-        """Forget the configuration of a folder in which nothing was finished, so that another one can take it."""
-        (self.folder / "config.json").unlink(missing_ok=True)
-
     def take_over(self, other_output: Path) -> None:
         """Link this stage's files from another output, if they were made by the same configuration and inputs."""
         theirs = other_output / self.folder.name

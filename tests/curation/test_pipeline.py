@@ -159,13 +159,14 @@ def test_a_changed_field_is_refused_and_named(config: CurationConfig, finished: 
     assert files(finished) == before
 
 
-def test_a_budget_that_the_patches_cannot_meet_leaves_the_output_to_another(
+def test_a_budget_that_the_patches_cannot_meet_is_refused_before_scoring(
     config: CurationConfig, finished: Path, tmp_path: Path
 ) -> None:
     much = replace(config.selection, budget=1.0, tiles_per_mosaic=16)
     changed = replace(config, output_dir=str(tmp_path / "out"), reuse=str(finished), selection=much)
-    with pytest.raises(UserError, match="Budget 1 of 24 images needs 384 patches"):
+    with pytest.raises(UserError, match="Budget 1 of 24 images needs 384 patches and the pool has 78"):
         curate(changed)
+    assert not (tmp_path / "out" / "scores").exists()
     out = curate(replace(changed, selection=config.selection))
     assert files(out / "curated") == files(finished / "curated")
 

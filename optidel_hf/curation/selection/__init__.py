@@ -10,8 +10,19 @@ from optidel_hf.curation.selection.select import (
     Selection,
     eligible,
     mosaics_in_budget,
+    refuse_too_few,
     select,
 )
 
 
-__all__ = ["DISTANCES", "DIVERSITY", "KEEP", "STRATEGIES", "Selection", "eligible", "mosaics_in_budget", "select"]
+__all__ = [
+    "DISTANCES",
+    "DIVERSITY",
+    "KEEP",
+    "STRATEGIES",
+    "Selection",
+    "eligible",
+    "mosaics_in_budget",
+    "refuse_too_few",
+    "select",
+]

@@ -157,9 +157,7 @@ def select(
     count = mosaics * tiles_per_mosaic
     allowed = eligible(columns["upscale"], max_upscale)
     candidates = read_candidates(columns, score, allowed, chooser.embedding)
-    if count > len(candidates):
-        affordable = len(candidates) // tiles_per_mosaic / images
-        raise UserError(_too_few(budget, images, count, len(candidates), affordable))
+    refuse_too_few(len(candidates), budget, images, tiles_per_mosaic)
     options = Options(seed, trim, keep, max_distance, diversity, hardness_weight, distance)
     choice = chooser.choose(candidates, count, options)
     clusters = np.full(count, -1, dtype=np.int32) if choice.clusters is None else choice.clusters[choice.chosen]
@@ -203,6 +201,22 @@ def mosaics_in_budget(budget: float, images: int) -> int:
             f"Budget {budget:g} of {images} images rounds to none: give at least {least:g}, or more images."
         )
     return mosaics
+
+
+def refuse_too_few(patches: int, budget: float, images: int, tiles_per_mosaic: int) -> None:
+    """
+    Refuse a budget that `patches` cannot fill.
+
+    Raises:
+        `UserError`: naming the largest budget that they can.
+    """
+    count = mosaics_in_budget(budget, images) * tiles_per_mosaic
+    if count > patches:
+        affordable = patches // tiles_per_mosaic / images
+        raise UserError(
+            f"Budget {budget:g} of {images} images needs {count} patches and the pool has {patches}: lower it to at "
+            f"most {affordable:.4f}, or loosen the patch filters."
+        )
 
 
 class _Columns(Mapping[str, np.ndarray]):
@@ -274,13 +288,6 @@ def eligible(upscale: np.ndarray, limit: float) -> np.ndarray:
         )
         return np.ones_like(enlarged)
     return ~enlarged
-
-
-def _too_few(budget: float, images: int, count: int, candidates: int, affordable: float) -> str:
-    return (
-        f"Budget {budget:g} of {images} images needs {count} patches and the pool has {candidates}: lower "
-        f"it to at most {affordable:.4f}, or loosen the patch filters."
-    )
 
 
 def _reasons(rows: int, candidates: Candidates, choice: Choice) -> np.ndarray:
