@@ -141,8 +141,8 @@ def build_arm(name: str, budget: float, seed: int, pool: Pool, *, label_images: 
         budget (`float`): fraction of the usable images; without meaning for an arm that is not cut to one.
         seed (`int`): redraws the subset, the folds and the selection.
         pool ([`Pool`]).
-        label_images (`torch.Tensor` of shape `(m, 3, S, S)`, uint8, *optional*): of the label pool; only `oracle`
-            looks at them.
+        label_images (`torch.Tensor` of shape `(m, 3, S, S)`, uint8, *optional*): of the label pool; only oracles
+            look at them.
 
     Raises:
         `UserError`: if the arm is not known, the budget cannot be met, or the folder was made from another pool.

@@ -84,6 +84,13 @@ ARMS = {
         rule="nearest_to_labels",
         oracle=True,
     ),
+    "oracle_coverage": Arm(
+        "And is there more for frames such that each image of the label pool has one that is near?",
+        "image",
+        tiles=1,
+        rule="covering_labels",
+        oracle=True,
+    ),
     "random_crop_mosaics": Arm(
         "What does SAM add (`random_patch_mosaics` minus this), and what zoom (this minus `image_mosaics`)?",
         strategy="optidel",

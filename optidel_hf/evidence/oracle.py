@@ -1,8 +1,10 @@
 """
-The oracle: pool frames nearest in embedding to the unlabelled images of a downstream set's label pool.
+Oracles: pool frames nearest in embedding to the unlabelled images of a downstream set's label pool.
 
-It knows where the pool will be used, which no product may: it bounds what choosing can gain. A grid in which it does
-not beat random images has no room for any selection to show (`gate.py`). It sees images, never a mask.
+`oracle`, which is the gate's, takes those nearest to any label image; on a redundant pool they are near copies of each
+other. `oracle_coverage` takes them such that each label image has one that is near. Both know where the pool will be
+used, which no product may: they bound what choosing can gain. A grid in which the gate's does not beat random images
+has no room for any selection to show (`gate.py`). They see images, never a mask.
 
 Cosines are taken about the pool's mean embedding: without that all frames are alike.
 
@@ -33,10 +35,38 @@ def nearest_frames(pool: np.ndarray, labels: np.ndarray, count: int) -> np.ndarr
         pool (`np.ndarray` of shape `(n, D)`): embeddings of the pool's frames.
         labels (`np.ndarray` of shape `(m, D)`): of the label images, by the same model.
     """
+    return np.argsort(-_cosines(pool, labels).max(axis=1), kind="stable")[:count]
+
+
+def covering_frames(pool: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
+    """
+    `count` frames, each the one that most raises the label images' mean cosine to their nearest chosen frame.
+
+    Where none raises it, the frames that are left cover the label images once more. Ties go by position.
+
+    Args:
+        pool (`np.ndarray` of shape `(n, D)`): embeddings of the pool's frames, `count` or more.
+        labels (`np.ndarray` of shape `(m, D)`): of the label images, by the same model.
+    """
+    cosine = _cosines(pool, labels)
+    nothing = np.full(len(labels), -2.0)  # farther than any frame can be
+    nearest, left = nothing, np.ones(len(pool), bool)
+    chosen: list[int] = []
+    while len(chosen) < count:
+        gain = np.where(left, np.maximum(cosine - nearest, 0).sum(axis=1), 0)
+        if not gain.any():
+            nearest = nothing
+            continue
+        chosen.append(int(gain.argmax()))
+        left[chosen[-1]] = False
+        nearest = np.maximum(nearest, cosine[chosen[-1]])
+    return np.array(chosen)
+
+
+def _cosines(pool: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Of every frame to every label image, `(n, m)`, about the pool's mean."""
     mean = pool.mean(axis=0, dtype=np.float64)
-    frames, wanted = (_directions(part - mean) for part in (pool, labels))
-    cosine = np.max([frames @ image for image in wanted], axis=0)
-    return np.argsort(-cosine, kind="stable")[:count]
+    return _directions(pool - mean) @ _directions(labels - mean).T
 
 
 def embed_images(reference: Path, images: Tensor, device: str) -> np.ndarray:

@@ -20,7 +20,7 @@ from optidel_hf.curation.selection.select import read_pool
 from optidel_hf.curation.selection_config import SelectionConfig
 from optidel_hf.errors import UserError
 from optidel_hf.evidence.crops import crop_shares, image_sizes, random_crops
-from optidel_hf.evidence.oracle import embed_images, nearest_frames
+from optidel_hf.evidence.oracle import covering_frames, embed_images, nearest_frames
 from optidel_hf.evidence.pool import cut
 
 
@@ -32,12 +32,13 @@ MEDIUM = (0.5, 0.9)  # within-cluster quantiles of difficulty between which a pa
 
 
 def _nearest_to_labels(draw: Draw) -> pa.Table:
-    """Whole images nearest to the label images."""
-    assert draw.label_images is not None
-    table, reference = draw.stock.table(), draw.stock.folder / "reference"
-    embedding = np.stack(table["embedding"].to_numpy()).astype(np.float32)
-    wanted = embed_images(reference, draw.label_images, draw.pool.device)
-    return draw.select(table.take(nearest_frames(embedding, wanted, draw.images)))
+    """Whole images nearest to any label image."""
+    return draw.select(draw.stock.table().take(nearest_frames(*_embeddings(draw), draw.images)))
+
+
+def _covering_labels(draw: Draw) -> pa.Table:
+    """Whole images of which one is near, for as many label images as can be."""
+    return draw.select(draw.stock.table().take(covering_frames(*_embeddings(draw), draw.images)))
 
 
 def _random_crops(draw: Draw) -> pa.Table:
@@ -97,6 +98,7 @@ def _partly_whole(draw: Draw) -> pa.Table:
 
 RULES: dict[str, Callable[[Draw], pa.Table]] = {
     "nearest_to_labels": _nearest_to_labels,
+    "covering_labels": _covering_labels,
     "random_crops": _random_crops,
     "easiest_of_each": _easiest_of_each,
     "cover": _cover,
@@ -123,6 +125,13 @@ def likeness(patches: pa.Table, whole: pa.Table) -> np.ndarray:
     compact = patches["area"].to_numpy() * size.prod(axis=1) / side.prod(axis=1)
     inside = np.concatenate([low > 0, low + side < size], axis=1).mean(axis=1)
     return compact.clip(0, 1) * inside
+
+
+def _embeddings(draw: Draw) -> tuple[np.ndarray, np.ndarray]:
+    """Of the pool's images, `(n, D)`, and of the label images, `(m, D)`, by the seed's first reference model."""
+    assert draw.label_images is not None
+    embedding = np.stack(draw.stock.table()["embedding"].to_numpy()).astype(np.float32)
+    return embedding, embed_images(draw.stock.folder / "reference", draw.label_images, draw.pool.device)
 
 
 def _large_enough(draw: Draw) -> pa.Table:

@@ -10,7 +10,7 @@ import pytest
 from filelock import FileLock, Timeout
 
 from optidel_hf.evidence.accounting import count_native_pixels, coverage
-from optidel_hf.evidence.oracle import nearest_frames
+from optidel_hf.evidence.oracle import covering_frames, nearest_frames
 from optidel_hf.evidence.pool import lock, stopwatch
 
 
@@ -45,6 +45,32 @@ def test_nearest_frames_come_in_order_of_their_nearest_label_image() -> None:
     labels = frames[[3]] * 2 + frames[[0]] * 0.01
     assert nearest_frames(frames, labels, 1).tolist() == [3]
     assert set(nearest_frames(frames + 5, np.concatenate([labels, frames[[2]]]) + 5, 2).tolist()) == {2, 3}
+
+
+def test_covering_frames_leave_near_copies_for_later() -> None:
+    degrees = np.deg2rad([0, 1, 2, 100])
+    frames = np.stack([np.cos(degrees), np.sin(degrees)], axis=1)
+    frames = np.concatenate([frames, -frames])  # their mean is nothing
+    labels = frames[[0, 1, 2]].repeat(2, axis=0)
+    labels = np.concatenate([labels, frames[[3]] + 0.1 * frames[[0]]])
+    assert set(nearest_frames(frames, labels, 3).tolist()) == {0, 1, 2}
+    chosen = covering_frames(frames, labels, 4).tolist()
+    assert chosen[0] in (0, 1, 2)
+    assert chosen[1] == 3
+    assert set(chosen) == {0, 1, 2, 3}
+    # With more than it takes to be near to all of them, all that is left has its turn.
+    assert sorted(covering_frames(frames, labels, 8).tolist()) == list(range(8))
+
+
+def test_each_covering_frame_raises_the_mean_cosine_most() -> None:
+    rng = np.random.default_rng()
+    frames, labels = rng.normal(size=(30, 5)), rng.normal(size=(8, 5))
+    unit = [part - frames.mean(axis=0) for part in (frames, labels)]
+    frames_unit, labels_unit = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in unit)
+    chosen = covering_frames(frames, labels, 4).tolist()
+    for place, frame in enumerate(chosen):
+        reached = [(labels_unit @ frames_unit[[*chosen[:place], one]].T).max(axis=1).mean() for one in range(30)]
+        assert reached[frame] == pytest.approx(max(reached))
 
 
 def test_a_stopwatch_adds_what_failed_and_stops_when_it_ended_well(

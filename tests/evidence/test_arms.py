@@ -160,6 +160,7 @@ def test_product_arms_are_what_curate_makes(name: str, pool: Pool, built: dict[s
 
 def test_oracle_finds_planted_frames(planted: tuple[list[str], torch.Tensor], built: dict[str, ArmData]) -> None:
     assert sorted(sources(built["oracle"])) == planted[0]
+    assert set(sources(built["oracle_coverage"])) & set(planted[0])
 
 
 def test_random_crops_have_the_sizes_of_the_patches_that_optidel_chose(
