@@ -247,7 +247,8 @@ def _concatenated(files: list[Path], split: str | None) -> Dataset:
             f"--split {split}: {files[0].name} and the tables beside it are of {found}, by names such as "
             "test-00000-of-00001.parquet; any other name is of 'train'."
         )
-    return concatenate_datasets([_open_table(file, file.relative_to(root).as_posix()) for file in chosen])
+    tables = [_open_table(file, file.relative_to(root).as_posix()) for file in chosen]
+    return concatenate_datasets([table for table in tables if len(table)] or tables)
 
 
 def _split_of(table: Path) -> str:
@@ -257,8 +258,9 @@ def _split_of(table: Path) -> str:
 
 def _open_table(file: Path, name: str) -> Dataset:
     try:
-        if file.suffix == ".parquet":
-            pq.read_schema(file)  # of a broken file datasets would log the error besides raising it
+        # of a broken parquet file datasets would log the error besides raising it, and one without rows it cannot read
+        if file.suffix == ".parquet" and not pq.read_metadata(file).num_rows:
+            return Dataset.from_dict({})
         table = load_dataset(TABLE_FORMATS[file.suffix], data_files=str(file), split="train")
     except Exception as error:  # datasets wraps arrow's errors in several classes of its own
         raise UserError(f"{file} cannot be read as {TABLE_FORMATS[file.suffix]}: {error.__cause__ or error}") from None

@@ -214,7 +214,9 @@ def test_broken_parquet(tmp_path: Path, cut: int, capfd: pytest.CaptureFixture[s
 
 def test_empty_table(tmp_path: Path) -> None:
     table().select([]).to_parquet(str(tmp_path / "a.parquet"))
-    assert "a.parquet" in refused(tmp_path / "a.parquet")
+    assert "holds no rows" in refused(tmp_path / "a.parquet")
+    table(2).to_parquet(str(tmp_path / "b.parquet"))
+    assert sources(tmp_path) == ["b.parquet#0", "b.parquet#1"]
 
 
 def test_what_is_no_dataset(tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ def settle_strategy(
     table: pa.Table,
     options: dict[str, Any],
     patches: Path,
-    folder: Path,
+    record: Path,
     config: PilotConfig,
     reference: ReferenceConfig,
     device: str,
@@ -192,17 +192,17 @@ def settle_strategy(
         table (`pyarrow.Table`): scored patches.
         options (`dict`): what `select` is told, with `"auto"` for a strategy.
         patches (`Path`): the patch stage's folder, row-aligned with `table`.
-        folder (`Path`): for what the runs leave; finished runs are listed beside it, in `pilot.json`.
+        record (`Path`): JSON file of finished runs; what a run leaves is deleted beside it.
 
     Returns:
         `tuple[dict, dict]`: the options with the strategy that was named, and `{"pilot": ...}`, what was found.
     """
     options = {**options, "score": options["score"] or "difficulty"}
     count = mosaics_in_budget(options["budget"], options["images"]) * options["tiles_per_mosaic"]
-    train = MaePilot(patches, reference, config.pilot_steps, folder, device)
+    train = MaePilot(patches, reference, config.pilot_steps, record.with_name(".pilot"), device)
     groups, choose = table["group"].to_pylist(), chooser(table, options)
     with single_process():
-        found = run_pilot(groups, count, choose, train, config.pilot_repeats, folder.with_name("pilot.json"))
+        found = run_pilot(groups, count, choose, train, config.pilot_repeats, record)
     return {**options, "strategy": found["arm"]}, {"pilot": found}
 
 

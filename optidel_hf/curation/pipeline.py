@@ -57,7 +57,7 @@ from optidel_hf.curation.shards import (
     write_parquet,
     write_text,
 )
-from optidel_hf.curation.stages import Stage
+from optidel_hf.curation.stages import Stage, digest
 from optidel_hf.devices import hardware, resolve_device
 from optidel_hf.errors import UserError
 from optidel_hf.processes import process_rank, single_process
@@ -245,15 +245,24 @@ class _Run:
             options = {**asdict(self.config.selection), "images": self._usable_images()}
             facts: dict[str, Any] = {}
             if self.config.selection.strategy == AUTO:
-                runs = self.selection_stage.folder / ".pilot"
-                config = self.config.pilot, self.config.reference
-                options, facts = settle_strategy(
-                    table, options, self.patch_stage.folder, runs, *config, self.config.device
-                )
+                options, facts = self._run_pilot(table, options)
             selected = select(table, explain=True, **options)
             selected.facts.update(facts)
             write_parquet(draft_selection(table, selected), path)
         wait_for([path])
+
+    def _run_pilot(self, table: pa.Table, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What the pilot names. Where it refuses, another strategy may follow, or more repeats upon those it ran."""
+        stage, config = self.selection_stage, self.config
+        of_a_run = {name: value for name, value in stage.fields.items() if name != "pilot_repeats"}
+        record = stage.folder / f"pilot-{digest([of_a_run, stage.upstream])[:12]}.json"
+        try:
+            return settle_strategy(
+                table, options, self.patch_stage.folder, record, config.pilot, config.reference, config.device
+            )
+        except UserError:
+            stage.release()
+            raise
 
     def curated(self) -> None:
         """Render the mosaics, then publish the list with their hashes."""

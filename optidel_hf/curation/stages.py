@@ -54,6 +54,10 @@ class Stage:
             write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", record)
         return self.folder
 
+    def release(self) -> None:
+        """Leave the folder to any configuration: one that was claimed and came to no result."""
+        (self.folder / "config.json").unlink()
+
     def take_over(self, other_output: Path) -> None:
         """Link this stage's files from another output, if they were made by the same configuration and inputs."""
         theirs = other_output / self.folder.name

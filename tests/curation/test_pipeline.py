@@ -21,7 +21,7 @@ from PIL import Image
 from optidel_hf.curation.curated import MosaicConfig
 from optidel_hf.curation.inputs import InputConfig
 from optidel_hf.curation.patches import PatchConfig
-from optidel_hf.curation.pilot import Lead
+from optidel_hf.curation.pilot import Lead, PilotConfig
 from optidel_hf.curation.pipeline import CurationConfig, curate
 from optidel_hf.curation.reference import ReferenceConfig
 from optidel_hf.curation.selection_config import SelectionConfig
@@ -197,17 +197,29 @@ def test_auto_chooses_what_the_pilot_names_or_refuses(
     config: CurationConfig, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     auto = replace(config, reuse=str(finished), selection=replace(config.selection, strategy="auto"))
-    monkeypatch.setattr("optidel_hf.curation.pilot.MaePilot.__call__", lambda *arguments: 0.5)
+    ran: list[int] = []
+    monkeypatch.setattr("optidel_hf.curation.pilot.MaePilot.__call__", lambda *told: ran.append(told[-1]) or 0.5)
     with pytest.raises(UserError, match=r"The pilot cannot tell .* includes zero"):
         curate(replace(auto, output_dir=str(tmp_path / "equal")))
     assert not (tmp_path / "equal" / "selection.parquet").exists()
+    again = replace(auto, output_dir=str(tmp_path / "equal"), pilot=PilotConfig(pilot_repeats=6))
+    with pytest.raises(UserError, match="; 6 repeats"):
+        curate(again)
+    assert len(ran) == len(pilot_runs(tmp_path / "equal")) == 6 * 3 * 2  # five repeats were there
+    out = curate(replace(again, selection=replace(config.selection, strategy="medium")))
+    assert (out / "selection.parquet").exists()
     lead = Lead("medium", "easiest", 0.1, 0.05, 0.15)
     monkeypatch.setattr("optidel_hf.curation.pilot.find_lead", lambda bits: lead)
     out = curate(replace(auto, output_dir=str(tmp_path / "out")))
     facts = json.loads(pq.read_schema(out / "selection.parquet").metadata[b"optidel"])
     assert (facts["strategy"], facts["score"]) == ("medium", "difficulty")
     assert (facts["pilot"]["gain"], facts["pilot"]["counts"]) == (0.1, [4, 8, 16])
-    assert len(json.loads((out / ".selection" / "pilot.json").read_text())) == 5 * 3 * 2
+    assert len(pilot_runs(out)) == 5 * 3 * 2
+
+
+def pilot_runs(output: Path) -> dict[str, float]:
+    (record,) = (output / ".selection").glob("pilot-*.json")
+    return json.loads(record.read_text())
 
 
 def test_an_image_that_came_or_went_is_refused(
