@@ -29,6 +29,13 @@ WIDTH, HEIGHT, HEAD = 620, 250, 66
 LEFT, RIGHT, TOP, BOTTOM = 56, 24, 34, 44
 NAMES, ROW, GAP = 176, 24, 28
 """Room for the arms' names, a row's height, and what is between a row's two columns."""
+ROOM, BESIDE = (15, 11), 15
+"""A number's size with its margin, and how far from a mark it stands right beside it."""
+AROUND = sorted(
+    ((across, down) for across in range(-90, 91, 15) for down in range(-88, 89, 11) if (across, down) != (0, 0)),
+    key=lambda shift: (math.hypot(shift[0], 1.5 * shift[1]), -shift[0]),
+)
+"""Where a number may stand about its mark."""
 BASELINE = "random_images"
 COLOURS = {"optidel": "#c8401c", "hardest": "#d98e04", "random_images": "#7d8088", "oracle": "#3a8f5c"}
 POOL, OTHER = "#1f6fb4", "#22262e"
@@ -149,9 +156,9 @@ def _cost_panel(draw: ImageDraw.ImageDraw, corner: Point, judged: Judged, mode: 
     _, costs, heights = zip(*values)
     axes = _panel(draw, corner, costs, heights, "curation and pre-training, seconds")
     places = [(one, axes.place(cost, height)) for one, cost, height in values]
+    _numbers(draw, [(at, one.arm) for one, at in places], arms)
     for one, at in places:
         dot(draw, at, _colour(one.arm), filled=len(one.runs) >= FEWEST_SEEDS)
-    _numbers(draw, [(at, one.arm) for one, at in places], arms)
 
 
 def _budget_panel(draw: ImageDraw.ImageDraw, corner: Point, judged: Judged, mode: str, arms: list[str]) -> None:
@@ -200,12 +207,22 @@ def _panel(
 
 
 def _numbers(draw: ImageDraw.ImageDraw, marks: list[tuple[Point, str]], arms: list[str]) -> None:
-    """Each arm's number to the right of its mark, moved down where another one is."""
-    taken: list[Point] = []
-    for (x, y), arm in sorted(marks, key=lambda mark: mark[0][1]):
-        y = max([y, *(other + 12 for across, other in taken if abs(across - x) < 16)])
-        taken.append((x, y))
-        text(draw, (x + 8, y), str(arms.index(arm) + 1), 11, "lm", _colour(arm))
+    """Each arm's number beside its mark, with a line to it where it is not right beside it."""
+    for at, (mark, arm) in zip(number_places([mark for mark, _ in marks]), marks):
+        if math.dist(at, mark) > BESIDE:
+            line(draw, [mark, at], GRID, 1)
+        text(draw, at, str(arms.index(arm) + 1), 11, "mm", _colour(arm))
+
+
+def number_places(marks: Sequence[Point]) -> list[Point]:
+    """For each mark the nearest place, the right side first, at which a number covers no mark and no other number."""
+    taken, places = list(marks), list[Point]()
+    for x, y in marks:
+        around = [(x + across, y + down) for across, down in AROUND]
+        free = (at for at in around if all(abs(at[0] - u) >= ROOM[0] or abs(at[1] - v) >= ROOM[1] for u, v in taken))
+        places.append(next(free, around[0]))
+        taken.append(places[-1])
+    return places
 
 
 def _mean(one: Series) -> float:

@@ -10,7 +10,7 @@ from PIL import Image
 from simulated import results_table
 
 from optidel_hf.evidence.comparison import Judged
-from optidel_hf.evidence.figure import draw_results
+from optidel_hf.evidence.figure import draw_results, number_places
 
 
 ARMS = {"full": 0.7, "random_images": 0.65, "optidel": 0.8}
@@ -53,3 +53,13 @@ def test_a_part_of_a_grid_is_drawn(tmp_path, results):
     assert (pixels == RED).all(axis=-1).any()
     nothing = drawn(results.slice(0, 0), tmp_path)
     assert not (nothing == RED).all(axis=-1).any()
+
+
+def test_a_number_stands_beside_its_mark_and_covers_neither_marks_nor_numbers():
+    assert number_places([(100.0, 50.0)]) == [(115.0, 50.0)]
+    marks = [tuple(mark) for mark in np.random.default_rng(0).normal((300.0, 120.0), (40.0, 15.0), (24, 2)).tolist()]
+    places = number_places(marks)
+    for i, place in enumerate(places):
+        others = np.array(marks + places[:i] + places[i + 1 :]) - place
+        assert ((np.abs(others[:, 0]) >= 15) | (np.abs(others[:, 1]) >= 11)).all()
+        assert np.hypot(*np.subtract(place, marks[i])) < 80
