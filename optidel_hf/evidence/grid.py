@@ -135,8 +135,9 @@ class Grid:
         found = [path for split in splits for cell in self.cells if (path := self.find(cell, split))]
         results = add_up_groups(read_cells(found, self.hash), self.grid.downstream_groups)
         path = self.output / "results.parquet"
-        write_parquet(results, path)
-        write_summary(results, self.output, count_trials(self.trials, self.part))
+        with lock(path):
+            write_parquet(results, path)
+            write_summary(results, self.output, count_trials(self.trials, self.part))
         if self.grid.final:
             note_result(reads, self.hash, _result_text(results))
         return path
@@ -153,8 +154,10 @@ class Grid:
         """The configuration's hash, after comparing it with what the output and the folders to merge were made by."""
         record: dict[str, Any] = {"hash": digest(told), "fields": told}
         own = self.output / "config.json"
-        if self.rank == 0 and not own.exists():
-            write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", own)
+        if self.rank == 0:
+            with lock(own):  # processes that were started one by one have a rank 0 each
+                if not own.exists():
+                    write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", own)
         wait_for([own])
         for folder in (self.output, *map(Path, self.grid.merge)):
             _refuse_other(folder, record)

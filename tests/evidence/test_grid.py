@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -16,6 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 from tiny_grid import ARMS, COUNTS, fake_arm, tiny_experiment, write_squares
 
+from optidel_hf.curation.shards import write_text
+from optidel_hf.curation.stages import digest
 from optidel_hf.errors import Preempted, UserError
 from optidel_hf.evaluation import downstream as downstream_sets
 from optidel_hf.evaluation.metrics.mean_iou.mean_iou import class_iou
@@ -185,6 +190,26 @@ def test_two_processes_give_the_union(make: MakeGrid, straight: Path, monkeypatc
     assert finished == {str(cell) for cell in first.cells[1::2]}
     monkeypatch.setenv("RANK", "0")
     assert rows_of(first.run()) == rows_of(straight)
+
+
+def test_processes_started_one_by_one_share_an_output(make: MakeGrid, monkeypatch: pytest.MonkeyPatch) -> None:
+    together, written = Barrier(2), []
+
+    def digest_together(value: Any) -> str:  # the last step before the configuration is looked for
+        together.wait(timeout=60)
+        return digest(value)
+
+    def write_slowly(text: str, path: Path) -> None:
+        written.append(path.name)
+        time.sleep(0.2)
+        write_text(text, path)
+
+    monkeypatch.setattr("optidel_hf.evidence.grid.digest", digest_together)
+    monkeypatch.setattr("optidel_hf.evidence.grid.write_text", write_slowly)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(make, ["out", "out"])
+    assert first.hash == second.hash
+    assert sorted(written) == ["config.json", "made_from.json"]
 
 
 def test_merged_folders_give_the_union_without_computing(
