@@ -1,6 +1,7 @@
 """
 The grid in one picture, `results.png`: a column a mode, and in it each arm's mIoU and its difference to random images
-with their 95 % intervals, mIoU over what curation and pre-training took and, where there are several, over the budget.
+with their 95 % intervals, mIoU over what curation and pre-training took and, where there are several, over the budget
+and over the steps of pre-training.
 
 An arm has its number throughout. A ring is an arm of fewer than 5 seeds, of which nothing is claimed.
 """
@@ -80,6 +81,7 @@ def draw_results(results: pa.Table, path: Path) -> None:
     arms = list(dict.fromkeys(one.arm for mode in judged.modes for one in judged.headline(mode)))
     budgets = {one.setting.budget for one in judged.series if one.arm not in WITHOUT_BUDGET}
     panels = [_cost_panel] + [_budget_panel] * (len(budgets) > 1)
+    panels += [_steps_panel] * (judged.checkpoints.num_rows > judged.rows.num_rows)
     rows = TOP + ROW * len(arms) + BOTTOM
     picture, draw = new_picture(max(1, len(judged.modes)) * WIDTH, HEAD + rows + HEIGHT * len(panels))
     _title(draw, judged, headroom(results).passed)
@@ -173,11 +175,36 @@ def _budget_panel(draw: ImageDraw.ImageDraw, corner: Point, judged: Judged, mode
         level = arm in WITHOUT_BUDGET
         spots = [(x, _mean(own[0])) for x in axes.x] if level else [(one.setting.budget, _mean(one)) for one in own]
         points = [axes.place(*spot) for spot in spots]
-        line(draw, points, _colour(arm), 1)
-        for at, one in zip(points, () if level else own):
-            dot(draw, at, _colour(arm), filled=len(one.runs) >= FEWEST_SEEDS)
+        _curve(draw, points, arm, [] if level else [len(one.runs) for one in own])
         marks.append((points[-1], arm))
     _numbers(draw, marks, arms)
+
+
+def _steps_panel(draw: ImageDraw.ImageDraw, corner: Point, judged: Judged, mode: str, arms: list[str]) -> None:
+    """Mean mIoU over the steps of pre-training, a line an arm, of the seeds of which every checkpoint was judged."""
+    curves: dict[str, list[Point]] = {}
+    counts: dict[str, int] = {}
+    for one in judged.headline(mode):
+        seeds, steps, values = judged.curve(one)
+        if seeds and len(steps) > 1:
+            curves[one.arm] = list(zip(steps.tolist(), values.mean(axis=0).tolist()))
+            counts[one.arm] = len(seeds)
+    if not curves:
+        return
+    across, heights = zip(*(spot for curve in curves.values() for spot in curve))
+    axes, marks = _panel(draw, corner, across, heights, "steps of pre-training"), []
+    for arm, curve in curves.items():
+        points = [axes.place(*spot) for spot in curve]
+        _curve(draw, points, arm, [counts[arm]] * len(points))
+        marks.append((points[-1], arm))
+    _numbers(draw, marks, arms)
+
+
+def _curve(draw: ImageDraw.ImageDraw, points: list[Point], arm: str, seeds: list[int]) -> None:
+    """An arm's line, and on it a mark for each number of seeds."""
+    line(draw, points, _colour(arm), 1)
+    for at, count in zip(points, seeds):
+        dot(draw, at, _colour(arm), filled=count >= FEWEST_SEEDS)
 
 
 def _panel(

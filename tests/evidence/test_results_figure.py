@@ -14,7 +14,7 @@ from optidel_hf.evidence.figure import draw_results, number_places
 
 
 ARMS = {"full": 0.7, "random_images": 0.65, "optidel": 0.8}
-RED, WHITE = (0xC8, 0x40, 0x1C), (255, 255, 255)
+RED, BLUE, WHITE = (0xC8, 0x40, 0x1C), (0x1F, 0x6F, 0xB4), (255, 255, 255)
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +45,27 @@ def test_several_budgets_have_a_panel_more(tmp_path, results):
     assert drawn(results, tmp_path).shape == (2 * (66 + 34 + 3 * 24 + 44 + 250), 2 * 620, 3)
     other = results_table({"optidel": 0.8}, seeds=2, modes=["probe"], budget=0.2)
     assert drawn(pa.concat_tables([results, other]), tmp_path).shape[0] == 2 * (66 + 34 + 3 * 24 + 44 + 2 * 250)
+
+
+def test_several_checkpoints_have_a_panel_more(tmp_path):
+    arms = {"none": 0.6, "full": 0.8}
+    results = results_table(arms, modes=["probe"], checkpoints=4)
+    judged = Judged.of(results, "validation")
+    _, steps, values = judged.curve(judged.find("full", "probe"))
+    assert steps.tolist() == [100, 200, 300, 400]
+    height = 66 + 34 + 2 * 24 + 44 + 2 * 250
+    pixels = drawn(results, tmp_path)
+    assert pixels.shape[0] == 2 * height
+    # Means of checkpoints span the panel but for a twentieth at either end; the first lies log 1.15 from its left.
+    means = values.mean(axis=0)
+    up = (means - means[0] + 0.05 * np.ptp(means)) / (1.1 * np.ptp(means))
+    right = np.log(1.15 * steps / steps[0]) / np.log(1.15**2 * 4)
+    top, bottom = height - 250 + 12, height - 44
+    for x, y in zip(56 + right * (620 - 24 - 14 - 56), bottom - up * (bottom - top)):
+        assert tuple(pixels[round(2 * y), round(2 * x)]) == BLUE
+    one_short = results.filter(pc.or_(pc.not_equal(results["step"], 100), pc.not_equal(results["seed"], 0)))
+    fewer = drawn(one_short, tmp_path)  # four seeds have every checkpoint
+    assert tuple(fewer[round(2 * (bottom - up[0] * (bottom - top))), round(2 * (56 + right[0] * 526))]) != BLUE
 
 
 def test_a_part_of_a_grid_is_drawn(tmp_path, results):
