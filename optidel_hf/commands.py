@@ -92,7 +92,7 @@ def pretrain(arguments: Sequence[str]) -> None:
     from optidel_hf.checkpoints import checkpoint_fingerprint, refuse_pickle
     from optidel_hf.evaluation.probes import ProbeConfig
     from optidel_hf.pretraining.checkpoints import require_writable
-    from optidel_hf.pretraining.config import PretrainConfig
+    from optidel_hf.pretraining.config import PretrainConfig, at_checkpoint_sizes
     from optidel_hf.pretraining.stored import open_images
     from optidel_hf.pretraining.trainer import Pretrainer, check_last
     from optidel_hf.processes import process_rank, share_cores
@@ -104,6 +104,7 @@ def pretrain(arguments: Sequence[str]) -> None:
     check_last(config.last_share, images.last_dataset)
     if config.model:
         refuse_pickle(config.model, said=f"--model {config.model}")
+        config = at_checkpoint_sizes(config)
     if not images.dry_run:
         require_writable(Path(config.output_dir))
     dataset = images.dataset if images.dataset != EMBEDDED else str(sample_curated(make=not images.dry_run))

@@ -27,7 +27,7 @@ from optidel_hf.evidence.arms import ARMS
 from optidel_hf.evidence.comparison import TEST, VALIDATION
 from optidel_hf.evidence.pool import Pool
 from optidel_hf.flags import EMBEDDED
-from optidel_hf.pretraining.config import PretrainConfig
+from optidel_hf.pretraining.config import PretrainConfig, at_checkpoint_sizes
 
 
 CORE_ARMS = (
@@ -346,6 +346,6 @@ def make_experiment(grid: ReproduceConfig, flags: Any, *stages: Any) -> Experime
     """
     given = {name.removeprefix(PREFIX): value for name, value in vars(flags).items()}
     try:
-        return Experiment(grid, PretrainConfig(**given), *stages)
+        return Experiment(grid, at_checkpoint_sizes(PretrainConfig(**given)), *stages)
     except ValueError as error:
         raise UserError(f"pre-training: {error}") from None

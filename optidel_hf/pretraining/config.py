@@ -6,6 +6,8 @@ import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from transformers import AutoConfig
+
 from optidel_hf.devices import PRECISIONS
 from optidel_hf.pretraining.draws import Augmentation
 from optidel_hf.pretraining.objectives import OBJECTIVES
@@ -59,7 +61,10 @@ class PretrainConfig:
     )
     model: str | None = field(
         default=None,
-        metadata={"help": "Folder or Hub id of a ViT-MAE (simclr: or ViT) to start from, with its sizes; none: new."},
+        metadata={
+            "help": "Folder or Hub id of a ViT-MAE (simclr: or ViT) to start from, whose sizes replace those given "
+            "here; none: new."
+        },
     )
     image_size: int = field(default=64, metadata={"help": "Side of a model input in pixels."})
     patch_size: int = field(default=8, metadata={"help": "Side of a patch in pixels; divides image_size."})
@@ -273,3 +278,21 @@ class PretrainConfig:
         tokens = (self.image_size // self.patch_size) ** 2
         if not 0 < int(tokens * (1 - self.mask_ratio)) < tokens:
             raise ValueError(f"mask_ratio {self.mask_ratio} must leave some of {tokens} patches visible, some hidden.")
+
+
+def at_checkpoint_sizes(config: PretrainConfig) -> PretrainConfig:
+    """
+    The configuration with the sizes of the checkpoint that training starts from: what images and record go by.
+
+    Args:
+        config ([`PretrainConfig`]): one without a checkpoint, or with one that cannot be found, is returned as it is:
+            whoever loads that says so.
+    """
+    if config.model is None:
+        return config
+    try:
+        found = AutoConfig.from_pretrained(config.model)
+    except (OSError, ValueError):
+        return config
+    sizes = {name: getattr(found, name, None) for name in SIZE_FIELDS}
+    return replace(config, **{name: size for name, size in sizes.items() if isinstance(size, int)})

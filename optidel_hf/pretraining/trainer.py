@@ -43,7 +43,7 @@ from optidel_hf.devices import resolve_device, resolve_precision
 from optidel_hf.errors import Preempted, UserError
 from optidel_hf.pretraining.batches import Batches, BatchesInTurn, Views, image_processor
 from optidel_hf.pretraining.checkpoints import require_writable, resume_checkpoint, save_checkpoint
-from optidel_hf.pretraining.config import PretrainConfig
+from optidel_hf.pretraining.config import PretrainConfig, at_checkpoint_sizes
 from optidel_hf.pretraining.draws import Augmentation
 from optidel_hf.pretraining.metrics import StepLog, read_metrics
 from optidel_hf.pretraining.monitoring import Evaluation, Monitor
@@ -102,7 +102,8 @@ class Pretrainer:
         evaluation: Evaluation | None = None,
         last: Images | None = None,
     ) -> None:
-        config = replace(_with_tiles(config, images), report_to=resolve_tracker(config.report_to))
+        config = at_checkpoint_sizes(_with_tiles(config, images))
+        config = replace(config, report_to=resolve_tracker(config.report_to))
         self.config, self.description, self.out = config, description, Path(config.output_dir)
         self.evaluation = evaluation
         self.streamed = isinstance(images, StreamedImages)

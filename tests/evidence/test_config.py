@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from transformers import ViTMAEConfig
 
 from optidel_hf.arguments import parse
 from optidel_hf.curation.patch_config import PatchConfig
@@ -24,6 +25,12 @@ def read(*arguments: str) -> Experiment:
 
 def test_core_arms_are_those_that_say_so() -> None:
     assert set(CORE_ARMS) == {name for name, arm in ARMS.items() if arm.core}
+
+
+def test_images_have_the_size_of_the_checkpoint_that_arms_start_from(tmp_path: Path) -> None:
+    ViTMAEConfig(image_size=96, patch_size=16).save_pretrained(tmp_path)
+    experiment = read("--pretrain_model", str(tmp_path))
+    assert (experiment.pretrain.image_size, experiment.pool().mosaic.image_size) == (96, 96)
 
 
 def test_the_shipped_configurations_can_be_read() -> None:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
 
 import pytest
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, ViTConfig
 
-from optidel_hf.pretraining.config import FREE_FIELDS, PretrainConfig
+from optidel_hf.commands import pretrain
+from optidel_hf.pretraining.config import FREE_FIELDS, PretrainConfig, at_checkpoint_sizes
 from optidel_hf.pretraining.draws import Augmentation
 
 
@@ -64,3 +67,27 @@ def test_what_determines_the_result_leaves_out_where_and_how_often() -> None:
 def test_a_field_out_of_range_is_named(changes: dict[str, object], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         PretrainConfig("out", **changes)
+
+
+def test_a_checkpoints_sizes_replace_those_given(tmp_path: Path) -> None:
+    ViTConfig(image_size=96, patch_size=16, hidden_size=48, num_attention_heads=4).save_pretrained(tmp_path)
+    config = PretrainConfig("out", objective="simclr", model=str(tmp_path), steps=7, decoder_hidden_size=64)
+    found = at_checkpoint_sizes(config)
+    assert (found.image_size, found.patch_size, found.hidden_size, found.num_hidden_layers) == (96, 16, 48, 12)
+    assert (found.steps, found.decoder_hidden_size) == (7, 64)  # an encoder has no decoder
+    for config in (PretrainConfig("out"), PretrainConfig("out", model=str(tmp_path / "nowhere"))):
+        assert at_checkpoint_sizes(config) == config
+
+
+def test_images_are_opened_at_the_checkpoints_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Opened(Exception):
+        pass
+
+    def opened(dataset: str, size: int, **told: Any) -> None:
+        raise Opened(size)
+
+    ViTConfig(image_size=96, patch_size=16).save_pretrained(tmp_path / "vit")
+    (tmp_path / "vit" / "model.safetensors").touch()
+    monkeypatch.setattr("optidel_hf.pretraining.stored.open_images", opened)
+    with pytest.raises(Opened, match="96"):
+        pretrain(["--dataset", str(tmp_path), "--model", str(tmp_path / "vit"), "--output_dir", str(tmp_path / "out")])

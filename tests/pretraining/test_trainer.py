@@ -19,7 +19,7 @@ from optidel_hf.errors import UserError
 from optidel_hf.pretraining.metrics import read_metrics
 from optidel_hf.pretraining.trainer import Pretrainer, parameter_groups
 
-from .tiny import run_child, run_launched, tiny_config, torchrun
+from .tiny import TINY_SIZES, run_child, run_launched, tiny_config, torchrun
 
 
 def _run(images: torch.Tensor, output_dir: Path, **changes: Any) -> list[dict[str, Any]]:
@@ -162,9 +162,12 @@ def test_another_configuration_or_other_images_are_refused(images, tmp_path) -> 
 
 def test_training_goes_on_from_a_given_model(images, tmp_path) -> None:
     _run(images, tmp_path / "first", steps=30)
-    lines = _run(images, tmp_path / "second", steps=2, model=str(tmp_path / "first"), hidden_size=64)
+    given = {"hidden_size": 64, "image_size": 64, "patch_size": 16, "decoder_hidden_size": 64}
+    lines = _run(images, tmp_path / "second", steps=2, model=str(tmp_path / "first"), **given)
     assert lines[0]["loss"] < 0.8 * read_metrics(tmp_path / "first" / "metrics.jsonl")[0]["loss"]
     assert ViTModel.from_pretrained(tmp_path / "second" / "backbone").config.hidden_size == 32
+    record = json.loads((tmp_path / "second" / "pretrain_config.json").read_text())
+    assert {name: record[name] for name in given} == {name: TINY_SIZES[name] for name in given}
 
 
 def test_a_loss_that_explodes_ends_the_run_before_it_is_saved(images, tmp_path) -> None:
