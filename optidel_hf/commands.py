@@ -427,6 +427,12 @@ def dataset_facts(dataset: str, revision: str | None = None) -> dict[str, Any]:
 
     repo = hub_id(dataset)
     commit = hub_commit(repo, revision) if repo else None
-    selection = find_file(repo, "selection.parquet", commit) if repo else Path(dataset).parent / "selection.parquet"
+    selection = find_file(repo, "selection.parquet", commit) if repo else _selection_of(Path(dataset))
     curation = selection_facts(selection) if selection and selection.exists() else None
     return {"name": dataset, "hub_id": repo, "revision": commit, "curation": curation}
+
+
+def _selection_of(dataset: Path) -> Path | None:
+    """The list of the curation whose curated images a folder, or tables in it, are; other stages lie beside them."""
+    folder = dataset if dataset.is_dir() else dataset.parent
+    return folder.parent / "selection.parquet" if folder.name == "curated" else None

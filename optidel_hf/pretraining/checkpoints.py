@@ -30,6 +30,18 @@ from optidel_hf.errors import UserError
 logger = logging.getLogger(__name__)
 
 POSITION = "position.json"
+RUN_FILES = ("checkpoints", "reconstructions", "metrics.jsonl", "evaluations.jsonl", "nonfinite.json")
+MODEL_FILES = (
+    "backbone",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "preprocessor_config.json",
+    "held_out.json",
+    "downstream.json",
+    "provenance.json",
+    "pretrain_config.json",  # last: a kill before it leaves the rest to the next try
+)
 
 
 def require_writable(folder: Path) -> None:
@@ -47,6 +59,17 @@ def require_writable(folder: Path) -> None:
         raise UserError(
             f"--output_dir {folder} cannot be written to ({error.strerror}): give a folder that can."
         ) from None
+
+
+def start_over(folder: Path) -> None:
+    """
+    Remove what an earlier run left in its output, which would else pass for the next one's.
+
+    A model goes only where `pretrain_config.json` says that it is a run's, with what was found out about it since.
+    """
+    patterns = [*RUN_FILES, *(MODEL_FILES if (folder / "pretrain_config.json").exists() else ())]
+    for path in [path for pattern in patterns for path in folder.glob(pattern)]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, told: dict[str, Any], keep: int) -> None:

@@ -155,7 +155,7 @@ class PretrainConfig:
     resume: str = field(
         default="auto",
         metadata={
-            "help": "auto: go on from the newest good checkpoint in output_dir; never: start over without them."
+            "help": "auto: go on from the newest good checkpoint in output_dir; never: remove the run there and start over."
         },
     )
     log_every: int = field(

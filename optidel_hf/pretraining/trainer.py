@@ -22,7 +22,6 @@ import itertools
 import json
 import logging
 import os
-import shutil
 from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
@@ -42,7 +41,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from optidel_hf.devices import resolve_device, resolve_precision
 from optidel_hf.errors import Preempted, UserError
 from optidel_hf.pretraining.batches import Batches, BatchesInTurn, Views, image_processor
-from optidel_hf.pretraining.checkpoints import require_writable, resume_checkpoint, save_checkpoint
+from optidel_hf.pretraining.checkpoints import require_writable, resume_checkpoint, save_checkpoint, start_over
 from optidel_hf.pretraining.config import PretrainConfig, at_checkpoint_sizes
 from optidel_hf.pretraining.draws import Augmentation
 from optidel_hf.pretraining.metrics import StepLog, read_metrics
@@ -185,8 +184,10 @@ class Pretrainer:
 
     def _begin(self) -> int:
         """The number of steps that are already taken."""
-        if self.config.resume == "never" and self.accelerator.is_main_process:
-            shutil.rmtree(self._checkpoints, ignore_errors=True)
+        if self.config.resume == "never":
+            _refuse_to_remove(self.out, self.config.model)
+            if self.accelerator.is_main_process:
+                start_over(self.out)
         self.accelerator.wait_for_everyone()
         require_writable(self._checkpoints)
         start = resume_checkpoint(self.accelerator, self._checkpoints, self.told)
@@ -350,6 +351,12 @@ def check_last(share: float, last: Images | str | None) -> None:
         raise UserError(f"--last_share {share:g} of the steps are for other images: give --last_dataset as well.")
     if last is not None and not share:
         raise UserError("--last_dataset is for the last steps: say for which share of them with --last_share.")
+
+
+def _refuse_to_remove(out: Path, model: str | None) -> None:
+    """Refuse to start over where what training starts from would go with what was there."""
+    if model and Path(model).is_dir() and Path(model).resolve().is_relative_to(out.resolve()):
+        raise UserError(f"--resume never removes the model in {out}, from which --model starts: give another one.")
 
 
 def _check_batch(batch_size: int, processes: int, accumulation: int) -> None:

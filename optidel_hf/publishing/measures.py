@@ -59,7 +59,7 @@ def chosen_rows(record: CurationRecord) -> np.ndarray:
         return np.zeros(0, dtype=np.int64)
     keys = [patch_key(row) for row in record.selection.select(["source", "crop"]).to_pylist()]
     where = find_rows(record.folder / "scores", set(keys))
-    return np.array([record.offsets[shard] + row for shard, row in (where[key] for key in keys)], dtype=np.int64)
+    return np.array([record.index(where[key]) for key in keys], dtype=np.int64)
 
 
 def coverage_distance(record: CurationRecord, rows: np.ndarray) -> float | None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
 
 from optidel_hf.images import encode_png, open_image
 from optidel_hf.publishing.figures import ticks
 from optidel_hf.publishing.measures import chosen_rows
-from optidel_hf.publishing.records import SCORES, CurationRecord, read_rows, shards
+from optidel_hf.publishing.records import SCORES, CurationRecord, list_rows, read_rows
 
 
 INK, PAPER, ALL, CHOSEN = "#22262e", "#ffffff", "#c3c8d0", "#c8401c"
@@ -22,8 +21,7 @@ WIDTH, HEIGHT, MARGIN, HEAD, BINS = 420, 240, 24, 40, 40
 def contact_sheet(record: CurationRecord) -> bytes:
     """Curated images as PNG, evenly spaced over all of them, in rows of six."""
     folder = record.folder / "curated"
-    counts = [pq.read_metadata(path).num_rows for path in shards(folder)]
-    everywhere = [(shard, row) for shard, count in enumerate(counts) for row in range(count)]
+    everywhere = list_rows(folder)
     spaced = np.linspace(0, len(everywhere) - 1, min(SHEET_IMAGES, len(everywhere))).round().astype(int)
     images = [open_image(row["image"]) for row in read_rows(folder, [everywhere[i] for i in spaced], ["image"])]
     rows, step = -(-len(images) // SHEET_COLUMNS), SHEET_SIDE + GAP

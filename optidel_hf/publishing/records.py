@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ NUISANCES = ("contrast", "area", "side")
 REASONS_LISTED = 10
 
 Row = tuple[int, int]
-"""A row of a stage's folder: number of the shard, row within it."""
+"""A row of a stage's folder: the number in the shard's name, which all stages share, and the row within it."""
 
 Key = tuple[str, tuple[int, ...]]
 """What identifies a key patch: its source and the square (x, y, side) that is cut from it."""
@@ -59,6 +59,7 @@ class CurationRecord:
         columns (`dict[str, np.ndarray]`): Scores, nuisances and `fold` of all key patches, float64 of shape
             `(patches,)`; empty before scoring.
         offsets (`np.ndarray`): First row of every score shard, and the number of rows at the end.
+        score_shards (`list[int]`): Their numbers; some are missing while several processes score.
         selection (`pa.Table`, *optional*): The selection, in order of rank.
         facts (`dict`): The selection's metadata: strategy, score, seed, tiles_per_mosaic, tile_size, counts, versions.
         calibration (`list[dict]`): Each fold's `calibration.json`.
@@ -77,6 +78,7 @@ class CurationRecord:
     patches: int
     columns: dict[str, np.ndarray]
     offsets: np.ndarray
+    score_shards: list[int]
     selection: pa.Table | None
     facts: dict[str, Any]
     calibration: list[dict[str, Any]]
@@ -91,8 +93,13 @@ class CurationRecord:
 
     def row(self, index: int) -> Row:
         """Where the key patch number `index` of the score columns lies, as `(shard, row)`."""
-        shard = int(np.searchsorted(self.offsets, index, side="right")) - 1
-        return shard, int(index - self.offsets[shard])
+        place = int(np.searchsorted(self.offsets, index, side="right")) - 1
+        return self.score_shards[place], int(index - self.offsets[place])
+
+    def index(self, row: Row) -> int:
+        """Which row of the score columns lies at `(shard, row)`."""
+        shard, within = row
+        return int(self.offsets[self.score_shards.index(shard)]) + within
 
 
 def read_curation(curation_dir: str | Path) -> CurationRecord:
@@ -115,7 +122,8 @@ def read_curation(curation_dir: str | Path) -> CurationRecord:
         )
     inputs = pq.read_table(folder / "inputs.parquet", columns=["source"])
     with_patches, patches = _count_patches(folder / "patches")
-    columns, offsets = _read_scores(folder / "scores")
+    score_shards = shards(folder / "scores")
+    columns, offsets = _read_scores(score_shards)
     selection, facts = read_selection(folder / "selection.parquet")
     stages = {path.parent.name: read_json(path) for path in sorted(folder.glob("*/config.json"))}
     return CurationRecord(
@@ -129,6 +137,7 @@ def read_curation(curation_dir: str | Path) -> CurationRecord:
         patches=patches,
         columns=columns,
         offsets=offsets,
+        score_shards=[shard_number(path) for path in score_shards],
         selection=selection,
         facts=facts,
         calibration=[read_json(path) for path in sorted(folder.glob("reference/fold-*/calibration.json"))],
@@ -205,6 +214,17 @@ def shards(folder: Path) -> list[Path]:
     return sorted(folder.glob("shard-*.parquet"))
 
 
+def shard_number(path: Path) -> int:
+    """The number in a shard's name, `shard-00002-of-00004.parquet`."""
+    return int(path.name.split("-")[1])
+
+
+def list_rows(folder: Path) -> list[Row]:
+    """All rows of a stage's folder, in order."""
+    counts = {shard_number(path): pq.read_metadata(path).num_rows for path in shards(folder)}
+    return [(shard, row) for shard, count in counts.items() for row in range(count)]
+
+
 def read_rows(folder: Path, rows: Iterable[Row], columns: list[str]) -> list[dict[str, Any]]:
     """
     Reads single rows of a stage's folder: only the row groups that hold them, one at a time.
@@ -217,7 +237,7 @@ def read_rows(folder: Path, rows: Iterable[Row], columns: list[str]) -> list[dic
     Returns:
         `list[dict]`: One dictionary a row, in the order of `rows`.
     """
-    rows, files = list(rows), shards(folder)
+    rows, files = list(rows), {shard_number(path): path for path in shards(folder)}
     found: dict[Row, dict[str, Any]] = {}
     for shard in sorted({shard for shard, _ in rows}):
         with pq.ParquetFile(files[shard]) as file:
@@ -243,13 +263,13 @@ def find_rows(folder: Path, keys: set[Key]) -> dict[Key, Row]:
     """
     found: dict[Key, Row] = {}
     sources = pa.array(sorted({source for source, _ in keys}), pa.string())
-    for shard, path in enumerate(shards(folder)):
+    for path in shards(folder):
         table = pq.read_table(path, columns=["source", "crop"])
         candidates = pc.indices_nonzero(pc.is_in(table["source"].cast(pa.string()), value_set=sources))
         for row, values in zip(candidates.to_pylist(), table.take(candidates).to_pylist()):
             key = patch_key(values)
             if key in keys:
-                found[key] = (shard, row)
+                found[key] = (shard_number(path), row)
     return found
 
 
@@ -286,8 +306,7 @@ def _count_patches(folder: Path) -> tuple[int, int]:
     return len(sources), patches
 
 
-def _read_scores(folder: Path) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    paths = shards(folder)
+def _read_scores(paths: Sequence[Path]) -> tuple[dict[str, np.ndarray], np.ndarray]:
     if not paths:
         return {}, np.zeros(1, dtype=np.int64)
     there = pq.read_schema(paths[0]).names

@@ -11,10 +11,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from optidel_hf.publishing.figures import thumbnail
-from optidel_hf.publishing.records import CurationRecord, Key, Row, find_rows, patch_key, read_rows, shards
+from optidel_hf.publishing.records import CurationRecord, Key, Row, find_rows, list_rows, patch_key, read_rows, shards
 
 
 PATCHES_DRAWN = 24
@@ -77,8 +76,7 @@ def mosaic_sheet(record: CurationRecord) -> list[dict[str, Any]]:
         `list[dict]`: One mosaic each: `uri`, `across` (tiles side by side) and `tiles` (`name`, `title`), row by row.
     """
     folder = record.folder / "curated"
-    counts = [pq.read_metadata(path).num_rows for path in shards(folder)]
-    everywhere = [(shard, row) for shard, count in enumerate(counts) for row in range(count)]
+    everywhere = list_rows(folder)
     return [
         {
             "uri": thumbnail(row["image"], MOSAIC_SIDE),

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, ViTMAEForPreTraining, ViTModel
 
 from optidel_hf.errors import UserError
+from optidel_hf.pretraining.checkpoints import start_over
 from optidel_hf.pretraining.metrics import read_metrics
 from optidel_hf.pretraining.trainer import Pretrainer, parameter_groups
 
@@ -158,6 +159,37 @@ def test_another_configuration_or_other_images_are_refused(images, tmp_path) -> 
         Pretrainer(tiny_config(tmp_path, steps=3, seed=1), images).train()
     with pytest.raises(UserError, match=r"images \(was"):
         Pretrainer(tiny_config(tmp_path, steps=2), images[:-1]).train()
+
+
+def test_starting_over_leaves_nothing_of_the_model_before(images, tmp_path) -> None:
+    _run(images, tmp_path, steps=2, reconstruct_every=2)
+    found_out = ["held_out.json", "downstream.json", "provenance.json", "nonfinite.json"]
+    for name in found_out:
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "notes.txt").write_text("the user's own")
+    with pytest.raises(UserError, match=r"--resume never removes the model in .*: give another one"):
+        _run(images, tmp_path, steps=2, resume="never", model=str(tmp_path / "backbone"), objective="simclr")
+    assert (tmp_path / "model.safetensors").exists()
+    _run(images, tmp_path, steps=2, resume="never", objective="simclr")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        [
+            "backbone",
+            "checkpoints",
+            "metrics.jsonl",
+            "notes.txt",
+            "pretrain_config.json",
+            "projection_head.safetensors",
+        ]
+    )
+    _run(images, tmp_path, steps=2, resume="never")
+    assert not (tmp_path / "projection_head.safetensors").exists()
+
+
+def test_only_a_finished_runs_model_is_removed(tmp_path) -> None:
+    for name in ("config.json", "model.safetensors", "metrics.jsonl"):
+        (tmp_path / name).touch()
+    start_over(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
 
 
 def test_training_goes_on_from_a_given_model(images, tmp_path) -> None:

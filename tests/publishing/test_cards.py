@@ -15,6 +15,7 @@ from huggingface_hub import DatasetCard, ModelCard
 from PIL import Image
 from transformers import ViTImageProcessorPil, ViTMAEConfig, ViTMAEForPreTraining, ViTModel
 
+from optidel_hf.commands import dataset_facts
 from optidel_hf.errors import UserError
 from optidel_hf.evaluation.metrics.normdel import normdel
 from optidel_hf.publishing.cards import (
@@ -88,6 +89,18 @@ def test_model_card_in_full(model_folder: Path, curation: Path, results: Callabl
         license="cc-by-4.0",
     )
     assert card == (EXPECTED / "model_card.md").read_text()
+
+
+def test_a_curation_is_credited_for_its_curated_images_alone(curation: Path) -> None:
+    facts = curation_facts(curation)
+    for dataset in (
+        curation / "curated",
+        curation / "curated" / "*.parquet",
+        curation / "curated" / "shard-0.parquet",
+    ):
+        assert dataset_facts(str(dataset))["curation"] == facts
+    for other in (curation / "patches", curation / "images", curation / "images" / "*.parquet"):
+        assert dataset_facts(str(other))["curation"] is None
 
 
 def test_dataset_card_in_full(curation: Path) -> None:

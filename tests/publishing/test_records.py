@@ -10,6 +10,7 @@ import pytest
 
 from optidel_hf.errors import UserError
 from optidel_hf.publishing.records import find_rows, funnel, patch_key, read_curation, read_rows, shards
+from optidel_hf.publishing.sheets import patch_sheets
 
 
 def test_counts_each_image_once(curation: Path) -> None:
@@ -54,6 +55,22 @@ def test_rows_come_in_the_order_asked_for(curation: Path) -> None:
     wanted = [(2, 7), (0, 4), (0, 5), (1, 0), (0, 4)]
     found = read_rows(curation / "patches", wanted, ["image", "crop"])
     assert found == [{key: everything[shard][row][key] for key in ("image", "crop")} for shard, row in wanted]
+
+
+def test_a_score_finds_its_patch_while_other_shards_are_being_scored(curation: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(curation, tmp_path / "half_way")
+    shards(folder / "scores")[1].unlink()
+    (folder / "selection.parquet").unlink()
+    record = read_curation(folder)
+    scored = [pq.read_table(path).to_pylist() for path in shards(folder / "scores")]
+    expected = [row["crop"] for part in scored for row in part]
+    places = [record.row(index) for index in range(len(expected))]
+    assert [row["crop"] for row in read_rows(folder / "patches", places, ["crop"])] == expected
+    assert [record.index(place) for place in places] == list(range(len(expected)))
+    drawn = [tile["title"] for tile in patch_sheets(record)[0]["tiles"]]
+    hardest_first = sorted((row for part in scored for row in part), key=lambda row: -row["difficulty"])
+    assert drawn[0].startswith(f"{hardest_first[0]['source']}, ")
+    assert drawn[0].endswith(f"difficulty {hardest_first[0]['difficulty']:.3g}")
 
 
 def test_find_rows_tells_crops_of_one_source_apart(curation: Path) -> None:

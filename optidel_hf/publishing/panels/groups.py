@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from optidel_hf.publishing.figures import thumbnail
-from optidel_hf.publishing.records import CurationRecord, Key, Row, patch_key, read_rows, shards
+from optidel_hf.publishing.records import CurationRecord, Key, Row, patch_key, read_rows, shard_number, shards
 
 
 GROUPS_DRAWN, TILES_DRAWN = 6, 8
@@ -83,16 +83,17 @@ def _tiles(record: CurationRecord, sources: set[str], chosen: dict[Key, int]) ->
     """One patch of each of some source images: the first that was chosen, else the first that was cut."""
     folder = record.folder / "patches"
     found: dict[str, tuple[Key, Row]] = {}
-    for shard, path in enumerate(shards(folder)):
+    for path in shards(folder):
         table = pq.read_table(path, columns=["source", "crop"])
         inside = pc.indices_nonzero(
             pc.is_in(table["source"].cast(pa.string()), pa.array(sorted(sources), pa.string()))
         )
         for row, values in zip(inside.to_pylist(), table.take(inside).to_pylist()):
             key = patch_key(values)
-            best = found.setdefault(key[0], (key, (shard, row)))
+            here = key, (shard_number(path), row)
+            best = found.setdefault(key[0], here)
             if chosen.get(key, len(chosen)) < chosen.get(best[0], len(chosen)):
-                found[key[0]] = key, (shard, row)
+                found[key[0]] = here
     rows = read_rows(folder, [row for _, row in found.values()], ["image"])
     return {
         source: {
