@@ -111,7 +111,8 @@ def pretrain(arguments: Sequence[str]) -> None:
     where = {"size": config.image_size, "stream": config.residency == "stream"}
     told = {name: getattr(images, name) for name in ("split", "revision", "image_column", "limit")}
     stored = open_images(dataset, **where, **told)
-    last = open_images(images.last_dataset, **where) if images.last_dataset else None
+    told = {"split": images.last_split, "image_column": images.last_image_column}
+    last = open_images(images.last_dataset, **where, **told) if images.last_dataset else None
     trainer = Pretrainer(config, stored, evaluation=_evaluation(config, probes), last=last)
     if images.dry_run:
         say(_rehearsed(trainer))
@@ -123,6 +124,7 @@ def pretrain(arguments: Sequence[str]) -> None:
         facts = {"command": command, "images_sha256": trainer.told["images"]}
         if images.last_dataset:
             facts |= {"last_dataset": images.last_dataset, "last_images_sha256": trainer.told["last_images"]}
+            facts["last_images"] = trainer.batches.pools[-1].n_images
         if config.model:
             facts["weights"] = checkpoint_fingerprint(config.model)
         _finish_model(config.output_dir, facts | dataset_facts(dataset, images.revision), publish)

@@ -44,6 +44,8 @@ class ImagesConfig:
     last_dataset: str | None = field(
         default=None, metadata={"help": "Images that the last steps are taken on, as many as --last_share says."}
     )
+    last_split: str | None = field(default=None, metadata={"help": "One split of these; all of them by default."})
+    last_image_column: str | None = field(default=None, metadata={"help": "Needed where they have several."})
     dry_run: bool = field(
         default=False,
         metadata={"help": "Take a few steps, say what the run would need and how long it would take; write nothing."},

@@ -110,6 +110,17 @@ def list_pairs(dataset: str, split: str, image_column: str = "image", mask_colum
     return list(_table_pairs(dataset, split, image_column, mask_column))
 
 
+def shared_image(first: Sequence[Pair], second: Sequence[Pair]) -> str | None:
+    """The name of an image that is in both: the same file, or of tables the same bytes under the same name."""
+    there = {_identity(pair) for pair in second}
+    return next((pair[0] for pair in first if _identity(pair) in there), None)
+
+
+def _identity(pair: Pair) -> Any:
+    name, image, _ = pair
+    return (name, image["bytes"] or image["path"]) if isinstance(image, dict) else image
+
+
 def load_pairs(pairs: Sequence[Pair], image_size: int, where: str) -> DownstreamSet:
     """
     Open listed images and their masks, resized to `image_size`.

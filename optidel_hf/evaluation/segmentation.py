@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from optidel_hf.devices import PRECISIONS, resolve_device, resolve_precision
 from optidel_hf.errors import UserError
 from optidel_hf.evaluation.backbone import Backbone, fresh_backbone, load_backbone
-from optidel_hf.evaluation.downstream import DownstreamSet, load_downstream
+from optidel_hf.evaluation.downstream import DownstreamSet, list_pairs, load_downstream, shared_image
 from optidel_hf.evaluation.metrics.normdel.normdel import normdel
 from optidel_hf.evaluation.protocol import Segmenter, labelled_rows, score, train
 from optidel_hf.evaluation.statistics import markdown_table, summarise
@@ -147,6 +147,7 @@ def evaluate_segmentation(config: EvaluateConfig) -> list[dict[str, Any]]:
     given = _load_arms(arms)
     image_size = config.image_size or next(iter(given.values())).encoder.config.image_size
     _check_patches(given, image_size)
+    _refuse_shared(config)
     data = {split: _load_split(config, split, image_size) for split in (config.train_split, config.test_split)}
     if config.labels > (available := len(data[config.train_split])):
         raise UserError(f"--labels {config.labels}: split '{config.train_split}' has {available} images; 0 takes all.")
@@ -231,6 +232,19 @@ def _finished_or_run(out: Path, key: dict[str, Any], run: Callable[[], dict[str,
     return row
 
 
+def _refuse_shared(config: EvaluateConfig) -> None:
+    """Refuse splits of which one has images of the other, as `train` has all of `train_val`."""
+    columns, excluded = (config.image_column, config.mask_column), set(config.exclude)
+    train, test = (
+        [pair for pair in list_pairs(config.dataset, split, *columns) if pair[0] not in excluded]
+        for split in (config.train_split, config.test_split)
+    )
+    if name := shared_image(train, test):
+        raise UserError(
+            f"'{name}' is in split '{config.train_split}' and in '{config.test_split}': name two that are apart."
+        )
+
+
 def _load_split(config: EvaluateConfig, split: str, image_size: int) -> DownstreamSet:
     return load_downstream(config.dataset, split, image_size, config.exclude, config.image_column, config.mask_column)
 
@@ -239,7 +253,8 @@ def _determining(config: EvaluateConfig, image_size: int, data: dict[str, Downst
     """The fields that fix what one (arm, mode, seed) gives, with the size and the data they led to."""
     fields = {name: value for name, value in asdict(config).items() if name not in GRID_FIELDS}
     hashes = {f"{split} images": part.sha256() for split, part in data.items()}
-    return fields | {"image_size": image_size} | hashes
+    precision = resolve_precision(config.mixed_precision, resolve_device(config.device))  # what `auto` is here
+    return fields | {"image_size": image_size, "mixed_precision": precision} | hashes
 
 
 def _claim(out: Path, determining: dict[str, Any]) -> None:

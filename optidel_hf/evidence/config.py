@@ -116,8 +116,8 @@ class ReproduceConfig:
     downstream_groups: str | None = field(
         default=None,
         metadata={
-            "help": "Regular expression that finds the video or patient in a downstream image's name: intervals take "
-            "its images for one."
+            "help": "Regular expression that finds the video or patient in a downstream image's name (in parentheses, "
+            "if more is needed to find it): intervals take its images for one."
         },
     )
     exclude: list[str] = field(default_factory=list, metadata={"help": "Names to leave out, such as duplicates."})

@@ -117,7 +117,8 @@ class Grid:
         for cell in tqdm(cells, desc="cells", unit="cell", disable=self.rank > 0):
             rows = [row | shared for row in run_cell(cell, self.experiment, judges)]
             self._log(rows)
-            write_rows(rows, {self.grid.split: judged.names}, self.path(cell))
+            hashes = {self.grid.split: judged.sha256()}
+            write_rows(rows, {self.grid.split: judged.names}, self.path(cell), hashes)
 
     def _log(self, rows: Sequence[dict[str, Any]]) -> None:
         """Say how a cell did and, where that was read off the validation part, write down that it was."""

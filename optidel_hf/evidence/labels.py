@@ -11,6 +11,7 @@ Names are file stems; a range is inclusive and in the order of the alphabet.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,14 @@ import numpy as np
 
 from optidel_hf.curation.near_duplicates import difference_hash
 from optidel_hf.errors import UserError
-from optidel_hf.evaluation.downstream import DECODING_THREADS, DownstreamSet, Pair, list_pairs, load_pairs
+from optidel_hf.evaluation.downstream import (
+    DECODING_THREADS,
+    DownstreamSet,
+    Pair,
+    list_pairs,
+    load_pairs,
+    shared_image,
+)
 from optidel_hf.evidence.comparison import TEST
 from optidel_hf.evidence.config import ReproduceConfig
 from optidel_hf.images import ImageRejected, open_image
@@ -33,14 +41,15 @@ def label_candidates(config: ReproduceConfig, image_size: int) -> DownstreamSet:
     The images that a seed draws its labels from, with their masks.
 
     Raises:
-        `UserError`: if a name is both a label candidate and a test image, or fewer are left than are to be labelled.
+        `UserError`: if an image is in two of the label candidates, the validation part and the test, or fewer are left
+            than are to be labelled.
     """
-    test = list_test_pairs(config)
+    test, validation = list_test_pairs(config), _kept(config, config.validation_split)
     candidates = _kept(config, config.label_split, config.names("label_range"))
-    if common := {name for name, *_ in test} & {name for name, *_ in candidates}:
-        raise UserError(
-            f"'{min(common)}' is both a label candidate and a test image: label_range and test_range must be apart."
-        )
+    parts = {"label candidate": candidates, "validation image": validation, "test image": test}
+    for (one, ours), (other, theirs) in itertools.combinations(parts.items(), 2):
+        if name := shared_image(ours, theirs):
+            raise UserError(f"'{name}' is both a {one} and a {other}: splits and ranges of names must be apart.")
     near = near_images(candidates, test, config.near_distance)
     kept = [pair for pair, dropped in zip(candidates, near) if not dropped]
     logger.info("labels: %d candidates, %d dropped as near a test image", len(kept), near.sum())

@@ -84,7 +84,7 @@ def note_opening(path: Path, config_hash: str) -> None:
 
 def note_result(path: Path, config_hash: str, result: str) -> None:
     """Write down what a reading gave, once."""
-    if not any(line.endswith(f"| {result} |") for line in _lines(path, config_hash)):
+    if not any(line.endswith(f"| {result} |") for line in _lines(path, config_hash)[-1:]):
         _append(path, config_hash, result)
 
 

@@ -3,9 +3,9 @@ Results on disk: one parquet a finished cell, and `results.parquet` with the row
 
 A row is a downstream run, or as many as labels are drawn. Its `confusion` holds every judged image's confusion matrix,
 so that intervals may resample images; the images' names, in that order, stand in the schema's metadata as JSON:
-`{"validation": [...]}`. Frames of one video are no independent images: in `results.parquet` the matrices of a group
-are added, so that it counts as one image, and the names are those of groups. mIoU is of the pooled confusion matrix,
-as everywhere.
+`{"validation": [...]}`, and in a cell's also a hash of those images and their masks. Frames of one video are no
+independent images: in `results.parquet` the matrices of a group are added, so that it counts as one image, and the
+names are those of groups. mIoU is of the pooled confusion matrix, as everywhere.
 
 Shapes: `N` judged images, `C` classes.
 """
@@ -61,10 +61,15 @@ RESULT_SCHEMA = pa.schema(
         ("hardware", pa.string()),
     ]
 )
-NAMES = b"images"
+NAMES, HASHES = b"images", b"sha256"
 
 
-def write_rows(rows: Sequence[Mapping[str, Any]], names: Mapping[str, Sequence[str]], path: Path) -> None:
+def write_rows(
+    rows: Sequence[Mapping[str, Any]],
+    names: Mapping[str, Sequence[str]],
+    path: Path,
+    hashes: Mapping[str, str] | None = None,
+) -> None:
     """
     Write downstream runs, whole or not at all.
 
@@ -72,8 +77,10 @@ def write_rows(rows: Sequence[Mapping[str, Any]], names: Mapping[str, Sequence[s
         rows (`Sequence[Mapping]`): fields of `RESULT_SCHEMA`; what is missing is null.
         names (`Mapping[str, Sequence[str]]`): the judged images of every split among the rows.
         path (`Path`).
+        hashes (`Mapping[str, str]`, *optional*): what identifies those images and their masks.
     """
-    schema = RESULT_SCHEMA.with_metadata({NAMES: json.dumps(dict(names)).encode()})
+    told = {NAMES: dict(names), HASHES: dict(hashes or {})}
+    schema = RESULT_SCHEMA.with_metadata({key: json.dumps(value).encode() for key, value in told.items()})
     columns = [pa.array([row.get(name) for row in rows], kind) for name, kind in zip(schema.names, schema.types)]
     write_parquet(pa.Table.from_arrays(columns, schema=schema), path)
 
@@ -92,12 +99,19 @@ def read_cells(paths: Iterable[Path], config_hash: str) -> pa.Table:
     """
     tables: list[pa.Table] = []
     names: dict[str, list[str]] = {}
+    hashes: dict[str, str] = {}
     for path in paths:
         table = pq.read_table(path)
         _refuse_other_hash(table, path, config_hash)
         for split, found in judged_names(table).items():
             if names.setdefault(split, found) != found:
                 raise UserError(f"{path} was judged on other {split} images than the cells before it: remove it.")
+        for split, digest in json.loads(table.schema.metadata.get(HASHES, b"{}")).items():
+            if hashes.setdefault(split, digest) != digest:
+                raise UserError(
+                    f"{path} was judged on {split} images of the same names, but other pixels or masks, than the "
+                    "cells before it: remove those that were judged on the wrong ones."
+                )
         tables.append(table.replace_schema_metadata())
     metadata = {NAMES: json.dumps(names).encode()}
     return pa.concat_tables(tables).replace_schema_metadata(metadata)
@@ -107,17 +121,25 @@ def group_names(names: Sequence[str], pattern: str | None) -> list[str]:
     """
     The group of every judged image: what a regular expression finds in its name, or the name where none is given.
 
+    Where it has parentheses, what they capture is the group.
+
     Raises:
         `UserError`: naming the image in which it finds nothing.
     """
     found = [re.search(pattern or ".*", name) for name in names]
     if missed := next((name for name, match in zip(names, found) if not match), None):
         raise UserError(f"--downstream_groups '{pattern}' finds no group in the name '{missed}': '.*' takes it all.")
-    return [match.group() for match in found if match]
+    return ["-".join(filter(None, match.groups())) or match.group() for match in found if match]
 
 
 def add_up_groups(results: pa.Table, pattern: str | None) -> pa.Table:
-    """The rows with the confusion matrices of each group's images added, and the groups' names in place of theirs."""
+    """
+    The rows with the confusion matrices of each group's images added, and the groups' names in place of theirs.
+
+    Without a pattern they stay as they are: names may repeat, as of files in several folders.
+    """
+    if pattern is None:
+        return results
     groups = {split: group_names(names, pattern) for split, names in judged_names(results).items()}
     pairs = zip(results["confusion"], results["split"].to_pylist())
     added = [_added(flat.values.to_numpy(), groups[split]) for flat, split in pairs]

@@ -155,7 +155,8 @@ class PretrainConfig:
     resume: str = field(
         default="auto",
         metadata={
-            "help": "auto: go on from the newest good checkpoint in output_dir; never: remove the run there and start over."
+            "help": "auto: go on from the newest good checkpoint in output_dir; never: remove the run that is there "
+            "and start over."
         },
     )
     log_every: int = field(
@@ -295,4 +296,5 @@ def at_checkpoint_sizes(config: PretrainConfig) -> PretrainConfig:
     except (OSError, ValueError):
         return config
     sizes = {name: getattr(found, name, None) for name in SIZE_FIELDS}
-    return replace(config, **{name: size for name, size in sizes.items() if isinstance(size, int)})
+    known: dict[str, Any] = {name: size for name, size in sizes.items() if isinstance(size, int)}
+    return replace(config, **known)

@@ -16,9 +16,9 @@ import hashlib
 import logging
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Any, Protocol
 
 import psutil
 import torch
@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 # What a pool may take of the memory that is free: the rest is the model's, its activations' and everybody else's.
 DEVICE_SHARE, RAM_SHARE = 0.25, 0.5
 AHEAD = 3
+SPARE = 32
+"""Images of a stream among which one is looked for to take the place of one that cannot be read."""
 
 
 class Pool(Protocol):
@@ -210,8 +212,8 @@ class SequentialPool:
     def batches(self, places: Iterable[range]) -> Iterator[torch.Tensor]:
         read = functools.partial(decode, size=self.streamed.size)
         with ThreadPoolExecutor(self.workers) as pool:
-            batches = self.streamed.values(places, self.seed)
-            yield from _ahead((_stack_readable(list(pool.map(read, values))) for values in batches), self.device)
+            batches = self.streamed.values(places, self.seed, beyond=SPARE)
+            yield from _ahead((_stack_readable(values, read, pool) for values in batches), self.device)
 
 
 def _ahead(batches: Iterator[torch.Tensor], device: torch.device) -> Iterator[torch.Tensor]:
@@ -230,14 +232,31 @@ def _to_device(images: torch.Tensor, device: torch.device) -> torch.Tensor:
     return images.to(device)
 
 
-def _stack_readable(decoded: list[torch.Tensor | str]) -> torch.Tensor:
-    """The images `(B, 3, S, S)`; in the place of one that cannot be read stands another of the batch."""
-    good = [image for image in decoded if isinstance(image, torch.Tensor)]
-    for reason in (image for image in decoded if isinstance(image, str)):
-        logger.warning("an image of the stream is left out, another takes its place: %s", reason)
-    if not good:
-        raise UserError(f"None of {len(decoded)} images in a row can be read; see the warnings.")
-    return torch.stack([image if isinstance(image, torch.Tensor) else good[0] for image in decoded])
+def _stack_readable(
+    values: list[Any], read: Callable[[Any], torch.Tensor | str], pool: ThreadPoolExecutor
+) -> torch.Tensor:
+    """
+    The images `(B, 3, S, S)` of all values but the last `SPARE`.
+
+    In the place of one that cannot be read stands the next one that can be, wherever its part of the batch ends.
+    """
+    count = len(values) - SPARE
+    decoded = dict(enumerate(pool.map(read, values[:count])))
+    for reason in (image for image in decoded.values() if isinstance(image, str)):
+        logger.warning("an image of the stream is left out, the next one takes its place: %s", reason)
+    return torch.stack([_next_readable(values, decoded, place, read) for place in range(count)])
+
+
+def _next_readable(
+    values: list[Any], decoded: dict[int, torch.Tensor | str], start: int, read: Callable[[Any], torch.Tensor | str]
+) -> torch.Tensor:
+    """The image at `start` or the first that can be read after it; what is not yet among the `decoded` is added."""
+    for place in range(start, start + SPARE + 1):
+        if place not in decoded:
+            decoded[place] = read(values[place])
+        if isinstance(image := decoded[place], torch.Tensor):
+            return image
+    raise UserError(f"None of {SPARE + 1} images in a row can be read; see the warnings.")
 
 
 def _processes_here() -> int:

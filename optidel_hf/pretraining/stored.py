@@ -13,6 +13,7 @@ import functools
 import hashlib
 import itertools
 import logging
+from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -147,12 +148,16 @@ class StreamedImages:
         self.rows, self.image_column, self.size, self.fingerprint = rows, image_column, size, fingerprint
         self.n_read = 0
 
-    def values(self, places: Iterable[range], seed: int) -> Iterator[list[Any]]:
-        """Undecoded images at each range of places of the endless stream; the ranges ascend."""
+    def values(self, places: Iterable[range], seed: int, beyond: int = 0) -> Iterator[list[Any]]:
+        """Undecoded images at each range of places of the endless stream and `beyond` it; the ranges ascend."""
         stream, at = self._epochs(seed), 0
+        read = deque[Any]()  # from place `at` on
         for place in places:
-            yield list(itertools.islice(stream, place.start - at, place.stop - at))
-            at = place.stop
+            while at < place.start:
+                read.popleft() if read else next(stream)
+                at += 1
+            read.extend(itertools.islice(stream, len(place) + beyond - len(read)))
+            yield list(read)
 
     def _epochs(self, seed: int) -> Iterator[Any]:
         shuffled = self.rows.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)

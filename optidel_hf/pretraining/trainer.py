@@ -292,6 +292,8 @@ class Pretrainer:
         metrics = read_metrics(self.out / "metrics.jsonl")
         final = [line["loss"] for line in metrics[-FINAL_STEPS:]]
         device = self.accelerator.device
+        if not self.batches.n_images:  # a stream, of which a run that was finished has read nothing
+            next(self.batches.after(self.config.steps))
         return {
             "n_images": self.batches.n_images,
             "augmentation": asdict(self.config.augmentation()),

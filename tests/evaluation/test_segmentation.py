@@ -70,6 +70,27 @@ def test_same_seed_same_numbers_and_the_callers_random_state_is_kept(settings: d
     assert set(scores(other).values()).isdisjoint(scores(first).values())
 
 
+def test_splits_that_overlap_are_refused(settings: dict[str, Any], tmp_path: Path) -> None:
+    folder = shutil.copytree(settings["dataset"], tmp_path / "squares")
+    for part in ("images", "masks"):
+        first = min((folder / part).glob("train_*"))
+        shutil.copy(first, folder / part / f"train_val_1{first.suffix}")
+    overlapping = {**settings, "dataset": str(folder), "test_split": "train_val"}
+    with pytest.raises(UserError, match="'train_val_1' is in split 'train' and in 'train_val': name two that are"):
+        evaluate_segmentation(EvaluateConfig(**overlapping))
+    excluded = {**settings, "dataset": str(folder), "exclude": ["train_val_1"], "seeds": 1}
+    evaluate_segmentation(EvaluateConfig(**excluded))
+
+
+def test_runs_of_another_precision_are_not_put_together(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate_segmentation(EvaluateConfig(**settings))
+    monkeypatch.setattr("optidel_hf.evaluation.segmentation.resolve_precision", lambda told, device: "bf16")
+    with pytest.raises(UserError, match=r"other values of mixed_precision \(mixed_precision: no\)"):
+        evaluate_segmentation(EvaluateConfig(**settings))
+
+
 def test_only_the_run_that_is_missing_is_done_again(settings: dict[str, Any]) -> None:
     out = Path(settings["output_dir"])
     first = evaluate_segmentation(EvaluateConfig(**settings))

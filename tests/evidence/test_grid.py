@@ -347,6 +347,15 @@ def test_cells_of_other_images_are_not_put_together(make: MakeGrid) -> None:
     pq.write_table(table.replace_schema_metadata({b"images": b'{"validation": ["a"]}'}), path)
     with pytest.raises(UserError, match=r"0000_full_1.parquet was judged on other validation images"):
         grid.run()
+    told = {name: table.schema.metadata[name] for name in (b"images", b"sha256")}
+    hashes = json.loads(told[b"sha256"])
+    assert hashes == {"validation": grid.validation.sha256()}
+    other = json.dumps({"validation": "f" * 64}).encode()  # masks that were corrected under the same names
+    pq.write_table(table.replace_schema_metadata({**told, b"sha256": other}), path)
+    with pytest.raises(UserError, match=r"0000_full_1.parquet was judged on validation images of the same names, but"):
+        grid.run()
+    pq.write_table(table.replace_schema_metadata({b"images": told[b"images"]}), path)  # as before there were hashes
+    grid.run()
     column = pa.array(["f" * 64] * len(table))
     pq.write_table(table.set_column(table.schema.get_field_index("config_hash"), "config_hash", column), path)
     with pytest.raises(UserError, match=r"0000_full_1.parquet is of configuration ffff"):

@@ -50,9 +50,14 @@ def test_without_a_pattern_every_image_is_its_own_group() -> None:
     same = add_up_groups(frames, None)
     assert same.equals(frames)
     assert judged_names(same) == judged_names(frames)
+    names = ["001"] * len(judged_names(frames)["validation"])  # of files in several folders
+    repeated = frames.replace_schema_metadata({NAMES: json.dumps({"validation": names}).encode()})
+    assert add_up_groups(repeated, None)["confusion"].equals(frames["confusion"])
 
 
 def test_groups_are_named_in_order_of_appearance() -> None:
     assert group_names(["a_seq-2_1", "a_seq-1_1", "a_seq-2_2"], r"seq-\d+") == ["seq-2", "seq-1", "seq-2"]
+    assert group_names(["test_v1_1", "test_v1_2", "test_v2_1"], r"test_(v\d+)_\d+") == ["v1", "v1", "v2"]
+    assert group_names(["a1-b2", "a1-c3"], r"(a\d)-(b\d)?") == ["a1-b2", "a1"]
     with pytest.raises(UserError, match=r"'seq-.d\+' finds no group in the name 'b'"):
         group_names(["seq-1", "b"], r"seq-\d+")

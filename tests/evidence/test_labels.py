@@ -10,6 +10,7 @@ import pytest
 from tiny_grid import SIDE, write_square, write_squares
 
 from optidel_hf.errors import UserError
+from optidel_hf.evaluation.downstream import shared_image
 from optidel_hf.evidence.config import ReproduceConfig
 from optidel_hf.evidence.labels import judged_part, label_candidates, list_test_pairs
 
@@ -49,6 +50,22 @@ def test_label_candidates_near_a_test_image_are_dropped(squares: Path) -> None:
 def test_an_image_cannot_be_label_and_test(squares: Path) -> None:
     with pytest.raises(UserError, match="'train_03' is both a label candidate and a test image"):
         label_candidates(protocol(squares, label_range="train_00:train_05", test_range="train_03:train_11"), SIDE)
+
+
+def test_an_image_cannot_be_label_and_validation(squares: Path) -> None:
+    for i in range(2):
+        write_square(squares, f"train_val_{i}", 50 + i)
+    with pytest.raises(UserError, match="'train_val_0' is both a label candidate and a validation image"):
+        label_candidates(protocol(squares, validation_split="train_val"), SIDE)
+
+
+def test_rows_of_two_splits_may_share_a_name() -> None:
+    rows = [("0001", {"path": "0001.png", "bytes": bytes([i])}, None) for i in range(3)]
+    assert shared_image(rows[:2], rows[2:]) is None
+    assert shared_image(rows[:2], rows[1:]) == "0001"
+    files = [("a", Path("x/a.png"), None), ("a", Path("y/a.png"), None)]
+    assert shared_image(files[:1], files[1:]) is None
+    assert shared_image(files, files[1:]) == "a"
 
 
 def test_a_range_without_images_is_refused(squares: Path) -> None:

@@ -76,6 +76,10 @@ def test_a_second_reading_says_that_it_is_one(tmp_path: Path) -> None:
         ("b" * 16, "opened, first reading"),
         ("a" * 16, "opened, READING 2 OF THIS CONFIGURATION"),
     ]
+    note_result(path, first, "optidel: 0.5")  # the same again is a result, too
+    assert is_read(path, first)
+    note_opening(path, first)
+    assert "opened, READING 3 OF THIS CONFIGURATION" in path.read_text()
 
 
 def test_final_without_a_committed_file_is_refused_before_anything_is_read(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -73,6 +74,10 @@ def test_archives_train_and_a_resumed_run_goes_on_where_it_was(tmp_path) -> None
     shutil.copytree(straight, resumed)
     shutil.rmtree(resumed / "checkpoints" / "step-000004")  # as if killed after the third step
     run(resumed)
+    again = Pretrainer(tiny_config(resumed, steps=4), open_images(str(tmp_path / "*.tar"), size=32))
+    again.train()
+    again.save()  # of a finished run nothing was read
+    assert json.loads((resumed / "pretrain_config.json").read_text())["n_images"] == 11
     lines = [[line["loss"] for line in read_metrics(out / "metrics.jsonl")] for out in (straight, resumed)]
     assert lines[0] == lines[1]
 
@@ -85,8 +90,38 @@ def test_an_archive_is_decoded_ahead_and_skips_what_it_cannot_read(tmp_path, cap
     pool = place(open_images(str(tmp_path / "a.tar"), size=16), "auto", CPU, seed=0, workers=2)
     batch = next(pool.batches(range(start, start + 8) for start in itertools.count(0, 8)))
     assert len(batch.flatten(1).unique(dim=0)) == 7
-    assert "an image of the stream is left out, another takes its place" in caplog.text
+    assert "an image of the stream is left out, the next one takes its place" in caplog.text
     assert pool.n_images == 8
+
+
+@pytest.mark.parametrize("part", [1, 2, 8])
+def test_what_takes_an_unreadable_images_place_does_not_depend_on_the_parts(tmp_path, part) -> None:
+    archive(tmp_path / "a.tar", pictures(8))
+    whole = _parts_of(tmp_path / "a.tar", 8)
+    with open(tmp_path / "a.tar", "r+b") as file:
+        file.seek(512 + 8)  # into the first image's bytes
+        file.write(b"broken")
+    found = _parts_of(tmp_path / "a.tar", part)
+    good = [(one == other).all() for one, other in zip(found, whole)]
+    assert good.count(False) == 3  # once in each of three epochs
+    for bad in [at for at, same in enumerate(good[:-1]) if not same]:
+        assert torch.equal(found[bad], whole[bad + 1])
+
+
+def test_an_archive_of_which_nothing_can_be_read_ends_the_run(tmp_path) -> None:
+    archive(tmp_path / "a.tar", pictures(1))
+    with open(tmp_path / "a.tar", "r+b") as file:
+        file.seek(512 + 8)
+        file.write(b"broken")
+    with pytest.raises(UserError, match="None of 33 images in a row can be read"):
+        _parts_of(tmp_path / "a.tar", 1)
+
+
+def _parts_of(path: Path, part: int) -> torch.Tensor:
+    """Three epochs of eight images, read in parts of a size, one after the other."""
+    pool = place(open_images(str(path), size=16), "auto", CPU, seed=0, workers=2)
+    places = (range(start, start + part) for start in itertools.count(0, part))
+    return torch.cat(list(itertools.islice(pool.batches(places), 24 // part)))
 
 
 def test_an_error_while_decoding_ahead_reaches_the_training() -> None:

@@ -171,16 +171,8 @@ def test_starting_over_leaves_nothing_of_the_model_before(images, tmp_path) -> N
         _run(images, tmp_path, steps=2, resume="never", model=str(tmp_path / "backbone"), objective="simclr")
     assert (tmp_path / "model.safetensors").exists()
     _run(images, tmp_path, steps=2, resume="never", objective="simclr")
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-        [
-            "backbone",
-            "checkpoints",
-            "metrics.jsonl",
-            "notes.txt",
-            "pretrain_config.json",
-            "projection_head.safetensors",
-        ]
-    )
+    of_the_run = {"backbone", "checkpoints", "metrics.jsonl", "pretrain_config.json", "projection_head.safetensors"}
+    assert {path.name for path in tmp_path.iterdir()} == {*of_the_run, "notes.txt"}
     _run(images, tmp_path, steps=2, resume="never")
     assert not (tmp_path / "projection_head.safetensors").exists()
 

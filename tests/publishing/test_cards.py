@@ -91,13 +91,21 @@ def test_model_card_in_full(model_folder: Path, curation: Path, results: Callabl
     assert card == (EXPECTED / "model_card.md").read_text()
 
 
+def test_a_card_names_the_images_of_the_last_steps(model_folder: Path) -> None:
+    rewrite(model_folder, last_share=0.2)
+    write_provenance(model_folder, RAW | {"last_dataset": "whole", "last_images": 234, "last_images_sha256": "fedcba"})
+    card = render_model_card(model_folder)
+    assert "\nmy frames, 1,000 images.\n" in card
+    assert (
+        "\nThey were used as they are, without curation.\n\nThe last 20 % of the steps were taken on other images: "
+        "whole, 234 images, identified by `fedcba`.\n"
+    ) in card
+
+
 def test_a_curation_is_credited_for_its_curated_images_alone(curation: Path) -> None:
     facts = curation_facts(curation)
-    for dataset in (
-        curation / "curated",
-        curation / "curated" / "*.parquet",
-        curation / "curated" / "shard-0.parquet",
-    ):
+    folder = curation / "curated"
+    for dataset in (folder, folder / "*.parquet", folder / "shard-00000-of-00001.parquet"):
         assert dataset_facts(str(dataset))["curation"] == facts
     for other in (curation / "patches", curation / "images", curation / "images" / "*.parquet"):
         assert dataset_facts(str(other))["curation"] is None
