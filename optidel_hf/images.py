@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import io
 import math
+import sys
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 
 # Pillow's own decompression-bomb limit: 1024 * 1024 * 1024 / 4 / 3 pixels.
 MAX_IMAGE_PIXELS = 89_478_485
-TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
+# For sources whose size was accepted when their patches were cut: Pillow's own limit, twice the above, still holds.
+ACCEPTED = sys.maxsize
 # `open_image` has a limit of its own. For the whole process: `catch_warnings` is not safe in the threads that decode.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
@@ -80,11 +82,11 @@ def open_reduced(value: Any, least: tuple[int, int] | None, max_pixels: int = MA
         width, height = image.size
         if width * height > max_pixels:
             raise ImageRejected(f"{width}x{height} is over the limit of {max_pixels} pixels")
-        turned = image.getexif().get(ExifTags.Base.Orientation) in TURNED
         if image is value:  # the caller's own: it stays as it is
             image = ImageOps.exif_transpose(image)
+            turned = image.size != value.size
         else:
-            _load(image, least)
+            turned = _load(image, least)
         return Opened(_to_rgb(image), (height, width) if turned else (width, height))
     except ImageRejected:
         raise
@@ -165,15 +167,21 @@ def _open_lazily(value: Any) -> Image.Image:
     return Image.open(value if isinstance(value, io.BytesIO) else Path(value))
 
 
-def _load(image: Image.Image, least: tuple[int, int] | None) -> None:
-    """Decode in place and turn upright; no copy is made where nothing is turned."""
+def _load(image: Image.Image, least: tuple[int, int] | None) -> bool:
+    """
+    Decode in place and turn upright; no copy is made where nothing is turned.
+
+    Returns whether that exchanged width and height, which EXIF alone does not tell: Pillow turns some formats itself.
+    """
     if least is not None:
         reduction = min(side / kept for side, kept in zip(sorted(image.size), least))
         # A decoder takes the power of two that leaves at least the size asked for; all but JPEG's ignore it.
         width, height = (math.ceil(side / max(reduction, 1)) for side in image.size)
         image.draft(None, (width, height))
+    stored = image.size
     ImageOps.exif_transpose(image, in_place=True)
     image.load()
+    return image.size != stored
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -192,6 +192,16 @@ def test_reuse_takes_over_what_did_not_change(
     assert len(open_dataset(str(output / "curated"))) == 6
 
 
+def test_reuse_takes_over_from_a_run_that_did_not_end(image_folder: Path, flags: list[str], tmp_path: Path) -> None:
+    place = ["curate", *flags, "--dataset", str(image_folder), "--strategy", "random"]
+    refused, output = tmp_path / "refused", tmp_path / "out"
+    assert cli.main([*place, "--output_dir", str(refused), "--budget", "1"]) == 2
+    assert not (refused / "config.json").exists()
+    assert cli.main([*place, "--output_dir", str(output), "--budget", "0.25", "--reuse", str(refused)]) == 0
+    shard = "patches/shard-00000-of-00001.parquet"
+    assert (output / shard).stat().st_ino == (refused / shard).stat().st_ino  # the file itself, not one made again
+
+
 EARLY = [
     ("--strategy nosuch", "strategy is 'nosuch': choose one of optidel, hardest, easiest, medium, random"),
     ("--budget 0", "Budget 0 is not a fraction of the source images: give one in (0, 1]"),

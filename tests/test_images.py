@@ -105,6 +105,17 @@ def test_a_reduced_image_is_upright_and_other_formats_are_not_reduced() -> None:
     assert open_reduced(encoded(smooth()), (140, 200)).image.size == (800, 600)
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_size_is_that_of_the_upright_image_in_every_format(kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    value = encoded(noise(), kind, exif=exif)
+    for given in (value, Image.open(io.BytesIO(value["bytes"]))):
+        opened = open_reduced(given, None)
+        assert opened.size == opened.image.size == ((30, 40) if orientation > 4 else (40, 30))
+
+
 def test_an_image_that_was_given_open_stays_as_it_is() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6

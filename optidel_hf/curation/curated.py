@@ -31,7 +31,7 @@ from optidel_hf.curation.shards import (
     write_parquet,
 )
 from optidel_hf.errors import UserError
-from optidel_hf.images import encode_png, open_image
+from optidel_hf.images import ACCEPTED, encode_png, open_image
 from optidel_hf.processes import process_rank
 
 
@@ -177,7 +177,7 @@ def _tiles_of(chosen: pa.Table) -> list[list[dict[str, Any]]]:
 
 
 def _render(tiles: Sequence[dict[str, Any]], find_source: Callable[[str], Any], size: int) -> bytes:
-    sources = [open_image(find_source(tile["source"])) for tile in tiles]
+    sources = [open_image(find_source(tile["source"]), ACCEPTED) for tile in tiles]
     return encode_png(render_mosaic(sources, [tuple(tile["crop"]) for tile in tiles], size))
 
 

@@ -72,7 +72,7 @@ def open_sources(config: InputConfig) -> Dataset:
     column = config.id_column or "source"
     names = {"source": unique_sources(dataset[column], column)}
     if config.group_column:
-        names["group"] = [str(value) for value in dataset[config.group_column]]
+        names["group"] = ["" if _is_missing(value) else str(value) for value in dataset[config.group_column]]
     pictures = dataset.select_columns([image]).rename_columns({image: "image"})
     # Columns first, then order: to add columns to rows in another order datasets would copy every image.
     named = concatenate_datasets([pictures, Dataset.from_dict(names)], axis=1)
@@ -115,6 +115,11 @@ def group_images(dataset: Dataset) -> list[str]:
     """Near-duplicate group of each image of a small set, which needs no shards; an unreadable one is its own group."""
     hashed = _hash_rows(dataset, MAX_IMAGE_PIXELS)
     return _components(hashed["source"].to_pylist(), hashed["dhash"].to_pylist())
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether a row names no group: such an image is of its near-duplicate group, as without the column."""
+    return value is None or value != value or value == ""
 
 
 def inputs_hash(inputs: pa.Table) -> str:
@@ -164,16 +169,21 @@ def _with_groups(hashed: pa.Table, dataset: Dataset) -> pa.Table:
     sources = hashed["source"].to_pylist()
     groups = _components(sources, hashed["dhash"].to_pylist())
     if "group" in dataset.column_names:
-        groups = _split_large(list(dataset["group"]), groups)
+        groups = _given_groups(list(dataset["group"]), groups)
     return pa.table({"source": sources, "group": groups, "size": hashed["size"]})
 
 
-def _split_large(groups: list[str], components: list[str]) -> list[str]:
-    """Given groups, those over a tenth of the pool split into near-duplicate groups so that folds can balance."""
-    large = {group for group, images in Counter(groups).items() if images > LARGEST_GROUP * len(groups)}
+def _given_groups(groups: list[str], components: list[str]) -> list[str]:
+    """
+    Given groups, and the near-duplicate group of an image without one.
+
+    Those over a tenth of the pool are split into near-duplicate groups so that folds can balance.
+    """
+    counts = Counter(group for group in groups if group)
+    large = {group for group, images in counts.items() if images > LARGEST_GROUP * len(groups)}
     for group in sorted(large):
         logger.warning("group '%s' holds over a tenth of the images: it is split by near-duplicates.", group)
-    return [f"{group}/{part}" if group in large else group for group, part in zip(groups, components)]
+    return [f"{group}/{part}" if group in large else group or part for group, part in zip(groups, components)]
 
 
 def _components(sources: list[str], hashes: list[bytes | None]) -> list[str]:
@@ -210,5 +220,5 @@ def _regrouped(inputs: pa.Table, dataset: Dataset) -> list[str]:
     if "group" not in dataset.column_names:
         return ["--group_column was given then"] if not set(groups) <= set(sources) else []
     pairs = zip(sources, groups, dataset["group"])
-    torn = [(name, old) for name, old, new in pairs if old != new and not old.startswith(f"{new}/")]
+    torn = [(name, old) for name, old, new in pairs if new and old != new and not old.startswith(f"{new}/")]
     return [f"the group of '{name}' was '{old}'" for name, old in torn]

@@ -100,8 +100,13 @@ def run_pilot(
     chosen = {(arm, number): choose(arm, number) for arm in ARMS for number in counts}
     done = json.loads(record.read_text()) if record and record.exists() else {}
     bits = np.empty((repeats, len(ARMS), len(SHARES)))
-    for repeat in range(repeats):
-        held = np.isin(groups, list(hold_out(groups, HELD_OUT, seed=repeat + 1)))
+    held_out = [np.isin(groups, list(hold_out(groups, HELD_OUT, seed=repeat + 1))) for repeat in range(repeats)]
+    if any(held[rows].all() for held in held_out for rows in chosen.values()):
+        raise UserError(
+            f"The budget of {count} patches is too small for a pilot: of the {min(counts)} or {max(counts)} of an arm "
+            "all are held out at times. Give a larger --budget, or name a --strategy."
+        )
+    for repeat, held in enumerate(held_out):
         judged = _spaced(np.flatnonzero(held), JUDGED)
         for (a, arm), (b, number) in ((x, y) for x in enumerate(ARMS) for y in enumerate(counts)):
             key = f"{arm}, {number} patches, repeat {repeat}"

@@ -26,7 +26,7 @@ from optidel_hf.curation.inputs import InputConfig, open_sources
 from optidel_hf.curation.mosaic import RENDERER, pixels_sha256, renderer_versions
 from optidel_hf.curation.shards import existing_shards, shard_bounds, shard_paths, write_parquet
 from optidel_hf.errors import UserError
-from optidel_hf.images import MAX_IMAGE_PIXELS, decode_reason, open_image
+from optidel_hf.images import ACCEPTED, MAX_IMAGE_PIXELS, decode_reason, open_image
 
 
 logger = logging.getLogger(__name__)
@@ -178,7 +178,7 @@ def _write_shard(part: pa.Table, find: Callable[[str], dict[str, Any]], size: in
     try:
         images = build_curated(part, find, size)
     except ValueError as error:  # a source that is broken, or smaller than it was
-        reasons = {name: decode_reason(find(name))[1] for name in part["source"].unique().to_pylist()}
+        reasons = {name: decode_reason(find(name), ACCEPTED)[1] for name in part["source"].unique().to_pylist()}
         broken = [
             f"those of {name!r}, which cannot be opened ({reason})" for name, reason in reasons.items() if reason
         ]

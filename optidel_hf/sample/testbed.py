@@ -14,6 +14,7 @@ Every frame is a function of the configuration and its own number; a killed run 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import math
@@ -24,14 +25,16 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from datasets import Dataset
 from PIL import Image
 from tqdm import tqdm
 
+from optidel_hf.curation.curated import source_sha256
 from optidel_hf.curation.shards import write_parquet, write_text
 from optidel_hf.errors import UserError
 from optidel_hf.sample.junk import JUNK
 from optidel_hf.sample.testbed_views import Camera, drifting_frames, generated_scenes
-from optidel_hf.sources import open_dataset
+from optidel_hf.sources import find_image_column, open_dataset
 
 
 LATENTS = "latents.parquet"
@@ -123,7 +126,7 @@ def write_testbed(config: TestbedConfig) -> Path:
     real = open_dataset(config.images) if config.images else None
     plan, types = plan_real(config, len(real)) if real else plan_generated(config)
     pool = _images(output, bool(real))
-    _claim(output, config, len(real) if real else None)
+    _claim(output, config, _identify(real) if real else None)
     if (output / LATENTS).exists():
         return pool
     pool.mkdir(parents=True, exist_ok=True)
@@ -230,7 +233,16 @@ def _write_csv(path: Path, rows: Sequence[Sequence[str]]) -> None:
     write_text(text.getvalue(), path)
 
 
-def _claim(output: Path, config: TestbedConfig, images: int | None) -> None:
+def _identify(real: Dataset) -> str:
+    """What tells real frames from others: how many there are, and a hash of their names and files."""
+    values = zip(real["source"], real[find_image_column(real)])
+    content = hashlib.sha256()
+    for name, value in values:
+        content.update(f"{name} {source_sha256(value)}\n".encode())
+    return f"{len(real)} {content.hexdigest()[:16]}"
+
+
+def _claim(output: Path, config: TestbedConfig, images: str | None) -> None:
     """Write what is asked for, or refuse a folder in which something else was begun."""
     asked = {**asdict(config), "images": images}
     asked.pop("output_dir")

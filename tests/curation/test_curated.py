@@ -28,7 +28,7 @@ from optidel_hf.curation.curated import (
 from optidel_hf.curation.mosaic import pixels_sha256
 from optidel_hf.curation.selection import Selection
 from optidel_hf.errors import UserError
-from optidel_hf.images import cut_square, encode_png
+from optidel_hf.images import ImageRejected, cut_square, encode_png, open_image
 
 
 SIZE = 32
@@ -162,3 +162,15 @@ def test_a_grid_that_does_not_fit_is_refused() -> None:
     with pytest.raises(UserError, match="image_size is 8"):
         MosaicConfig(image_size=8)
     check_grid(9, 63)
+
+
+def test_sources_over_the_default_limit_reach_the_mosaics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, tile = tmp_path / "wide.png", {"source": "wide.png", "crop": [0, 0, 32], "mosaic": 0, "slot": 0}
+    Image.new("RGB", (80, 40), "red").save(source)
+    monkeypatch.setattr(open_image, "__defaults__", (80 * 40 - 1,))
+    with pytest.raises(ImageRejected):
+        open_image(str(source))
+    images = build_curated(pa.Table.from_pylist([tile]), lambda name: {"bytes": None, "path": str(source)}, 16)[
+        "image"
+    ]
+    assert images[0].size == (16, 16)

@@ -88,6 +88,20 @@ def test_named_columns(parquet: Path, tmp_path: Path) -> None:
     assert large == [f"{(11 - i) // 3}/scene {i:02d}" for i in range(12)]
 
 
+def test_an_image_without_a_group_is_of_its_near_duplicates(folder: Path, tmp_path: Path) -> None:
+    plain = listed(InputConfig(str(folder)), tmp_path / "plain")
+    names = plain["source"].to_pylist()
+    given = list(map(str, range(len(names) - 3)))
+    images = [{"bytes": (folder / name).read_bytes(), "path": name} for name in names]
+    table = Dataset.from_dict({"id": names, "patient": [None, None, "", *given], "image": images})
+    table.cast_column("image", Image(decode=False)).to_parquet(str(tmp_path / "grouped.parquet"))
+    config = InputConfig(str(tmp_path / "grouped.parquet"), id_column="id", group_column="patient")
+    grouped = listed(config, tmp_path / "grouped")["group"].to_pylist()
+    assert grouped[:3] == plain["group"].to_pylist()[:3]
+    assert grouped[3:] == given
+    assert listed(config, tmp_path / "grouped")["group"].to_pylist() == grouped  # finished, and not refused
+
+
 def test_columns_that_do_not_exist(parquet: Path) -> None:
     for column in ("image_column", "id_column", "group_column"):
         with pytest.raises(UserError, match=f"--{column} nope: no such"):

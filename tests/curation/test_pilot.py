@@ -162,6 +162,14 @@ def test_a_pilot_of_masked_autoencoders_on_images(tmp_path: Path) -> None:
     assert first == again != other
 
 
+def test_a_budget_of_which_all_may_be_held_out_is_refused_before_any_training() -> None:
+    groups = [str(row // 2) for row in range(40)]
+    with pytest.raises(
+        UserError, match="The budget of 4 patches is too small for a pilot: of the 1 or 2 of an arm all"
+    ):
+        run_pilot(groups, 4, lambda arm, count: np.arange(count), lambda *told: pytest.fail("trained"), repeats=20)
+
+
 def test_an_interval_needs_repeats() -> None:
     with pytest.raises(UserError, match="pilot_repeats is at least 2"):
         PilotConfig(pilot_repeats=1)

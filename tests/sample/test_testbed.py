@@ -152,6 +152,16 @@ def test_real_frames_carry_their_group_and_the_word(drifting, real_images):
     } == set(sizes.items())
 
 
+def test_other_real_frames_of_the_same_number_are_another_testbed(drifting, real_images, tmp_path):
+    folder, output = shutil.copytree(real_images, tmp_path / "frames"), tmp_path / "pool"
+    write_testbed(TestbedConfig(str(output), images=str(folder), frames=6, junk=0.0))
+    write_testbed(TestbedConfig(str(output), images=str(folder), frames=6, junk=0.0))
+    first, second, *_ = sorted(folder.glob("*.png"))
+    shutil.copy(second, first)
+    with pytest.raises(UserError, match="holds another testbed"):
+        write_testbed(TestbedConfig(str(output), images=str(folder), frames=6, junk=0.0))
+
+
 def test_fewer_frames_than_real_ones_are_refused(real_images, tmp_path):
     with pytest.raises(UserError, match="--frames 6"):
         write_testbed(TestbedConfig(str(tmp_path / "new"), images=str(real_images), frames=4, junk=0.5))
