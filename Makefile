@@ -27,9 +27,9 @@ demo: $(INSTALLED)  ## Run the whole method on the embedded sample, offline
 reproduce: $(INSTALLED)  ## Run a small grid of evidence on the embedded sample, offline
 	$(OFFLINE) $(BIN)/optidel reproduce --config recipes/configs/sample.yaml
 
-# Threads that wait without spinning: beside one busy process the suite is many times slower else.
+# Threads that wait without spinning: beside another busy process the suite is many times slower else.
 test: $(INSTALLED)  ## Run every test, offline
-	$(OFFLINE) OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest
+	$(OFFLINE) OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED)  ## Check style and format
 	$(BIN)/ruff check .
