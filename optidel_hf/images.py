@@ -42,11 +42,11 @@ class Opened(NamedTuple):
         return 1 / round(max(self.size) / max(self.image.size))
 
 
-def open_image(value: Any, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
+def open_image(value: Any, max_pixels: int = MAX_IMAGE_PIXELS, canvas: str = "white") -> Image.Image:
     """
     Open one image as 8-bit RGB, upright.
 
-    EXIF orientation is applied, the first frame of an animation is taken, transparency is laid on white,
+    EXIF orientation is applied, the first frame of an animation is taken, transparency is laid on `canvas`,
     CMYK and palettes are converted, and 16-bit grey is scaled to 8 bits.
 
     Args:
@@ -54,6 +54,8 @@ def open_image(value: Any, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
             An undecoded `datasets.Image` (`{"bytes": ..., "path": ...}`), a PIL image, or a path.
         max_pixels (`int`, *optional*, defaults to Pillow's bomb limit):
             Larger images are rejected before they are decoded.
+        canvas (`str`, *optional*, defaults to `"white"`):
+            The colour that shows where an image is transparent.
 
     Returns:
         `PIL.Image.Image` in mode `"RGB"`.
@@ -61,16 +63,18 @@ def open_image(value: Any, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
     Raises:
         `ImageRejected`: with the reason, if the image is missing, truncated, too large or not an image.
     """
-    return open_reduced(value, None, max_pixels).image
+    return open_reduced(value, None, max_pixels, canvas).image
 
 
-def open_reduced(value: Any, least: tuple[int, int] | None, max_pixels: int = MAX_IMAGE_PIXELS) -> Opened:
+def open_reduced(
+    value: Any, least: tuple[int, int] | None, max_pixels: int = MAX_IMAGE_PIXELS, canvas: str = "white"
+) -> Opened:
     """
     Like [`open_image`], but a large JPEG is decoded at a half, a quarter or an eighth of its size: in that much less
     memory and time.
 
     Args:
-        value, max_pixels: as for [`open_image`]; the limit is on the size in the file.
+        value, max_pixels, canvas: as for [`open_image`]; the limit is on the size in the file.
         least (`tuple[int, int]`, *optional*):
             Shorter and longer side that must remain, in pixels; without it nothing is reduced.
 
@@ -87,7 +91,7 @@ def open_reduced(value: Any, least: tuple[int, int] | None, max_pixels: int = MA
             turned = image.size != value.size
         else:
             turned = _load(image, least)
-        return Opened(_to_rgb(image), (height, width) if turned else (width, height))
+        return Opened(_to_rgb(image, canvas), (height, width) if turned else (width, height))
     except ImageRejected:
         raise
     except UnidentifiedImageError:
@@ -184,13 +188,12 @@ def _load(image: Image.Image, least: tuple[int, int] | None) -> bool:
     return image.size != stored
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, canvas: str) -> Image.Image:
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise ImageRejected(f"mode {image.mode} has no fixed range: convert it to 8 or 16 bits")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         layer = image.convert("RGBA")
-        canvas = Image.new("RGBA", layer.size, "white")
-        return Image.alpha_composite(canvas, layer).convert("RGB")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, canvas), layer).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")

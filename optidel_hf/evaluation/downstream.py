@@ -132,7 +132,9 @@ def load_pairs(pairs: Sequence[Pair], image_size: int, where: str) -> Downstream
         raise UserError(f"{where}: '{without[0]}' has no mask; add it or exclude '{without[0]}'.")
     loaded = _load(pairs, image_size, where)
     if not loaded.masks.any():
-        raise UserError(f"{where}: no mask has a pixel above {MASK_THRESHOLD}; objects must be white (255).")
+        raise UserError(
+            f"{where}: no mask has a pixel above {MASK_THRESHOLD}; objects must be white (255, in 16 bits 65535)."
+        )
     return loaded
 
 
@@ -181,7 +183,7 @@ def _load(pairs: Sequence[Pair], image_size: int, where: str) -> DownstreamSet:
 def _decode(pair: Pair, image_size: int) -> tuple[np.ndarray, np.ndarray]:
     name, *values = pair
     try:
-        image, mask = (open_image(value) for value in values)
+        image, mask = (open_image(value, canvas=canvas) for value, canvas in zip(values, ("white", "black")))
     except ImageRejected as rejected:
         raise UserError(f"The image or the mask of '{name}' cannot be used ({rejected}); exclude '{name}'.") from None
     # A turned or cropped mask would be squashed onto the image in silence.

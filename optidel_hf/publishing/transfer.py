@@ -31,6 +31,9 @@ FILES_PER_COMMIT = 25_000
 UPLOADS_AT_ONCE = 8
 TAG = "optidel"
 """What our cards are tagged with: a repository with files but without the tag is someone's own."""
+OF_THE_WEIGHTS = ("model-index", "model_name", "base_model", "datasets", "metrics")
+OBJECTIVE_TAGS = ("vit", "vit_mae")
+"""What a card says of its weights, and how it is tagged for them: it is not true of those that replace them."""
 INERT = (".gitattributes", "README.md", "LICENSE*")
 """Files beside which a repository counts as empty."""
 OURS = {
@@ -183,10 +186,10 @@ def _message() -> str:
 def _with_kept_metadata(content: str, before: dict[str, Any]) -> str:
     """The new card with what its owner added to the old one's metadata: gating, language, a licence, tags."""
     card = RepoCard(content)
-    card.data["tags"] = list(dict.fromkeys([*card.data["tags"], *before.get("tags", [])]))
+    added = [tag for tag in before.get("tags", []) if tag not in OBJECTIVE_TAGS]
+    card.data["tags"] = list(dict.fromkeys([*card.data["tags"], *added]))
     for name, value in before.items():
-        # A model-index scores the weights that are replaced.
-        if name != "model-index" and card.data.get(name) in (None, "unknown"):
+        if name not in OF_THE_WEIGHTS and card.data.get(name) in (None, "unknown"):
             card.data[name] = value
     return str(card)
 

@@ -52,7 +52,7 @@ class TheoryConfig:
             raise ValueError("ratios needs at least one value.")
         if not 0 < self.smallest_fraction < 1 or self.fractions < 2:
             raise ValueError("smallest_fraction lies between 0 and 1, and there are at least 2 fractions.")
-        if min(self.ratios) * self.smallest_fraction * self.dimension < 1:
+        if round(min(self.ratios) * self.smallest_fraction * self.dimension, 9) < 1:
             raise ValueError(
                 f"smallest_fraction {self.smallest_fraction} of {min(self.ratios) * self.dimension} points keeps none."
             )
@@ -204,7 +204,7 @@ def _solve_block(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Weights `(S, F, B, N)` and downstream teachers `(B, N)` of some draws."""
     pools = [draw_pool(config, ratio, draw) for draw in range(draws.start, draws.stop)]
-    counts = [int(ratio * fraction * config.dimension) for fraction in config.kept()]
+    counts = [int(round(ratio * fraction * config.dimension, 9)) for fraction in config.kept()]
     weights = []
     for strategy in strategies:
         points = np.stack([points[keep_order(points, shuffled, strategy)] for points, _, shuffled in pools])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
@@ -103,6 +104,15 @@ def test_masks_of_zeros_and_ones_are_refused(small_folder: Path) -> None:
         PILImage.fromarray(np.asarray(PILImage.open(path)) // 255).save(path)
     with pytest.raises(UserError, match="no mask has a pixel above 127"):
         load_downstream(str(small_folder), "train", 32)
+
+
+def test_transparent_parts_of_a_mask_are_no_object(small_folder: Path) -> None:
+    expected = load_downstream(str(small_folder), "train", 32).masks
+    for path in (small_folder / "masks").glob("train_*"):
+        white = PILImage.new("L", (32, 32), 255)
+        white.putalpha(PILImage.open(path).convert("L"))
+        white.save(path)
+    assert torch.equal(load_downstream(str(small_folder), "train", 32).masks, expected)
 
 
 def table(path: Path, masks: list[bytes | None]) -> str:

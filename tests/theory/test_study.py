@@ -64,6 +64,11 @@ def test_blocks_do_not_change_the_students(monkeypatch):
     np.testing.assert_allclose(run_study(config).weights, whole, rtol=1e-9)
 
 
+def test_the_smallest_fraction_may_keep_one_point():
+    config = TheoryConfig(dimension=5, ratios=[40], smallest_fraction=0.005, fractions=3, draws=2)
+    assert np.isfinite(run_study(config).weights).all()
+
+
 def test_known_errors_of_hard_easy_and_random():
     known = {"hard": (0.4805, 0.0275, 0.0248), "easy": (0.2032, 0.0677, 0.0248), "random": (0.3872, 0.0839, 0.0248)}
     config = TheoryConfig(ratios=[20])
