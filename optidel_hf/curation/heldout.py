@@ -48,6 +48,7 @@ from optidel_hf.curation.inputs import InputConfig, group_images, open_sources
 from optidel_hf.curation.reference import open_reference
 from optidel_hf.curation.scoring import ScoreConfig, load_pixels, measure
 from optidel_hf.curation.shards import write_text
+from optidel_hf.curation.vinfo import LEAST_VARIANCE
 from optidel_hf.devices import resolve_device
 from optidel_hf.errors import UserError
 from optidel_hf.images import decode_reason
@@ -294,6 +295,7 @@ def _information(moments: Moments, weight: np.ndarray) -> tuple[float, float, fl
     share = weight / weight.sum()
     mean, square = share @ moments.mean, share @ moments.square
     null, conditional = (
-        0.5 * np.log2(2 * np.pi * np.e * v) for v in ((square - mean**2).mean(), share @ moments.error)
+        0.5 * np.log2(2 * np.pi * np.e * max(v, LEAST_VARIANCE))
+        for v in ((square - mean**2).mean(), share @ moments.error)
     )
     return float(null - conditional), float(null), float(conditional)

@@ -175,15 +175,20 @@ def _with_groups(hashed: pa.Table, dataset: Dataset) -> pa.Table:
 
 def _given_groups(groups: list[str], components: list[str]) -> list[str]:
     """
-    Given groups, and the near-duplicate group of an image without one.
+    Given groups; an image without one is of its near-duplicates' group, a given one where one of them has it.
 
-    Those over a tenth of the pool are split into near-duplicate groups so that folds can balance.
+    Groups over a tenth of the pool are split into near-duplicate groups so that folds can balance.
     """
     counts = Counter(group for group in groups if group)
     large = {group for group, images in counts.items() if images > LARGEST_GROUP * len(groups)}
     for group in sorted(large):
         logger.warning("group '%s' holds over a tenth of the images: it is split by near-duplicates.", group)
-    return [f"{group}/{part}" if group in large else group or part for group, part in zip(groups, components)]
+    final = [f"{group}/{part}" if group in large else group for group, part in zip(groups, components)]
+    given: dict[str, str] = {}
+    for group, part in zip(final, components):
+        if group:
+            given.setdefault(part, group)
+    return [group or given.get(part, part) for group, part in zip(final, components)]
 
 
 def _components(sources: list[str], hashes: list[bytes | None]) -> list[str]:

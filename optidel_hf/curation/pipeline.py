@@ -241,28 +241,31 @@ class _Run:
         """Choose by columns alone; the draft becomes `selection.parquet` when its mosaics have their hashes."""
         path = self._claim(self.selection_stage) / "draft.parquet"
         if self.rank == 0 and not path.exists():
-            table = self._candidates()
-            options = {**asdict(self.config.selection), "images": self._usable_images()}
-            facts: dict[str, Any] = {}
-            if self.config.selection.strategy == AUTO:
-                options, facts = self._run_pilot(table, options)
-            selected = select(table, explain=True, **options)
-            selected.facts.update(facts)
-            write_parquet(draft_selection(table, selected), path)
+            try:
+                write_parquet(self._draft(), path)
+            except UserError:  # other flags may follow, such as more repeats upon those that a pilot ran
+                self.selection_stage.release()
+                raise
         wait_for([path])
 
+    def _draft(self) -> pa.Table:
+        table = self._candidates()
+        options = {**asdict(self.config.selection), "images": self._usable_images()}
+        facts: dict[str, Any] = {}
+        if self.config.selection.strategy == AUTO:
+            options, facts = self._run_pilot(table, options)
+        selected = select(table, explain=True, **options)
+        selected.facts.update(facts)
+        return draft_selection(table, selected)
+
     def _run_pilot(self, table: pa.Table, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What the pilot names. Where it refuses, another strategy may follow, or more repeats upon those it ran."""
+        """What the pilot names."""
         stage, config = self.selection_stage, self.config
         of_a_run = {name: value for name, value in stage.fields.items() if name != "pilot_repeats"}
         record = stage.folder / f"pilot-{digest([of_a_run, stage.upstream])[:12]}.json"
-        try:
-            return settle_strategy(
-                table, options, self.patch_stage.folder, record, config.pilot, config.reference, config.device
-            )
-        except UserError:
-            stage.release()
-            raise
+        return settle_strategy(
+            table, options, self.patch_stage.folder, record, config.pilot, config.reference, config.device
+        )
 
     def curated(self) -> None:
         """Render the mosaics, then publish the list with their hashes."""
@@ -291,6 +294,8 @@ class _Run:
         self, dataset: Dataset, stage: Callable[..., dict], features: Features, bar: tqdm, rows: int = 32
     ) -> Dataset:
         """Run a stage's callable over one shard in this process, in memory: no second copy lies in a cache."""
+        if not len(dataset):  # all of a shard's images gave nothing; `map` would leave the columns out
+            return Dataset.from_dict({name: [] for name in features}, features=features)
 
         def counted(batch: dict[str, list[Any]], rank: int | None = None) -> dict[str, list[Any]]:
             result = stage(batch, self.rank if self.world > 1 else None)
@@ -349,6 +354,13 @@ class _Run:
             raise UserError(
                 f"patch_size {patches.patch_size} is no multiple of reference_token {reference.reference_token}, the "
                 "side of the reference model's tokens."
+            )
+        tokens = (patches.patch_size // reference.reference_token) ** 2
+        if not reference.reference and self.config.selection.scored and tokens < max(4, self.config.score.masks):
+            raise UserError(
+                f"A patch of patch_size {patches.patch_size} has {tokens} token(s) of reference_token "
+                f"{reference.reference_token}, too few to hide some and show some by {self.config.score.masks} masks: "
+                "a larger --patch_size, or a smaller --reference_token, is needed."
             )
 
     def _source_rows(self, rows: list[int]) -> Dataset:

@@ -82,6 +82,9 @@ def assign_folds(groups: Sequence[str], sources: Sequence[str], seed: int = 0) -
     """
     Deal whole groups into two folds, balanced in images: largest first to the lighter fold, ties by hash.
 
+    A fold needs two groups, one to train and one to calibrate on: beside a group that outweighs all others goes the
+    smallest of them.
+
     Args:
         groups (`Sequence[str]`): group of each patch.
         sources (`Sequence[str]`): source image of each patch.
@@ -95,6 +98,9 @@ def assign_folds(groups: Sequence[str], sources: Sequence[str], seed: int = 0) -
         fold = int(weight[1] < weight[0])
         folds[group] = fold
         weight[fold] += images[group]
+    sizes = [len(_groups_of(folds, fold)) for fold in (0, 1)]
+    if min(sizes) == 1 and max(sizes) > 2:
+        folds[group] = sizes.index(1)
     return folds
 
 

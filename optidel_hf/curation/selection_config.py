@@ -58,6 +58,8 @@ class SelectionConfig:
             raise UserError(f"diversity is '{self.diversity}': choose one of {', '.join(DIVERSITY)}.")
         if not 0 <= self.hardness_weight < float("inf"):
             raise UserError(f"hardness_weight is {self.hardness_weight}: it is 0 (diversity alone) or more.")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed is {self.seed}: it is 0 or more, below 2**32.")
         grid_side(self.tiles_per_mosaic)
         mosaics_in_budget(self.budget, 10**9)
 

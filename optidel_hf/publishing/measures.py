@@ -76,6 +76,8 @@ def coverage_distance(record: CurationRecord, rows: np.ndarray) -> float | None:
     total: Any = 0.0
     kept: dict[str, list[np.ndarray]] = {"pool": [], "chosen": []}
     for path, start, end in zip(paths, record.offsets, record.offsets[1:]):
+        if start == end:
+            continue
         column = pq.read_table(path, columns=["embedding"])["embedding"].combine_chunks()
         embedding = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1).astype(np.float32)
         total = total + embedding.sum(axis=0, dtype=np.float64)

@@ -56,6 +56,16 @@ def test_information_by_hand() -> None:
     assert information(moments, ["a", "a"])["low"] is None
 
 
+def test_a_black_frame_among_few_leaves_the_interval_finite() -> None:
+    rng = np.random.default_rng(0)
+    mean, error = rng.uniform(0.3, 0.5, (3, 3)), np.array([0.02, 0.03, 1e-9])
+    mean[2] = 0.1  # of a black frame, normalised: by rounding its variance is below 0
+    square = mean**2 + [[0.05], [0.04], [-1e-17]]
+    figures = information(Moments(error, mean, square), ["a", "b", "black"])
+    assert np.isfinite([figures[name] for name in ("v_information", "low", "high")]).all()
+    assert information(Moments(error[2:], mean[2:], square[2:]), ["black"])["v_information"] == 0
+
+
 def test_the_interval_is_over_groups_and_not_over_frames() -> None:
     rng = np.random.default_rng(0)
     error = np.repeat(rng.uniform(0.2, 0.8, 20), 10)

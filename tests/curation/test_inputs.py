@@ -11,7 +11,7 @@ import pytest
 from datasets import Dataset, Image
 from PIL import Image as PILImage
 
-from optidel_hf.curation.inputs import InputConfig, inputs_hash, list_inputs, open_sources
+from optidel_hf.curation.inputs import InputConfig, _given_groups, inputs_hash, list_inputs, open_sources
 from optidel_hf.errors import UserError
 
 
@@ -100,6 +100,12 @@ def test_an_image_without_a_group_is_of_its_near_duplicates(folder: Path, tmp_pa
     assert grouped[:3] == plain["group"].to_pylist()[:3]
     assert grouped[3:] == given
     assert listed(config, tmp_path / "grouped")["group"].to_pylist() == grouped  # finished, and not refused
+
+
+def test_an_image_without_a_group_goes_with_its_copy_that_has_one() -> None:
+    others = [f"v{i}" for i in range(30)]
+    groups = _given_groups(["", "video", "", *others], ["a", "a", "alone", *(f"x{i}" for i in range(30))])
+    assert groups == ["video", "video", "alone", *others]
 
 
 def test_columns_that_do_not_exist(parquet: Path) -> None:

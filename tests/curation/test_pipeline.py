@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -18,6 +19,7 @@ from children import CHILDREN
 from datasets import load_dataset
 from PIL import Image
 
+from optidel_hf.curation import pipeline
 from optidel_hf.curation.curated import MosaicConfig
 from optidel_hf.curation.inputs import InputConfig
 from optidel_hf.curation.patches import PatchConfig
@@ -25,9 +27,11 @@ from optidel_hf.curation.pilot import Lead, PilotConfig
 from optidel_hf.curation.pipeline import CurationConfig, curate
 from optidel_hf.curation.reference import ReferenceConfig
 from optidel_hf.curation.selection_config import SelectionConfig
-from optidel_hf.curation.shards import read_columns
+from optidel_hf.curation.shards import existing_shards, read_columns
 from optidel_hf.errors import UserError
 from optidel_hf.images import cut_square
+from optidel_hf.publishing.measures import chosen_rows, coverage_distance
+from optidel_hf.publishing.records import read_curation
 
 
 # One file in each stage: the run is killed as soon as it sees the first of them that is new.
@@ -169,6 +173,48 @@ def test_a_budget_that_the_patches_cannot_meet_is_refused_before_scoring(
     assert not (tmp_path / "out" / "scores").exists()
     out = curate(replace(changed, selection=config.selection))
     assert files(out / "curated") == files(finished / "curated")
+
+
+def test_shards_whose_images_all_give_nothing_are_finished_like_others(
+    config: CurationConfig, image_folder: Path, tmp_path: Path
+) -> None:
+    pool = shutil.copytree(image_folder, tmp_path / "pool")
+    for name in ("0 first", "zz last"):
+        for i in range(4):
+            Image.new("RGB", (8, 8)).save(pool / f"{name} {i}.png")  # too small a side
+    changed = replace(config, inputs=InputConfig(str(pool)), output_dir=str(tmp_path / "out"), images_per_shard=4)
+    out = curate(changed)
+    rows = [pq.read_metadata(path).num_rows for path in existing_shards(out / "scores")]
+    assert len(rows) == 8
+    assert rows[0] == rows[-1] == 0 < min(rows[1:-1])
+    record = read_curation(out)
+    assert coverage_distance(record, chosen_rows(record)) is not None
+
+
+def test_a_selection_that_is_refused_leaves_its_place_to_another(
+    config: CurationConfig, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = replace(config, output_dir=str(tmp_path / "out"), reuse=str(finished))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise UserError("not these columns")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline, "select", refuse)
+        with pytest.raises(UserError, match="not these columns"):
+            curate(replace(changed, selection=replace(config.selection, strategy="hardest")))
+    assert files(curate(changed) / "curated") == files(finished / "curated")
+
+
+def test_patches_too_small_for_a_reference_model_are_refused_before_they_are_cut(
+    config: CurationConfig, tmp_path: Path
+) -> None:
+    small = replace(config, output_dir=str(tmp_path / "out"), patches=replace(config.patches, patch_size=8))
+    with pytest.raises(UserError, match=r"patch_size 8 has 1 token\(s\) of reference_token 8.*--reference_token"):
+        curate(small)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match="seed is -1"):
+        replace(config.selection, seed=-1)
 
 
 def test_the_images_own_folder_is_no_output(config: CurationConfig) -> None:

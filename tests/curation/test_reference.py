@@ -47,6 +47,14 @@ def test_whole_groups_are_dealt_largest_first_by_images() -> None:
     assert images_of(folds, groups, sources) == [8, 8]
 
 
+def test_a_group_that_outweighs_all_others_is_not_alone_in_its_fold() -> None:
+    for others in (1, 2, 3, 9):
+        groups = ["big"] * 9 + [f"g{i}" for i in range(others)]
+        folds = assign_folds(groups, [str(i) for i in range(len(groups))])
+        with_big = sum(fold == folds["big"] for fold in folds.values())
+        assert with_big == (2 if others > 2 else 1)
+
+
 def test_folds_do_not_depend_on_row_order() -> None:
     rng = np.random.default_rng(0)
     groups = [f"g{i}" for i in rng.integers(30, size=300)]

@@ -13,6 +13,7 @@ from datasets import Dataset, Features, List, Value
 
 from optidel_hf.curation.selection import STRATEGIES, mosaics_in_budget, select
 from optidel_hf.curation.selection.candidates import rank_within, read_candidates
+from optidel_hf.curation.selection.select import refuse_too_few
 from optidel_hf.errors import UserError
 
 
@@ -83,9 +84,14 @@ def test_a_budget_of_no_image_is_refused() -> None:
 
 
 def test_a_budget_beyond_the_pool_is_refused_with_what_it_can_give() -> None:
-    with pytest.raises(UserError, match=r"needs 80 patches and the pool has 40: lower it to at most 0.5000"):
+    with pytest.raises(UserError, match=r"needs 80 patches and the pool has 40: lower it to at most 0.5,"):
         select(pool(40, per_source=2), 1.0, strategy="random")
     assert len(select(pool(40, per_source=2), 0.5, strategy="random").rows) == 40
+    with pytest.raises(UserError, match=r"lower it to at most 0.123477,") as refused:
+        refuse_too_few(49_387, 1.0, 99_986, 4)
+    refuse_too_few(49_387, float(str(refused.value).split("at most ")[1].split(",")[0]), 99_986, 4)
+    with pytest.raises(UserError, match="lower --tiles_per_mosaic, give more images"):
+        refuse_too_few(3, 1.0, 3, 4)
 
 
 def test_images_without_patches_count_in_the_budget() -> None:

@@ -212,10 +212,11 @@ def refuse_too_few(patches: int, budget: float, images: int, tiles_per_mosaic: i
     """
     count = mosaics_in_budget(budget, images) * tiles_per_mosaic
     if count > patches:
-        affordable = patches // tiles_per_mosaic / images
+        affordable = patches // tiles_per_mosaic * 10**6 // images / 10**6
+        lower = f"lower it to at most {affordable:g}" if affordable else "lower --tiles_per_mosaic, give more images"
         raise UserError(
-            f"Budget {budget:g} of {images} images needs {count} patches and the pool has {patches}: lower it to at "
-            f"most {affordable:.4f}, or loosen the patch filters."
+            f"Budget {budget:g} of {images} images needs {count} patches and the pool has {patches}: {lower}, or "
+            "loosen the patch filters."
         )
 
 
