@@ -167,7 +167,7 @@ def test_a_grid_that_does_not_fit_is_refused() -> None:
 def test_sources_over_the_default_limit_reach_the_mosaics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, tile = tmp_path / "wide.png", {"source": "wide.png", "crop": [0, 0, 32], "mosaic": 0, "slot": 0}
     Image.new("RGB", (80, 40), "red").save(source)
-    monkeypatch.setattr(open_image, "__defaults__", (80 * 40 - 1,))
+    monkeypatch.setattr(open_image, "__defaults__", (80 * 40 - 1, "white"))
     with pytest.raises(ImageRejected):
         open_image(str(source))
     images = build_curated(pa.Table.from_pylist([tile]), lambda name: {"bytes": None, "path": str(source)}, 16)[

@@ -267,8 +267,8 @@ def test_test_labels_are_opened_by_a_final_reading_alone(
 ) -> None:
     opened: set[Path] = set()
 
-    def noting(open_image: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        return lambda value: (opened.add(Path(value)), open_image(value))[1]
+    def noting(open_image: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda value, **told: (opened.add(Path(value)), open_image(value, **told))[1]
 
     for module in (downstream_sets, labels):
         monkeypatch.setattr(module, "open_image", noting(module.open_image))
