@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
@@ -47,6 +48,18 @@ def as_flags(*configs: Any) -> list[str]:
     return [part for field, value in pairs if value != _default(field) for part in _flag(field.name, value)]
 
 
+class _Yaml(yaml.SafeLoader):
+    """YAML in which true and false alone are booleans, as in YAML 1.2: `mixed_precision: no` means the word."""
+
+
+_BOOLEAN = "tag:yaml.org,2002:bool"
+_Yaml.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOLEAN]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Yaml.add_implicit_resolver(_BOOLEAN, re.compile("true|True|TRUE|false|False|FALSE"), list("tTfF"))
+
+
 class _Parser(HfArgumentParser):
     """A parser whose errors are one sentence, without the usage of fifty flags."""
 
@@ -64,7 +77,7 @@ def config_file(arguments: Sequence[str]) -> Path | None:
 def _flags_of(path: Path, fields: set[str]) -> list[str]:
     """The lines of a YAML file as flags, so that the parser checks them as it checks those of the command line."""
     try:
-        values = yaml.safe_load(path.read_text()) or {}
+        values = yaml.load(path.read_text(), _Yaml) or {}
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--config {path} cannot be read: {error}") from None
     except yaml.YAMLError as error:

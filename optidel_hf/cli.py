@@ -26,7 +26,7 @@ NO_ACCESS, NO_FOLDER = "give a place that may be read and written", "give a fold
 WAYS_OUT = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EROFS), MAKE_ROOM),
     **dict.fromkeys((errno.EACCES, errno.EPERM), NO_ACCESS),
-    **dict.fromkeys((errno.ENOTDIR, errno.EISDIR), NO_FOLDER),
+    **dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.EEXIST), NO_FOLDER),
 }
 PREEMPTED = 75  # exit code after SIGTERM, `EX_TEMPFAIL` of sysexits.h: start the same command again
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {

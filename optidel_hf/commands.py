@@ -53,7 +53,7 @@ def curate(arguments: Sequence[str], until: str = "curated") -> None:
     kinds = (InputConfig, RunConfig, DryRunConfig, *stages, *([PublishConfig] if finishes else []))
     inputs, run, look, patches, *others = _parse(kinds, arguments, "curate", curate.__doc__)
     if inputs.dataset == EMBEDDED:
-        inputs = InputConfig(**{**vars(inputs), "dataset": str(sample_pool())})
+        inputs = InputConfig(**{**vars(inputs), "dataset": str(sample_pool(make=not look.dry_run))})
     if look.dry_run:
         rank, world = process_rank()
         if rank == 0:
@@ -157,13 +157,17 @@ def reproduce(arguments: Sequence[str]) -> None:
     from optidel_hf.arguments import config_file
     from optidel_hf.evidence.config import FLAGS, make_experiment
     from optidel_hf.evidence.grid import Grid
-    from optidel_hf.evidence.reads import require_declared
+    from optidel_hf.evidence.reads import repository, require_declared
     from optidel_hf.processes import share_cores
 
     share_cores()
     experiment = make_experiment(*_parse(FLAGS, arguments, "reproduce", reproduce.__doc__))
+    file = config_file(arguments)
+    if file and (root := repository(file)):  # one list of readings, from whichever folder the command is started
+        reads = str(root / experiment.grid.test_reads)
+        experiment = replace(experiment, grid=replace(experiment.grid, test_reads=reads))
     if experiment.grid.final:
-        if (file := config_file(arguments)) is None:
+        if file is None:
             raise UserError("--final needs --config FILE: the configuration has to be committed before its result.")
         declared = make_experiment(*_parse(FLAGS, ["--config", str(file)], "reproduce", reproduce.__doc__))
         require_declared(experiment, declared, file)
@@ -227,7 +231,10 @@ def named_folders(entries: Sequence[str]) -> dict[str, str]:
     Raises:
         `UserError`: if two have the same name.
     """
-    pairs = [entry.split("=", 1) if "=" in entry else [Path(entry).name, entry] for entry in entries]
+    pairs = [
+        entry.split("=", 1) if "=" in entry and not Path(entry).is_dir() else [Path(entry).name, entry]
+        for entry in entries
+    ]
     named = dict(pairs)
     if len(named) < len(pairs):
         raise UserError(f"Two folders have the same name; tell them apart by name=folder, got {', '.join(entries)}.")
@@ -361,12 +368,14 @@ def say(text: str, stream: Any = None) -> None:
     print(text, file=stream or sys.stdout, flush=True)
 
 
-def sample_pool() -> Path:
+def sample_pool(make: bool = True) -> Path:
     """The embedded sample's pool, generated first if it is not there, by the first process alone."""
     from optidel_hf.curation.shards import wait_for
     from optidel_hf.processes import process_rank
     from optidel_hf.sample import write_sample
 
+    if not make and not (SAMPLE_DIR / "sample.json").exists():
+        raise UserError("--dry_run writes nothing, and the embedded sample is not made yet: give a --dataset.")
     if process_rank()[0] == 0:
         write_sample(SAMPLE_DIR)
     wait_for([SAMPLE_DIR / "sample.json"])

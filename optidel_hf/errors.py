@@ -7,5 +7,9 @@ class UserError(ValueError):
     """Something the user gave cannot be used. The message names it (file, row, column, flag) and the way out."""
 
 
+class Diverged(UserError):
+    """A training came to a loss or a gradient that is not finite: the same run would come to it again."""
+
+
 class Preempted(Exception):
     """The run was told to end (SIGTERM), wrote a checkpoint, and goes on from it when it is started again."""

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from glob import glob
+from glob import escape, glob
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -76,9 +76,9 @@ def image_columns(dataset: Dataset) -> list[str]:
     return [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
 
 
-def find_image_column(dataset: Dataset, name: str | None = None) -> str:
+def find_image_column(dataset: Dataset, name: str | None = None, flag: str = "image_column") -> str:
     """
-    The image column to use.
+    The image column to use; `flag` is what names it.
 
     Raises:
         `UserError`: if `name` is no column, or if there is none or more than one to choose from.
@@ -86,7 +86,7 @@ def find_image_column(dataset: Dataset, name: str | None = None) -> str:
     found = image_columns(dataset)
     if name is not None:
         if name not in found:
-            raise UserError(f"--image_column {name}: no such image column; the image columns are {found}.")
+            raise UserError(f"--{flag} {name}: no such image column; the image columns are {found}.")
         return name
     if not found:
         raise UserError(
@@ -209,6 +209,8 @@ def _refuse_mask_folders(path: Path, files: list[Path]) -> None:
 def _list_image_folder(path: Path, files: list[Path]) -> Dataset:
     """Every image, whatever names say of splits: `load_dataset` leaves out a file that is in none of them."""
     logger.info("reading all %d images of %s", len(files), path)
+    if odd := [os.fsencode(file) for file in files if str(file).encode(errors="ignore") != os.fsencode(file)]:
+        raise UserError(f"{path}: the name {os.path.basename(odd[0])!r} is no UTF-8: rename the file.")
     rows = {
         "image": [{"bytes": None, "path": str(file.absolute())} for file in files],
         "source": [file.relative_to(path).as_posix() for file in files],
@@ -219,7 +221,7 @@ def _list_image_folder(path: Path, files: list[Path]) -> Dataset:
 def _load_image_folder(path: Path, split: str | None, files: list[Path]) -> Dataset:
     """The images as `load_dataset` splits them by name and describes them by `metadata.csv`."""
     try:
-        splits = load_dataset("imagefolder", data_dir=str(path), drop_labels=True)
+        splits = load_dataset("imagefolder", data_dir=escape(str(path)), drop_labels=True)
     except Exception as error:  # datasets wraps errors of readers in several classes of its own
         raise UserError(f"{path} cannot be read by `load_dataset`: {error.__cause__ or error}") from None
     parts = [undecoded(part) for part in _choose_splits(splits, split).values()]
@@ -228,11 +230,11 @@ def _load_image_folder(path: Path, split: str | None, files: list[Path]) -> Data
     left_out = len(files) - sum(map(len, named))
     if split is None and left_out > 0:
         logger.warning("%d of %d images are in no split and no row of metadata: left out.", left_out, len(files))
-    return concatenate_datasets([_with_sources(part, names) for part, names in zip(parts, named)])
+    return _stacked([_with_sources(part, names) for part, names in zip(parts, named)], str(path))
 
 
 def _open_tables(pattern: Path, split: str | None) -> Dataset:
-    files = sorted(map(Path, glob(str(pattern))))
+    files = [pattern] if pattern.exists() else sorted(map(Path, glob(str(pattern))))
     if not files:
         raise UserError(f"{pattern}: no such file.")
     return _concatenated(files, split)
@@ -248,7 +250,7 @@ def _concatenated(files: list[Path], split: str | None) -> Dataset:
             "test-00000-of-00001.parquet; any other name is of 'train'."
         )
     tables = [_open_table(file, file.relative_to(root).as_posix()) for file in chosen]
-    return concatenate_datasets([table for table in tables if len(table)] or tables)
+    return _stacked([table for table in tables if len(table)] or tables, str(root))
 
 
 def _split_of(table: Path) -> str:
@@ -261,7 +263,7 @@ def _open_table(file: Path, name: str) -> Dataset:
         # of a broken parquet file datasets would log the error besides raising it, and one without rows it cannot read
         if file.suffix == ".parquet" and not pq.read_metadata(file).num_rows:
             return Dataset.from_dict({})
-        table = load_dataset(TABLE_FORMATS[file.suffix], data_files=str(file), split="train")
+        table = load_dataset(TABLE_FORMATS[file.suffix], data_files=escape(str(file)), split="train")
     except Exception as error:  # datasets wraps arrow's errors in several classes of its own
         raise UserError(f"{file} cannot be read as {TABLE_FORMATS[file.suffix]}: {error.__cause__ or error}") from None
     return _with_sources(table, [f"{name}#{row}" for row in range(len(table))])
@@ -283,7 +285,14 @@ def _joined(splits: DatasetDict | Dataset, split: str | None, source: Callable[[
         splits = DatasetDict({str(splits.split or "train"): splits})
     chosen = _choose_splits(splits, split)
     named = {name: [source(name, row) for row in range(len(part))] for name, part in chosen.items()}
-    return concatenate_datasets([_with_sources(part, named[name]) for name, part in chosen.items()])
+    return _stacked([_with_sources(part, named[name]) for name, part in chosen.items()], " and ".join(chosen))
+
+
+def _stacked(parts: list[Dataset], what: str) -> Dataset:
+    try:
+        return concatenate_datasets(parts)
+    except ValueError as error:  # a column of one name and two types
+        raise UserError(f"{what}: the parts do not fit together ({error}); give one of them, by --split.") from None
 
 
 def _choose_splits(splits: DatasetDict, split: str | None) -> DatasetDict:

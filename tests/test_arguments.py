@@ -42,6 +42,11 @@ def test_flags_over_file_over_defaults(tmp_path: Path) -> None:
     assert parsed("--dish", "pie") == Recipe("pie")
 
 
+def test_no_is_a_word_and_false_is_not(tmp_path: Path) -> None:
+    assert parsed(*written(tmp_path, "dish: no\nspicy: True\n")) == Recipe("no", spicy=True)
+    assert parsed(*written(tmp_path, "dish: off\nspicy: no\n")) == Recipe("off", spicy=False)
+
+
 def test_a_list_may_be_empty_in_the_file_and_be_emptied_by_a_flag(tmp_path: Path) -> None:
     assert parsed(*written(tmp_path, "dish: soup\nguests: []\n")).guests == []
     assert parsed(*written(tmp_path, "dish: soup\nguests: [ann]\n"), "--guests").guests == []

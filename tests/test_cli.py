@@ -312,6 +312,7 @@ def test_help_of_every_command(command: str, capsys: pytest.CaptureFixture[str])
     ("code", "way_out"),
     [
         (errno.EACCES, "Permission denied: 'out'; give a place that may be read and written"),
+        (errno.EEXIST, "File exists: 'out'; give a folder for folders"),
         (errno.ENOTDIR, "Not a directory: 'out'; give a folder for folders"),
     ],
 )
@@ -330,3 +331,10 @@ def test_two_folders_of_one_name_are_told_apart() -> None:
     assert named_folders(["a/vit", "other=b/vit"]) == {"vit": "a/vit", "other": "b/vit"}
     with pytest.raises(UserError, match="Two folders have the same name; tell them apart by name=folder, got a/vit"):
         named_folders(["a/vit", "b/vit"])
+
+
+def test_a_folder_may_have_an_equals_sign_in_its_name(tmp_path: Path) -> None:
+    folder = tmp_path / "lr=0.1"
+    assert named_folders([str(folder)]) == {f"{tmp_path}/lr": "0.1"}
+    folder.mkdir()
+    assert named_folders([str(folder), f"slow={folder}"]) == {"lr=0.1": str(folder), "slow": str(folder)}

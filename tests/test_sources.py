@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import zipfile
 from pathlib import Path
 
@@ -85,6 +86,29 @@ def test_odd_names_and_extensions(tmp_path: Path) -> None:
     opened = open_dataset(str(fill(tmp_path, *names)))
     assert sorted(opened["source"]) == sorted(names)
     assert [open_image(value).size for value in opened["image"]] == [(8, 8)] * 4
+
+
+def test_brackets_in_names_are_no_wildcards(tmp_path: Path) -> None:
+    folder = tmp_path / "run [v2]"
+    folder.mkdir()
+    table().to_parquet(str(folder / "a.parquet"))
+    assert sources(folder) == sources(folder / "a.parquet") == ["a.parquet#0", "a.parquet#1", "a.parquet#2"]
+    described = fill(tmp_path / "pool [v2]", "1.png", "2.png")
+    (described / "metadata.csv").write_text("file_name,patient\n1.png,a\n2.png,b\n")
+    assert open_dataset(str(described))["patient"] == ["a", "b"]
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    fill(tmp_path, "1.png")
+    (tmp_path / os.fsdecode(b"caf\xe9.png")).write_bytes((tmp_path / "1.png").read_bytes())
+    assert "the name b'caf\\xe9.png' is no UTF-8: rename the file" in refused(tmp_path)
+
+
+def test_parts_of_other_columns_are_refused(tmp_path: Path) -> None:
+    table(label=["a", "b", "c"]).to_parquet(str(tmp_path / "train-00000-of-00001.parquet"))
+    table(label=[0, 1, 2]).to_parquet(str(tmp_path / "test-00000-of-00001.parquet"))
+    assert "the parts do not fit together" in refused(tmp_path)
+    assert len(open_dataset(str(tmp_path), "test")) == 3
 
 
 def test_links(tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ from optidel_hf.images import decode_reason
 MASKS, PARTITIONS = 4, 2
 FRAMES_AT_ONCE = 64
 RESAMPLES = 1000
+LEAST_GROUPS = 3  # that a contrastive model is asked to tell apart
 CANDIDATES = contrastive.candidates_in_batch(256)  # at most
 VIEW = "other view"
 """Target of a contrastive model, where others have `raw` or `normalised` pixels."""
@@ -177,9 +178,21 @@ def held_out_frames(folder: Path) -> Frames:
             f"{folder} held no image out: curate into another folder with --held_out 0.1, or give --images."
         )
     held = dict(zip(*(pq.read_table(path)[name].to_pylist() for name in ("source", "group"))))
+    if not (folder / "config.json").exists():
+        raise UserError(f"{folder} has no config.json: its curation is to be finished first.")
     config = InputConfig(**json.loads((folder / "config.json").read_text())["inputs"])
-    sources = open_sources(config)
+    try:
+        sources = open_sources(config)
+    except UserError as error:
+        raise UserError(
+            f"{error} {folder} was made from it: run this where its images are found by that name."
+        ) from None
     rows = [row for row, source in enumerate(sources["source"]) if source in held]
+    if len(rows) < len(held):
+        gone = min(held.keys() - set(sources["source"]))
+        raise UserError(
+            f"{path} lists {len(held)} images and {config.dataset} has {len(rows)} of them: '{gone}' is gone."
+        )
     frames = sources.select(rows)
     return readable_frames(frames, [held[source] for source in frames["source"]], f"that {path} lists")
 
@@ -224,9 +237,10 @@ def _judge_contrastive(checkpoint: str, frames: Frames, device: str) -> dict[str
     columns = {"image": frames.images, "source": frames.sources, "group": frames.groups, "crop": whole}
     table = Dataset.from_dict(columns, features=FRAME_FEATURES)
     encoder, groups = load_encoder(checkpoint, device), sorted(set(frames.groups), key=_hash)
-    if len(groups) < 3:
+    if len(groups) < LEAST_GROUPS:
         raise UserError(
-            f"A contrastive model tells images apart, and these are of {len(groups)} group(s): give at least 3."
+            f"A contrastive model tells images apart, and these are of {len(groups)} group(s): give at least "
+            f"{LEAST_GROUPS}."
         )
     bank = draw_bank(encoder, table, groups[:CANDIDATES], seed=0)
     first, second = embed_views(encoder, table[:], seed=0)

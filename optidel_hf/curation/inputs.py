@@ -23,7 +23,7 @@ from optidel_hf.curation.shards import shard_bounds, shard_paths, wait_for, writ
 from optidel_hf.errors import UserError
 from optidel_hf.images import MAX_IMAGE_PIXELS, count_pixels, decode_reason, split_runs
 from optidel_hf.processes import process_rank
-from optidel_hf.sources import find_image_column, open_dataset, unique_sources
+from optidel_hf.sources import find_image_column, image_columns, open_dataset, unique_sources
 
 
 logger = logging.getLogger(__name__)
@@ -69,6 +69,8 @@ def open_sources(config: InputConfig) -> Dataset:
     for flag, column in (("id_column", config.id_column), ("group_column", config.group_column)):
         if column is not None and column not in dataset.column_names:
             raise UserError(f"--{flag} {column}: no such column; the columns are {dataset.column_names}.")
+        if column in image_columns(dataset):
+            raise UserError(f"--{flag} {column} holds images: name a column of names or numbers.")
     column = config.id_column or "source"
     names = {"source": unique_sources(dataset[column], column)}
     if config.group_column:
@@ -96,7 +98,9 @@ def list_inputs(dataset: Dataset, output: Path, images_per_shard: int, max_pixel
     rank, world = process_rank()
     bounds = shard_bounds(len(dataset), images_per_shard)
     if not path.exists():
-        paths = shard_paths(output / ".hashes", len(bounds))
+        # of these images in these shards: what another beginning left there is none of theirs
+        folder = output / ".hashes" / _names_and_sizes(dataset, images_per_shard)
+        paths = shard_paths(folder, len(bounds))
         with tqdm(total=len(dataset), desc="reading images", unit=" images", disable=rank > 0) as bar:
             for i, rows in enumerate(bounds):
                 if i % world == rank and not paths[i].exists():
@@ -126,6 +130,11 @@ def inputs_hash(inputs: pa.Table) -> str:
     """sha256 over source, group and size of every input."""
     rows = zip(*(inputs[name].to_pylist() for name in ("source", "group", "size")))
     return hashlib.sha256("\n".join(map(repr, rows)).encode()).hexdigest()
+
+
+def _names_and_sizes(dataset: Dataset, images_per_shard: int) -> str:
+    names = "\n".join(map(repr, zip(dataset["source"], _sizes(dataset))))
+    return hashlib.sha256(f"{images_per_shard}\n{names}".encode()).hexdigest()[:16]
 
 
 def _hash_rows(dataset: Dataset, max_pixels: int) -> pa.Table:

@@ -65,10 +65,12 @@ class PatchConfig:
             raise UserError(f"sam_dtype is '{self.sam_dtype}': it is float32, bfloat16 or auto.")
         if self.points_per_side is not None and self.points_per_side < 1:
             raise UserError(f"points_per_side is {self.points_per_side}: a grid has at least one point.")
-        if self.min_crop <= 0:
-            raise UserError(f"min_crop is {self.min_crop}: a crop has a side, as a fraction above 0 of the image's.")
+        if not 0 < self.min_crop <= 1:
+            raise UserError(f"min_crop is {self.min_crop}: it is a fraction of the image's side, above 0.")
         if self.max_patches < 1 or self.patch_size < 8:
             raise UserError("max_patches is at least 1 and patch_size at least 8 pixels.")
+        if self.points_per_batch < 1 or self.images_per_batch < 1:
+            raise UserError("points_per_batch and images_per_batch are at least 1.")
 
     def least_sides(self, sam_side: int) -> tuple[int, int]:
         """

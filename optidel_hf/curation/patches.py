@@ -175,7 +175,7 @@ def crop_square(box: list[float], size: tuple[int, int], config: PatchConfig) ->
     left, top, right, bottom = box
     shorter = min(size)
     longer_side = max(right - left, bottom - top)
-    side = round(min(max(config.context * longer_side, config.min_crop * shorter), shorter))
+    side = max(1, round(min(max(config.context * longer_side, config.min_crop * shorter), shorter)))
     x, y = ((low + high - side) / 2 for low, high in ((left, right), (top, bottom)))
     return round(min(max(x, 0), size[0] - side)), round(min(max(y, 0), size[1] - side)), side
 

@@ -12,8 +12,10 @@ import json
 import logging
 import platform
 import shlex
+import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib.metadata import version
@@ -48,9 +50,11 @@ from optidel_hf.curation.scoring import LEARNABILITY, ScoreConfig, VInformationS
 from optidel_hf.curation.selection import eligible, mosaics_in_budget, refuse_too_few, select
 from optidel_hf.curation.selection_config import AUTO, SelectionConfig
 from optidel_hf.curation.shards import (
+    count_rows,
     existing_shards,
     read_columns,
     read_rows,
+    read_table,
     shard_bounds,
     shard_paths,
     wait_for,
@@ -106,7 +110,8 @@ def curate(config: CurationConfig, until: str = "curated") -> Path:
         getattr(run, stage)()
         if stage == "patches" and "selection" in stages:
             run.check_budget()  # before scoring, which takes longest
-    run.record()
+    if until == STAGES[-1] or not run.published.exists():  # else it is told already what made the dataset
+        run.record()
     return run.output
 
 
@@ -116,6 +121,7 @@ class _Run:
     def __init__(self, config: CurationConfig) -> None:
         self.config = config
         self.output = Path(config.output_dir)
+        self.published = self.output / "selection.parquet"
         self._refuse_early()
         self.rank, self.world = process_rank()
         self.sources = open_sources(config.inputs)
@@ -206,7 +212,7 @@ class _Run:
         folder = self._claim(self.score_stage)
         scorer = VInformationScorer(str(self.reference_stage.folder), self.config.score, self.config.device)
         shards = existing_shards(self.patch_stage.folder)
-        total = sum(pq.read_metadata(path).num_rows for path in shards)
+        total = sum(count_rows(path) for path in shards)
         with self._bar(total, "scores", " patches") as bar:
             for i, path in enumerate(shards):
                 target = folder / path.name
@@ -214,7 +220,7 @@ class _Run:
                     patches = _read_dataset(path)
                     write_parquet(to_arrow(self._map(patches, scorer, scorer.features, bar, rows=256)), target)
                 else:
-                    bar.update(pq.read_metadata(path).num_rows)
+                    bar.update(count_rows(path))
         wait_for(folder / path.name for path in shards)
 
     def _take_scores(self) -> None:
@@ -230,12 +236,22 @@ class _Run:
             keys = read_columns(self.patch_stage.folder, ["source", "group"])
             folds = assign_folds(keys["group"].to_pylist(), keys["source"].to_pylist(), config.reference_seed)
             patches = _undecoded(read_rows(self.patch_stage.folder, _sample(len(keys), config)))
-            with single_process():
+            with single_process(), self._given_up_unless_begun(folder):
                 if config.reference:
                     calibrate_checkpoint(patches, folder, config, score, self.config.device)
                 else:
                     fit_scorer(patches, folder, config, score, folds, self.config.device)
         wait_for([folder / "reliability.json"])  # the last file of the stage
+
+    @contextmanager
+    def _given_up_unless_begun(self, folder: Path) -> Iterator[None]:
+        """Leave the stage to other flags where these are refused and no model of theirs is there."""
+        try:
+            yield
+        except UserError:
+            if not any(path.is_dir() for path in folder.iterdir()):
+                shutil.rmtree(folder)
+            raise
 
     def selection(self) -> None:
         """Choose by columns alone; the draft becomes `selection.parquet` when its mosaics have their hashes."""
@@ -273,14 +289,13 @@ class _Run:
         chosen = pq.read_table(self.selection_stage.folder / "draft.parquet")
         size = self.config.mosaic.image_size
         curated_shards(chosen, self._find_source, size, folder, self.config.images_per_shard)
-        path = self.output / "selection.parquet"
-        if self.rank == 0 and not path.exists():
+        if self.rank == 0 and not self.published.exists():
             funnel = json.loads(chosen.schema.metadata[METADATA_KEY])["counts"]
             tile = size // grid_side(self.config.selection.tiles_per_mosaic)
             sizes = {"image_size": size, "tile_size": tile, "images_per_shard": self.config.images_per_shard}
             facts = {**sizes, "counts": {**self._funnel(), **funnel}, "hash": self.curated_stage.hash}
-            publish_selection(chosen, self._find_source, folder, path, facts)
-        wait_for([path])
+            publish_selection(chosen, self._find_source, folder, self.published, facts)
+        wait_for([self.published])
 
     def _claim(self, stage: Stage) -> Path:
         if self.config.reuse and self.rank == 0:
@@ -377,7 +392,7 @@ class _Run:
             write_parquet(self.inputs.select(["source", "group"]).take(rows), path)
 
     def _refuse_empty_pool(self, patches: Path, rejected: Path) -> None:
-        if sum(pq.read_metadata(path).num_rows for path in existing_shards(patches)):
+        if sum(count_rows(path) for path in existing_shards(patches)):
             return
         reasons = Counter(read_columns(rejected, ["reason"])["reason"].to_pylist())
         reason, count = reasons.most_common(1)[0]
@@ -442,7 +457,7 @@ class _Run:
 
 
 def _read_dataset(path: Path) -> Dataset:
-    return _undecoded(pq.read_table(path))
+    return _undecoded(read_table(path))
 
 
 def _undecoded(table: pa.Table) -> Dataset:

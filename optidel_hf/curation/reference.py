@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -38,7 +39,7 @@ from optidel_hf.curation.reliability import (
 )
 from optidel_hf.curation.scoring import Measures, ScoreConfig, measure_patches
 from optidel_hf.devices import resolve_device
-from optidel_hf.errors import UserError
+from optidel_hf.errors import Diverged, UserError
 from optidel_hf.images import open_image
 from optidel_hf.pretraining.trainer import PretrainConfig, Pretrainer
 
@@ -74,6 +75,10 @@ class ReferenceConfig:
             raise UserError(f"holdout is {self.holdout}: keep between 0 and half of a fold for calibration.")
         if self.reference_steps < 1 or self.reference_batch_size < 1 or self.reference_layers < 1:
             raise UserError("reference_steps, reference_batch_size and reference_layers are at least 1.")
+        if self.reference_token < 1 or self.max_reference_patches < 1 or self.reference_seed < 0:
+            raise UserError("reference_token and max_reference_patches are at least 1, and reference_seed at least 0.")
+        if not 0 < self.reference_learning_rate < math.inf:
+            raise UserError(f"reference_learning_rate is {self.reference_learning_rate}: it is a number above 0.")
         if self.reference_width < 64 or self.reference_width % 64:
             raise UserError(f"reference_width is {self.reference_width}: it is a multiple of 64, the width of a head.")
 
@@ -132,8 +137,10 @@ def fit_scorer(
     config, score, output = config or ReferenceConfig(), score or ScoreConfig(), Path(output_dir)
     output.mkdir(parents=True, exist_ok=True)
     folds = folds or assign_folds(patches["group"], patches["source"], config.reference_seed)
-    write_folds(folds, output)
     patches = _sorted(patches)
+    for fold in (0, 1):
+        _split_fold(patches, folds, fold, config)  # refuses a pool that is too small, before any training
+    write_folds(folds, output)
     for fold in (0, 1):
         if not (output / f"fold-{fold}").exists():
             _fit_fold(patches, folds, fold, output, config, score, device)
@@ -194,6 +201,33 @@ def _fit_fold(
     score: ScoreConfig,
     device: str,
 ) -> None:
+    train, held = _split_fold(patches, folds, fold, config)
+    chosen = sorted(train, key=lambda i: _hash(config.reference_seed, str(i)))[: config.max_reference_patches]
+    partial = output / f".fold-{fold}.partial"
+    images = decode_patches(patches.select(sorted(chosen)))
+    early = replace(config, reference_steps=max(1, round(EARLY_SHARE * config.reference_steps)))
+    runs = [("early model", partial / EARLY, early)] if score.learnability else []
+    for name, target, told in (*runs, ("reference model", partial, config)):
+        run = training_config(told, target, patches, device)
+        trainer = Pretrainer(run, images, description=f"{name}, fold {fold}")
+        try:
+            trainer.train()
+        except Diverged as error:
+            shutil.rmtree(partial)
+            reason = str(error).split(";")[0]
+            raise UserError(
+                f"The {name} of fold {fold} diverged: {reason}. Lower --reference_learning_rate."
+            ) from None
+        trainer.save()
+    reference = open_reference(str(partial), None, str(resolve_device(device)))
+    calibration = _calibrate(reference, held, FITTED_HERE, None, score)
+    _publish_fold(partial, output / f"fold-{fold}", calibration)
+
+
+def _split_fold(
+    patches: Dataset, folds: dict[str, int], fold: int, config: ReferenceConfig
+) -> tuple[list[int], Dataset]:
+    """The rows that a fold's model trains on, and the patches that calibrate it."""
     own = _groups_of(folds, fold)
     kept_out = _held_out(own, patches, config)
     train = [i for i, g in enumerate(patches["group"]) if folds[g] == fold and g not in kept_out]
@@ -203,19 +237,7 @@ def _fit_fold(
             f"Fold {fold} has {len(own)} group(s), too few to train and calibrate a reference model on: "
             "give more images, or a checkpoint with --reference."
         )
-    chosen = sorted(train, key=lambda i: _hash(config.reference_seed, str(i)))[: config.max_reference_patches]
-    partial = output / f".fold-{fold}.partial"
-    images = decode_patches(patches.select(sorted(chosen)))
-    early = replace(config, reference_steps=max(1, round(EARLY_SHARE * config.reference_steps)))
-    runs = [("early model", partial / EARLY, early)] if score.learnability else []
-    for name, target, told in (*runs, ("reference model", partial, config)):
-        run = training_config(told, target, patches, device)
-        trainer = Pretrainer(run, images, description=f"{name}, fold {fold}")
-        trainer.train()
-        trainer.save()
-    reference = open_reference(str(partial), None, str(resolve_device(device)))
-    calibration = _calibrate(reference, held, FITTED_HERE, None, score)
-    _publish_fold(partial, output / f"fold-{fold}", calibration)
+    return train, held
 
 
 def _publish_fold(partial: Path, target: Path, calibration: Calibration) -> None:

@@ -78,6 +78,8 @@ class ScoreConfig:
     def __post_init__(self) -> None:
         if (self.partitions is not None and self.partitions < 1) or self.masks < 2:
             raise UserError(f"partitions is {self.partitions} and masks {self.masks}: at least 1 and 2 are needed.")
+        if self.patches_per_batch < 1:
+            raise UserError(f"patches_per_batch is {self.patches_per_batch}: at least one is scored at a time.")
         if self.variance not in VARIANCES:
             raise UserError(f"variance is '{self.variance}': choose one of {', '.join(VARIANCES)}.")
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from optidel_hf.errors import UserError
 
 
 POLL_SECONDS = 0.5
@@ -54,25 +57,53 @@ def write_parquet(table: pa.Table, path: Path) -> None:
 
 
 def write_text(text: str, path: Path) -> None:
-    """Write a small text file whole or not at all."""
+    """Write a small text file whole or not at all, also after a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
+    with partial.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     partial.replace(path)
+
+
+def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """
+    A shard's rows.
+
+    Raises:
+        `UserError`: if it was damaged since it was written.
+    """
+    with _told_if_damaged(path):
+        return pq.read_table(path, columns=columns)
+
+
+def count_rows(path: Path) -> int:
+    """How many rows a shard has; raises as [`read_table`] does."""
+    with _told_if_damaged(path):
+        return pq.read_metadata(path).num_rows
+
+
+@contextmanager
+def _told_if_damaged(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path} is damaged ({error}): delete it, and the same command makes it again.") from None
 
 
 def read_columns(folder: Path, columns: list[str]) -> pa.Table:
     """Some columns of all shards of a stage, one after the other."""
-    return pa.concat_tables([pq.read_table(path, columns=columns) for path in existing_shards(folder)])
+    return pa.concat_tables([read_table(path, columns) for path in existing_shards(folder)])
 
 
 def read_rows(folder: Path, rows: Iterable[int]) -> pa.Table:
     """Whole rows, by their number over all shards, in ascending order; one shard is in memory at a time."""
     wanted, start, taken = sorted(set(rows)), 0, []
     for path in existing_shards(folder):
-        count = pq.read_metadata(path).num_rows
+        count = count_rows(path)
         inside = [row - start for row in wanted if start <= row < start + count]
         if inside:
-            taken.append(pq.read_table(path).take(inside))
+            taken.append(read_table(path).take(inside))
         start += count
     return pa.concat_tables(taken)

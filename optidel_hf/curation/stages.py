@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ class Stage:
         """
         record = self.folder / "config.json"
         if record.exists():
-            self._refuse_changes(json.loads(record.read_text()))
+            self._refuse_changes(_read_record(record))
         else:
             facts = {"fields": self.fields, "upstream": self.upstream, "hash": self.hash}
             write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", record)
@@ -62,12 +63,14 @@ class Stage:
         """Link this stage's files from another output, if they were made by the same configuration and inputs."""
         theirs = other_output / self.folder.name
         record = theirs / "config.json"
-        if self.folder.exists() or not record.exists() or json.loads(record.read_text())["hash"] != self.hash:
+        if self.folder.exists() or not record.exists() or _read_record(record)["hash"] != self.hash:
             return
         partial = self.folder.with_name(f".{self.folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         visible = shutil.ignore_patterns(".*")
         shutil.copytree(theirs, partial, copy_function=_link, ignore=visible)
+        for folder, _, _ in os.walk(partial):  # which took the modes of folders that may be read-only
+            os.chmod(folder, os.stat(folder).st_mode | stat.S_IRWXU)
         partial.rename(self.folder)
 
     def _refuse_changes(self, record: dict[str, Any]) -> None:
@@ -81,6 +84,15 @@ class Stage:
             f"Run `optidel curate --reuse {self.folder.parent} --output_dir <another folder> ...` with the new "
             "values: it takes over the finished stages before it."
         )
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path} is damaged ({error}), and so nothing tells what {path.parent} was made by: move that folder away."
+        ) from None
 
 
 def digest(value: Any) -> str:

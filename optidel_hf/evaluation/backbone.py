@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import ViTConfig, ViTModel
 from transformers.image_processing_base import ImageProcessingMixin
 
@@ -77,7 +78,7 @@ def load_backbone(model: str) -> Backbone:
                 use_safetensors=True,
                 output_loading_info=True,
             )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"No ViT can be loaded from '{model}': {reason} Give a local folder or a Hub id.") from None
     if report["missing_keys"]:

@@ -161,8 +161,8 @@ def _image_files(folder: Path) -> list[Path]:
 
 def _table_pairs(dataset: str, split: str, image_column: str, mask_column: str) -> Iterable[Pair]:
     rows = open_dataset(dataset, split=split)
-    for column in (image_column, mask_column):
-        find_image_column(rows, column)
+    for flag, column in (("image_column", image_column), ("mask_column", mask_column)):
+        find_image_column(rows, column, flag)
     columns = rows.select_columns([image_column, mask_column, "source"])
     for row in columns:
         path = (row[image_column] or {}).get("path")

@@ -195,9 +195,14 @@ def _claim(folder: Path, draw: Draw) -> None:
     for how in ("output", "device"):
         del recipe[how]
     path, text = folder / "config.json", json.dumps(recipe, indent=2, sort_keys=True) + "\n"
-    if path.exists() and path.read_text() != text:
+    if path.exists() and _without_place(json.loads(path.read_text())) != _without_place(json.loads(text)):
         raise UserError(f"{folder} was made from another pool or configuration: give another output, or delete it.")
     write_text(text, path)
+
+
+def _without_place(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe but for how the pool's place is spelled: the grid and the list of inputs tell its images."""
+    return recipe | {"inputs": recipe["inputs"] | {"dataset": None}}
 
 
 def _source_finder(pool: Pool) -> Callable[[str], Any]:

@@ -24,9 +24,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from optidel_hf.curation.heldout import Frames, hold_out, judge_on, readable_frames
+from optidel_hf.curation.heldout import LEAST_GROUPS, Frames, hold_out, judge_on, readable_frames
 from optidel_hf.curation.inputs import open_sources
 from optidel_hf.devices import resolve_device, resolve_precision
+from optidel_hf.errors import UserError
 from optidel_hf.evaluation.backbone import Backbone, load_backbone
 from optidel_hf.evaluation.downstream import DownstreamSet
 from optidel_hf.evaluation.metrics.mean_iou.mean_iou import class_iou
@@ -130,6 +131,7 @@ def pretrain_cell(cell: Cell, data: ArmData, experiment: Experiment) -> Trained:
     config = cell_pretraining(cell, data, experiment)
     folder, every = find_model(cell, experiment.grid) or Path(config.output_dir), config.checkpoint_every
     if not (folder / FINISHED).exists():
+        _require_groups(experiment)
         _pretrain(config, data, str(cell))
     steps = range(every, config.steps + 1, every)
     encoders = {step: load_backbone(str(_saved(folder, step) if step < config.steps else folder)) for step in steps}
@@ -191,6 +193,18 @@ def held_out_information(folder: Path, experiment: Experiment) -> float | None:
     if not pool.inputs.held_out:
         return None
     return judge_on(_held_out_frames(pool), folder, pool.device)["v_information"]
+
+
+def _require_groups(experiment: Experiment) -> None:
+    """Refuse, before a training, what cannot judge it: a contrastive model tells held-out groups apart."""
+    pool = experiment.pool()
+    if experiment.pretrain.objective == "mae" or not pool.inputs.held_out:
+        return
+    if (groups := len(set(_held_out_frames(pool).groups))) < LEAST_GROUPS:
+        raise UserError(
+            f"--held_out {pool.inputs.held_out} holds out {groups} group(s), and a contrastive model is judged on at "
+            f"least {LEAST_GROUPS}: hold out more, or nothing, in another --output_dir."
+        )
 
 
 @cache

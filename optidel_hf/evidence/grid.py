@@ -4,7 +4,7 @@ The grid: arms x budgets x seeds, cell by cell, by as many processes and machine
     OUT/config.json       the configuration and its hash; another one is refused
     OUT/cells/...         one parquet a finished cell: what exists is finished, which is the whole protocol of resuming
     OUT/../trials.jsonl   every reading of the validation part by the grids side by side (`trials.py`)
-    OUT/results.parquet   the rows of all cells, and with them results.md and results.png
+    OUT/results.parquet   the rows of the cells that are asked for, and with them results.md and results.png
 
 Rank r of W takes cells r, r + W, ..., each alone on its device. What other machines computed is merged by naming their
 folders; a cell that any of them has is not computed again.
@@ -37,7 +37,7 @@ from optidel_hf.evidence.pool import lock
 from optidel_hf.evidence.reads import current_commit, is_read, note_opening, note_result
 from optidel_hf.evidence.results import add_up_groups, group_names, read_cells, write_rows
 from optidel_hf.evidence.summary import ENDPOINT, write_summary
-from optidel_hf.evidence.trials import count_trials, note_trial
+from optidel_hf.evidence.trials import count_trials, list_of_trials, note_trial
 from optidel_hf.evidence.wording import difference_text, level_text, mode_words
 from optidel_hf.pretraining.stored import open_images
 from optidel_hf.processes import process_rank, single_process
@@ -71,7 +71,7 @@ class Grid:
             group_names(names, self.grid.downstream_groups)
         told = self._determining()
         self.hash, self.part = self._claim(told), digest({name: told[name] for name in ("pool", "validation")})
-        self.trials = self.output.parent / "trials.jsonl"
+        self.trials = list_of_trials(self.output)
         self._claim_curation({name: told[name] for name in ("pool", "patches.sam")})
 
     def run(self) -> Path | None:
@@ -116,9 +116,9 @@ class Grid:
         shared = {"config_hash": self.hash, "commit": current_commit(), "hardware": hardware(device)}
         for cell in tqdm(cells, desc="cells", unit="cell", disable=self.rank > 0):
             rows = [row | shared for row in run_cell(cell, self.experiment, judges)]
-            self._log(rows)
             hashes = {self.grid.split: judged.sha256()}
             write_rows(rows, {self.grid.split: judged.names}, self.path(cell), hashes)
+            self._log(rows)
 
     def _log(self, rows: Sequence[dict[str, Any]]) -> None:
         """Say how a cell did and, where that was read off the validation part, write down that it was."""
@@ -134,6 +134,7 @@ class Grid:
         reads = Path(self.grid.test_reads)
         splits = (VALIDATION, TEST) if self.grid.final or is_read(reads, self.hash) else (VALIDATION,)
         found = [path for split in splits for cell in self.cells if (path := self.find(cell, split))]
+        self._tell_left_out(found)
         results = add_up_groups(read_cells(found, self.hash), self.grid.downstream_groups)
         path = self.output / "results.parquet"
         with lock(path):
@@ -142,6 +143,16 @@ class Grid:
         if self.grid.final:
             note_result(reads, self.hash, _result_text(results))
         return path
+
+    def _tell_left_out(self, found: Sequence[Path]) -> None:
+        """Results are of the arms, budgets and seeds that are asked for: say so where more is there."""
+        others = sorted({path.stem for path in self.output.glob("cells/*/*.parquet")} - {path.stem for path in found})
+        if others:
+            logger.info(
+                "%d finished cells are not in the results, such as %s: name their --arms, --budgets and --seeds too.",
+                len(others),
+                others[0],
+            )
 
     def _determining(self) -> dict[str, Any]:
         """All that a cell's result depends on: the configuration, what `auto` is here, and the images behind paths."""

@@ -44,6 +44,7 @@ def label_candidates(config: ReproduceConfig, image_size: int) -> DownstreamSet:
         `UserError`: if an image is in two of the label candidates, the validation part and the test, or fewer are left
             than are to be labelled.
     """
+    _refuse_unknown(config)
     test, validation = list_test_pairs(config), _kept(config, config.validation_split)
     candidates = _kept(config, config.label_split, config.names("label_range"))
     parts = {"label candidate": candidates, "validation image": validation, "test image": test}
@@ -94,6 +95,15 @@ def _hash(pair: Pair) -> np.ndarray:
         return difference_hash(open_image(image))
     except ImageRejected as rejected:
         raise UserError(f"Image '{name}' cannot be used ({rejected}): exclude '{name}'.") from None
+
+
+def _refuse_unknown(config: ReproduceConfig) -> None:
+    splits = (config.label_split, config.validation_split, config.test_split)
+    known = {name for split in splits for name, *_ in list_pairs(config.downstream, split)}
+    if unknown := [name for name in config.exclude if name not in known]:
+        raise UserError(
+            f"--exclude {unknown[0]}: no image of {config.downstream} has this name; one is called '{min(known)}'."
+        )
 
 
 def _kept(config: ReproduceConfig, split: str, limits: tuple[str, str] | None = None) -> list[Pair]:

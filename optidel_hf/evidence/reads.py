@@ -36,6 +36,12 @@ def current_commit() -> str:
     return f"{commit[:12]}{'-dirty' if _git(folder, 'status', '--porcelain', '--untracked-files=no') else ''}"
 
 
+def repository(file: Path) -> Path | None:
+    """The top folder of the repository that a file lies in."""
+    top = _git(file.resolve().parent, "rev-parse", "--show-toplevel")
+    return Path(top) if top else None
+
+
 def require_committed(file: Path) -> None:
     """
     Refuse a configuration file that is not committed as it is.

@@ -239,8 +239,8 @@ class PretrainConfig:
         for name in (*positive, *often, *SIZE_FIELDS):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}.")
-        for name in ("seed", "weight_decay", "evaluate_every", "reconstruct_every"):
-            if not 0 <= getattr(self, name) < math.inf:
+        for name in ("seed", "weight_decay", "evaluate_every", "reconstruct_every", "workers"):
+            if not 0 <= (getattr(self, name) or 0) < math.inf:
                 raise ValueError(f"{name} must not be negative, but is {getattr(self, name)}.")
         if not 0 <= self.last_share < 1:
             raise ValueError(f"last_share must be a share, at least 0 and below 1, not {self.last_share}.")

@@ -20,7 +20,7 @@ import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from optidel_hf.errors import UserError
+from optidel_hf.errors import Diverged
 from optidel_hf.pretraining.trackers import track
 
 
@@ -87,7 +87,7 @@ class StepLog:
         Look at what was noted since the last time and write it down; every process calls this.
 
         Raises:
-            `UserError`: if a loss or a gradient is not finite, naming its step.
+            `Diverged`: if a loss or a gradient is not finite, naming its step.
         """
         if not self.pending:
             return
@@ -95,7 +95,7 @@ class StepLog:
         loss_values = self.accelerator.reduce(torch.stack(losses), "mean").tolist()
         norm_values = torch.stack(norms).tolist()
         now = time.perf_counter()
-        speed = round(self.batch_size * len(steps) / (now - self.looked), 1)
+        speed = float(f"{self.batch_size * len(steps) / (now - self.looked):.4g}")  # never 0, however long it slept
         self.pending, self.looked = [], now
         lines = [
             {"step": step, "loss": loss, "lr": lr, "grad_norm": norm, "images_per_second": speed}
@@ -134,7 +134,7 @@ class StepLog:
         if self.accelerator.is_main_process:
             values = {key: line[key] if math.isfinite(line[key]) else str(line[key]) for key in line}
             record.write_text(json.dumps({**values, "images": list(self.images_of(line["step"]))}, indent=2) + "\n")
-        raise UserError(
+        raise Diverged(
             f"The {name} is {line[name]} at step {line['step']} (learning rate {line['lr']:.2e}); {record} lists the "
             "images of that step. Look at them, or lower --base_learning_rate, lengthen --warmup_steps or compute "
             "with --mixed_precision no, in another --output_dir: the same run would come to the same step."

@@ -13,10 +13,13 @@ import functools
 import hashlib
 import itertools
 import logging
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from glob import glob
 from pathlib import Path
+from tarfile import TarError
 from typing import Any
 
 import numpy as np
@@ -202,7 +205,8 @@ def open_images(
         column = find_image_column(rows, image_column)
         rows = rows.select_columns(column).cast_column(column, Image(decode=False))
         rows = rows if limit is None else rows.take(limit)
-        told = (dataset, split, revision, column, limit, size, SHUFFLE_BUFFER)
+        which = _names_and_sizes(dataset) if archives else dataset
+        told = (which, split, revision, column, limit, size, SHUFFLE_BUFFER)
         return StreamedImages(rows, column, size, _digest(map(str, told)))
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}: take at least one image, or leave it out for all of them.")
@@ -229,8 +233,13 @@ def _is_local(dataset: str) -> bool:
 def _stream_archives(pattern: str) -> IterableDataset:
     try:
         return load_dataset("webdataset", data_files=pattern, split="train", streaming=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TarError) as error:
         raise UserError(f"--dataset {pattern} cannot be read as WebDataset archives: {error}") from None
+
+
+def _names_and_sizes(pattern: str) -> list[tuple[str, int]] | str:
+    """What tells archives here, wherever they lie; of others the pattern itself."""
+    return [(os.path.basename(file), os.path.getsize(file)) for file in sorted(glob(pattern))] or pattern
 
 
 def _stream_hub(repo: str, split: str | None, revision: str | None) -> IterableDataset:

@@ -33,6 +33,7 @@ import transformers
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
+from safetensors import SafetensorError
 from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import PretrainedConfig, PreTrainedModel, get_cosine_schedule_with_warmup
@@ -172,7 +173,13 @@ class Pretrainer:
         objective = self.whole()
         if not self.accelerator.is_main_process:
             return
-        objective.save(self.out, image_processor(self.model.config.image_size))
+        try:
+            objective.save(self.out, image_processor(self.model.config.image_size))
+        except SafetensorError as error:  # which wraps what the system says, such as of a full disk
+            raise UserError(
+                f"The model cannot be written to {self.out} ({error}): make room there, and the same command goes on "
+                "from its last checkpoint."
+            ) from error
         record = {**asdict(self.config), **self._facts()}  # the device that was used replaces the one asked for
         unfinished = self.out / ".pretrain_config.json"
         unfinished.write_text(json.dumps(record, indent=2) + "\n")
@@ -191,6 +198,11 @@ class Pretrainer:
         self.accelerator.wait_for_everyone()
         require_writable(self._checkpoints)
         start = resume_checkpoint(self.accelerator, self._checkpoints, self.told)
+        if not start and (self.out / "pretrain_config.json").exists():
+            raise UserError(
+                f"{self.out} holds a finished model, and no checkpoint to go on from: give another --output_dir, or "
+                "start over with --resume never."
+            )
         self.objective.train()
         return start
 
@@ -291,6 +303,7 @@ class Pretrainer:
     def _facts(self) -> dict[str, Any]:
         metrics = read_metrics(self.out / "metrics.jsonl")
         final = [line["loss"] for line in metrics[-FINAL_STEPS:]]
+        rates = [line["images_per_second"] for line in metrics]
         device = self.accelerator.device
         if not self.batches.n_images:  # a stream, of which a run that was finished has read nothing
             next(self.batches.after(self.config.steps))
@@ -299,7 +312,7 @@ class Pretrainer:
             "augmentation": asdict(self.config.augmentation()),
             "peak_learning_rate": self.config.peak_learning_rate,
             "parameters": self.model.num_parameters(),
-            "seconds": round(sum(self.config.batch_size / line["images_per_second"] for line in metrics), 1),
+            "seconds": round(sum(self.config.batch_size / rate for rate in rates if rate), 1),
             "final_loss": sum(final) / len(final) if final else None,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "processes": self.accelerator.num_processes,

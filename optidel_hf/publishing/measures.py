@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from optidel_hf.errors import UserError
 from optidel_hf.publishing.records import CurationRecord, find_rows, patch_key, shards
 
 
@@ -59,6 +60,11 @@ def chosen_rows(record: CurationRecord) -> np.ndarray:
         return np.zeros(0, dtype=np.int64)
     keys = [patch_key(row) for row in record.selection.select(["source", "crop"]).to_pylist()]
     where = find_rows(record.folder / "scores", set(keys))
+    if len(where) < len(keys):
+        raise UserError(
+            f"{record.folder / 'scores'} lacks patches that the selection holds: bring back the shards that are "
+            "missing, or move the folder away to leave scores out."
+        )
     return np.array([record.index(where[key]) for key in keys], dtype=np.int64)
 
 
@@ -110,15 +116,17 @@ def _distance_row(record: CurationRecord, rows: np.ndarray) -> dict[str, str]:
 
 def _touched_rows(record: CurationRecord) -> list[dict[str, str]]:
     assert record.selection is not None
-    group: dict[str, str] = {}
+    inputs = pq.read_table(record.folder / "inputs.parquet", columns=["source", "group"])
+    group = dict(zip(inputs["source"].to_pylist(), inputs["group"].to_pylist()))
+    pool: set[str] = set()
     for path in shards(record.folder / "patches"):
-        table = pq.read_table(path, columns=["source", "group"])
-        group.update(zip(table["source"].to_pylist(), table["group"].to_pylist()))
+        pool.update(pc.unique(pq.read_table(path, columns=["source"])["source"]).to_pylist())
     chosen = pc.unique(record.selection["source"]).to_pylist()
-    groups = {group[source] for source in chosen}
+    counts = [(len(sources), len({group[source] for source in sources})) for sources in (chosen, pool)]
+    (images, groups), (all_images, all_groups) = counts
     return [
-        _row("source images touched", "count", f"{len(chosen):,}", f"{len(group):,}"),
-        _row("near-duplicate groups touched", "count", f"{len(groups):,}", f"{len(set(group.values())):,}"),
+        _row("source images touched", "count", f"{images:,}", f"{all_images:,}" if pool else ""),
+        _row("near-duplicate groups touched", "count", f"{groups:,}", f"{all_groups:,}" if pool else ""),
     ]
 
 

@@ -12,6 +12,7 @@ Shapes: `S` strategies, `A` data ratios, `F` fractions kept, `B` draws, `P` poin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -60,6 +61,8 @@ class TheoryConfig:
             raise ValueError(f"probe_angle is {self.probe_angle}: it lies from 0 to below 90 degrees.")
         if self.copies < 1 or any(ratio * self.dimension % self.copies for ratio in self.ratios):
             raise ValueError(f"copies is {self.copies}: it must divide the number of points at every ratio.")
+        if not math.isfinite(self.shift) or self.seed < 0:
+            raise ValueError(f"shift is {self.shift} and seed {self.seed}: a number, and one of at least 0.")
         if self.draws < 2:
             raise ValueError(f"draws is {self.draws}: an interval needs at least 2.")
 

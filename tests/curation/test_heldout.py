@@ -133,6 +133,12 @@ def test_no_stage_sees_what_is_held_out_and_models_are_judged_on_it(
     assert json.loads((tmp_path / "a" / "held_out.json").read_text()) == judged["a"]
     assert judge({"a": models["a"]}, out, device="cpu")["a"] == judged["a"]
     assert set(json.loads((out / "held_out.json").read_text())) == {"a", "b"}
+    (frames / held[0]).unlink()
+    with pytest.raises(UserError, match=f"lists 4 images and .* has 3 of them: '{held[0]}' is gone"):
+        judge(models, out, device="cpu")
+    frames.rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=f"{out} was made from it: run this where its images are found"):
+        judge(models, out, device="cpu")
 
 
 def test_without_held_out_images_nothing_is_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -75,6 +75,16 @@ def test_shards_make_no_difference(folder: Path, tmp_path: Path) -> None:
     assert inputs_hash(one) == inputs_hash(many)
 
 
+def test_hashes_of_another_beginning_are_not_taken_for_these(folder: Path, tmp_path: Path) -> None:
+    before = listed(InputConfig(str(folder)), tmp_path / "out", 4)  # 14 images in 4 shards, as by 5 a shard
+    (tmp_path / "out" / "inputs.parquet").unlink()
+    assert listed(InputConfig(str(folder)), tmp_path / "out", 5) == before
+    (tmp_path / "out" / "inputs.parquet").unlink()
+    shutil.move(folder / "frame-00.png", folder / "renamed.png")
+    now = listed(InputConfig(str(folder)), tmp_path / "out", 5)
+    assert "renamed.png" in now["source"].to_pylist()
+
+
 def test_named_columns(parquet: Path, tmp_path: Path) -> None:
     config = InputConfig(str(parquet), image_column="mask", id_column="id", group_column="patient")
     dataset = open_sources(config)
@@ -106,6 +116,11 @@ def test_an_image_without_a_group_goes_with_its_copy_that_has_one() -> None:
     others = [f"v{i}" for i in range(30)]
     groups = _given_groups(["", "video", "", *others], ["a", "a", "alone", *(f"x{i}" for i in range(30))])
     assert groups == ["video", "video", "alone", *others]
+
+
+def test_images_are_no_groups(parquet: Path) -> None:
+    with pytest.raises(UserError, match="--group_column mask holds images: name a column of names or numbers"):
+        open_sources(InputConfig(str(parquet), image_column="image", group_column="mask"))
 
 
 def test_columns_that_do_not_exist(parquet: Path) -> None:

@@ -36,7 +36,7 @@ from optidel_hf.publishing.records import read_curation
 
 # One file in each stage: the run is killed as soon as it sees the first of them that is new.
 MILESTONES = (
-    ".hashes/shard-00001-of-00004.parquet",
+    ".hashes/*/shard-00001-of-00004.parquet",
     "patches/shard-00000-of-00004.parquet",
     "patches/shard-00002-of-00004.parquet",
     "reference/.fold-0.partial/checkpoints",
@@ -92,7 +92,7 @@ def test_killed_at_any_moment_ends_with_the_same_bytes(config: CurationConfig, f
     killed = 0
     for milestone in MILESTONES:
         process = run_in_child(replace(config, output_dir=str(out)))
-        while process.is_alive() and not (out / milestone).exists():
+        while process.is_alive() and not any(out.glob(milestone)):
             time.sleep(0.002)
         if process.is_alive():
             os.kill(process.pid, signal.SIGKILL)
@@ -215,6 +215,36 @@ def test_patches_too_small_for_a_reference_model_are_refused_before_they_are_cut
     assert not (tmp_path / "out").exists()
     with pytest.raises(UserError, match="seed is -1"):
         replace(config.selection, seed=-1)
+
+
+def test_reference_flags_that_are_refused_leave_their_place_to_others(
+    config: CurationConfig, finished: Path, tmp_path: Path
+) -> None:
+    wild = replace(config.reference, reference_learning_rate=1e22)
+    changed = replace(config, output_dir=str(tmp_path / "out"), reuse=str(finished))
+    with pytest.raises(UserError, match=r"reference model of fold 0 diverged: .* Lower --reference_learning_rate"):
+        curate(replace(changed, reference=wild, reuse=None), until="scores")
+    assert not (tmp_path / "out" / "reference").exists()
+    assert files(curate(changed) / "curated") == files(finished / "curated")
+
+
+def test_an_earlier_stages_command_does_not_say_that_it_made_the_dataset(
+    config: CurationConfig, finished: Path
+) -> None:
+    before = files(finished)
+    other = replace(config, output_dir=str(finished), selection=SelectionConfig(budget=0.3, strategy="hardest"))
+    curate(other, until="patches")
+    assert files(finished) == before
+
+
+def test_a_shard_that_was_damaged_is_named(config: CurationConfig, finished: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(finished, tmp_path / "out")
+    shard = existing_shards(out / "patches")[1]
+    shard.write_bytes(shard.read_bytes()[:100])
+    with pytest.raises(UserError, match=f"{shard} is damaged .*: delete it, and the same command makes it again"):
+        curate(replace(config, output_dir=str(out)))
+    shard.unlink()
+    assert files(curate(replace(config, output_dir=str(out)))) == files(finished)
 
 
 def test_the_images_own_folder_is_no_output(config: CurationConfig) -> None:

@@ -194,6 +194,7 @@ def test_the_largest_group_trains() -> None:
 def test_too_few_groups_are_refused(groups: int, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"too few to train and calibrate .* or a checkpoint with --reference"):
         fit_scorer(tiny_patches(4 * groups), tmp_path, tiny_config(), SCORE, device="cpu")
+    assert not any(tmp_path.iterdir())  # refused before a fold was fitted
 
 
 @pytest.mark.parametrize("holdout", [0.0, 0.5, 1.0])
@@ -205,8 +206,12 @@ def test_the_holdout_is_a_share(holdout: float) -> None:
 def test_sizes_that_no_model_has_are_refused() -> None:
     with pytest.raises(UserError, match="reference_width is 96: it is a multiple of 64"):
         tiny_config(reference_width=96)
-    with pytest.raises(UserError, match="are at least 1"):
-        tiny_config(reference_steps=0)
+    for name in ("reference_steps", "reference_token", "max_reference_patches"):
+        with pytest.raises(UserError, match="at least 1"):
+            tiny_config(**{name: 0})
+    for rate in (0.0, float("nan")):
+        with pytest.raises(UserError, match=f"reference_learning_rate is {rate}"):
+            tiny_config(reference_learning_rate=rate)
 
 
 # A given checkpoint

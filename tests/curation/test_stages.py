@@ -54,6 +54,24 @@ def test_taking_over(tmp_path: Path) -> None:
     assert sorted(os.listdir(same.folder.parent)) == ["patches"]
 
 
+def test_folders_taken_over_from_a_read_only_place_can_be_written_to(tmp_path: Path) -> None:
+    old = Stage(tmp_path / "old" / "patches", FIELDS, "up").claim()
+    (old / "fold-0").mkdir()
+    for folder in (old / "fold-0", old):
+        folder.chmod(0o555)
+    same = Stage(tmp_path / "new" / "patches", FIELDS, "up")
+    same.folder.parent.mkdir()
+    same.take_over(tmp_path / "old")
+    assert [oct(folder.stat().st_mode)[-3:] for folder in (same.folder, same.folder / "fold-0")] == ["755", "755"]
+
+
+def test_a_damaged_record_is_named(tmp_path: Path) -> None:
+    stage = Stage(tmp_path / "patches", FIELDS, "up")
+    (stage.claim() / "config.json").write_text("")
+    with pytest.raises(UserError, match=r"config.json is damaged .*: move that folder away"):
+        stage.claim()
+
+
 def test_other_configurations_and_finished_folders_are_not_taken_over(tmp_path: Path) -> None:
     Stage(tmp_path / "old" / "patches", FIELDS, "up").claim()
     for other in (Stage(tmp_path / "new" / "patches", {}, "up"), Stage(tmp_path / "new" / "scores", FIELDS, "up")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from transformers import AutoConfig, BertConfig, BertModel, ViTModel
 from optidel_hf.errors import UserError
 from optidel_hf.evaluation.backbone import IMAGENET_MEAN, fresh_backbone, load_backbone
 from optidel_hf.pretraining.objectives.mae import build_mae
+from optidel_hf.pretraining.objectives.vit import load
 
 
 DECODER = {
@@ -49,6 +51,16 @@ def test_backbone_subfolder_and_its_normalisation_are_preferred(tmp_path: Path, 
     assert (backbone.encoder.layernorm.weight == 2.0).all()
     assert (backbone.mean, backbone.std) == ((0.5, 0.4, 0.3), (0.1, 0.2, 0.3))
     assert load_backbone(str(vit_folder)).mean == IMAGENET_MEAN
+
+
+def test_a_file_that_was_cut_short_is_told(tmp_path: Path, vit_folder: Path) -> None:
+    shutil.copytree(vit_folder, tmp_path, dirs_exist_ok=True)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UserError, match=f"No ViT can be loaded from '{tmp_path}'"):
+        load_backbone(str(tmp_path))
+    with pytest.raises(UserError, match="in safetensors"):
+        load(ViTModel, str(tmp_path), ["vit"], "a ViT", add_pooling_layer=False)
 
 
 @torch.no_grad()

@@ -330,6 +330,15 @@ def test_another_configuration_is_refused_in_the_same_folder(pool: Pool, built: 
         build_arm("random_images", BUDGET, 0, replace(pool, mosaic=MosaicConfig(image_size=16)))
 
 
+def test_a_pool_may_be_spelled_otherwise(
+    pool: Pool, built: dict[str, ArmData], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = Path(pool.inputs.dataset)
+    monkeypatch.chdir(images.parent)
+    again = build_arm("random_images", BUDGET, 0, replace(pool, inputs=replace(pool.inputs, dataset=images.name)))
+    assert again.dataset == built["random_images"].dataset
+
+
 def test_what_cannot_be_made_is_said(pool: Pool) -> None:
     with pytest.raises(UserError, match="Arm 'best' is not known: choose one of none, full"):
         build_arm("best", BUDGET, 0, pool)

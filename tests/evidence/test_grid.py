@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import signal
 import time
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from tiny_grid import ARMS, COUNTS, fake_arm, tiny_experiment, write_squares
 
+from optidel_hf.curation.heldout import Frames
 from optidel_hf.curation.shards import write_text
 from optidel_hf.curation.stages import digest
 from optidel_hf.errors import Preempted, UserError
@@ -28,7 +30,8 @@ from optidel_hf.evidence import labels
 from optidel_hf.evidence.arm_data import ArmData
 from optidel_hf.evidence.cells import Cell, enumerate_cells
 from optidel_hf.evidence.grid import Grid
-from optidel_hf.evidence.results import RESULT_SCHEMA, judged_names
+from optidel_hf.evidence.results import RESULT_SCHEMA, judged_names, write_rows
+from optidel_hf.evidence.trials import count_trials, list_of_trials, note_trial
 from optidel_hf.pretraining.trainer import Pretrainer
 
 
@@ -137,6 +140,39 @@ def test_validation_readings_are_logged(straight: Path) -> None:
     told = json.loads((straight.parent / "config.json").read_text())
     assert {trial["config_hash"] for trial in trials} == {told["hash"]}
     assert {trial["split"] for trial in trials} == {"validation"}
+
+
+def test_a_reading_that_a_full_disk_cut_short_costs_no_other(tmp_path: Path) -> None:
+    path = list_of_trials(tmp_path / "out")
+    assert path == tmp_path / "trials.jsonl"
+    note_trial(path, "part", "first", {"arm": "full"})
+    path.write_text(path.read_text() + '{"date": "2026-')
+    note_trial(path, "part", "second", {"arm": "full"})
+    assert count_trials(path, "part") == {"full": 2}
+
+
+def test_readings_are_listed_in_the_output_where_nothing_can_be_written_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda folder, mode: False)
+    assert list_of_trials(tmp_path / "out") == tmp_path / "out" / "trials.jsonl"
+
+
+def test_finished_cells_that_are_not_asked_for_are_told(make: MakeGrid, caplog: pytest.LogCaptureFixture) -> None:
+    make("out", arms=["none"], seeds=1).run()
+    with caplog.at_level(logging.INFO):
+        make("out", arms=["full"], seeds=1).run()
+    assert "1 finished cells are not in the results, such as 0000_none_0" in caplog.text
+
+
+def test_a_contrastive_grid_needs_held_out_groups_to_tell_apart(
+    make: MakeGrid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("optidel_hf.evidence.cells._held_out_frames", lambda pool: Frames([], [], ["one"]))
+    grid = make("out", arms=["full"], seeds=1, held_out=0.04, training={"objective": "simclr"})
+    with pytest.raises(UserError, match=r"--held_out 0.04 holds out 1 group\(s\).* at least 3"):
+        grid.run()
+    assert not (tmp_path / "out" / "models" / "0000_full_1" / "metrics.jsonl").exists()
 
 
 def test_killed_and_resumed_is_the_same(make: MakeGrid, straight: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,12 +340,13 @@ def test_a_final_reading_is_shown_when_it_is_whole(
     few: dict[str, Any] = {"arms": ["none", "full"], "seeds": 1}
     make("out", **few).run()
 
-    def dies_at_the_second(self: Grid, rows: Any) -> None:
+    def dies_at_the_second(rows: Any, *told: Any) -> None:
         if rows[0]["arm"] == "full":
             raise Killed
+        write_rows(rows, *told)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Grid, "_log", dies_at_the_second)
+        patch.setattr("optidel_hf.evidence.grid.write_rows", dies_at_the_second)
         with pytest.raises(Killed):
             make("out", **few, final=True).run()
     assert set(pq.read_table(make("out", **few).run())["split"].to_pylist()) == {"validation"}

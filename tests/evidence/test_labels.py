@@ -37,6 +37,10 @@ def test_ranges_are_inclusive_and_exclusions_hold_in_both_parts(squares: Path) -
     assert label_candidates(config, SIDE).names == ["train_01", "train_03", "train_04"]
     test = ["test_01", "test_02", "test_03", "train_08", "train_10", "train_11"]
     assert judged_part(config, "test", SIDE).names == test
+    with pytest.raises(
+        UserError, match=r"--exclude train_02\.png: no image of .* has this name; one is called 'test_00'"
+    ):
+        label_candidates(protocol(squares, exclude=["train_02.png"]), SIDE)
 
 
 def test_label_candidates_near_a_test_image_are_dropped(squares: Path) -> None:

@@ -37,6 +37,14 @@ def test_each_step_is_a_line_written_when_looked_at(tmp_path) -> None:
     assert lines[0]["images_per_second"] > 0
 
 
+def test_a_run_that_slept_has_a_rate_all_the_same(tmp_path) -> None:
+    with _log(tmp_path / "metrics.jsonl") as log:
+        log.looked -= 3e5
+        _add(log, 1, 0.5)
+        log.flush()
+    assert 0 < read_metrics(tmp_path / "metrics.jsonl")[0]["images_per_second"] < 0.05
+
+
 def test_a_resumed_log_has_each_step_once(tmp_path) -> None:
     path = tmp_path / "metrics.jsonl"
     whole = "".join(json.dumps({"step": step}) + "\n" for step in (1, 2, 3))

@@ -107,6 +107,14 @@ def test_shares_and_later_places_are_those_of_the_whole_stream(archives) -> None
     assert _take(streamed, range(2, 5), range(20, 22), range(22, 30)) == [whole[2:5], whole[20:22], whole[22:30]]
 
 
+def test_archives_are_told_by_name_and_size_wherever_they_lie(archives, tmp_path, monkeypatch) -> None:
+    told = open_images(archives, size=16).fingerprint
+    monkeypatch.chdir(tmp_path)
+    assert open_images("*.tar", size=16).fingerprint == told
+    archive(tmp_path / "b.tar", pictures(6))
+    assert open_images(archives, size=16).fingerprint != told
+
+
 def test_a_dataset_is_streamed_like_an_archive(tmp_path) -> None:
     table([png(pixels) for pixels in pictures(5)]).to_parquet(tmp_path / "train.parquet")
     rows = _stream_hub(str(tmp_path), None, None)
@@ -116,5 +124,8 @@ def test_a_dataset_is_streamed_like_an_archive(tmp_path) -> None:
 def test_what_cannot_be_opened_is_refused(tmp_path) -> None:
     with pytest.raises(UserError, match=r"nothing\.tar cannot be read as WebDataset archives"):
         open_images(str(tmp_path / "nothing.tar"), size=16)
+    (tmp_path / "cut.tar").write_bytes(b"half of an archive")
+    with pytest.raises(UserError, match=r"cut\.tar cannot be read as WebDataset archives"):
+        open_images(str(tmp_path / "cut.tar"), size=16)
     with pytest.raises(UserError, match="no/where cannot be streamed from the Hub"):
         open_images("no/where", size=16, stream=True)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from children import CHILDREN
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, ViTMAEForPreTraining, ViTModel
 
@@ -151,6 +153,25 @@ def test_a_finished_run_stays_finished_and_starts_over_on_request(images, tmp_pa
     again = _run(images, tmp_path, steps=4, resume="never")
     assert _exactly(again) == _exactly(lines)
     assert again != lines  # the clock is another
+
+
+def test_a_finished_model_without_its_checkpoints_is_not_written_over(images, tmp_path) -> None:
+    _run(images, tmp_path, steps=2)
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(UserError, match=r"holds a finished model, and no checkpoint .* --resume never"):
+        _run(images, tmp_path, steps=2, seed=1)
+
+
+def test_a_disk_that_is_full_at_the_end_is_told(images, tmp_path, monkeypatch) -> None:
+    pretrainer = Pretrainer(tiny_config(tmp_path, steps=2), images)
+    pretrainer.train()
+
+    def refuse(*_: object) -> None:
+        raise SafetensorError("No space left on device (os error 28)")
+
+    monkeypatch.setattr(type(pretrainer.objective), "save", refuse)
+    with pytest.raises(UserError, match=r"cannot be written .*No space left.*: make room there"):
+        pretrainer.save()
 
 
 def test_another_configuration_or_other_images_are_refused(images, tmp_path) -> None:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from optidel_hf.errors import UserError
 from optidel_hf.publishing.measures import (
     NOT_EMBEDDED,
     NOT_HELD_OUT,
@@ -90,6 +91,18 @@ def test_what_was_not_measured_is_said(out: Path) -> None:
     shutil.rmtree(out / "scores")
     measured = texts(read_curation(out))
     assert measured["(i) H_V(Y|0)"] == measured["(ii) H_V(Y|X)"] == (NOT_SCORED, "")
+
+
+def test_a_finished_curation_is_measured_without_its_patches(out: Path) -> None:
+    before = texts(read_curation(out))
+    shutil.rmtree(out / "patches")
+    measured = texts(read_curation(out))
+    for name in ("source images touched", "near-duplicate groups touched"):
+        assert measured[name] == (before[name][0], "")
+    build_report(out, out / "report.html")
+    shards(out / "scores")[0].unlink()
+    with pytest.raises(UserError, match="scores lacks patches that the selection holds: bring back the shards"):
+        set_measures(read_curation(out))
 
 
 def test_judged_models_are_shown_with_their_interval(out: Path, tmp_path: Path) -> None:

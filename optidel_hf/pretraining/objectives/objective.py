@@ -59,10 +59,12 @@ class Objective(nn.Module, ABC):
 
 
 def save_model(model: PreTrainedModel, processor: ImageProcessingMixin, folder: Path) -> None:
-    """Save beside the folder's files and move them in, so that no file is ever half-written."""
+    """Save beside the folder's files and move them in, so that no file is ever half-written, also by a power cut."""
     unfinished = folder / ".unfinished"
     model.save_pretrained(unfinished)
     processor.save_pretrained(unfinished)
     for path in sorted(unfinished.iterdir()):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
         os.replace(path, folder / path.name)
     unfinished.rmdir()

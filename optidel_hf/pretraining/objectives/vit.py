@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel, ViTConfig, ViTModel
 
@@ -152,7 +153,7 @@ def load(
                 output_loading_info=True,
                 **options,
             )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{checkpoint} is no folder or Hub id of {what} in safetensors: {error}") from None

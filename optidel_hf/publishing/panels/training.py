@@ -58,7 +58,8 @@ def read_curve(path: Path) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         UserError: If the file is missing or holds no step yet.
     """
-    rows = [json.loads(line) for line in path.read_text().splitlines() if line] if path.is_file() else []
+    lines = path.read_text().splitlines() if path.is_file() else []
+    rows = [json.loads(line) for line in lines if line.endswith("}")]  # else it was cut short
     if not rows:
         raise UserError(f"{path} holds no training step: leave this arm out or give a folder that `pretrain` wrote.")
     points = np.array([(row["step"], row["loss"]) for row in rows], dtype=np.float64)
