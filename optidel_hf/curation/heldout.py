@@ -11,7 +11,8 @@ all arms of one pool hold out the same. A masked autoencoder is judged there on 
 s^2 its mean squared error over hidden values, the same masks for every model, s0^2 the values' variance about their
 channel means; both are refitted for every model. The target is the model's own, raw pixels or pixels normalised patch
 by patch: figures of the two are not comparable. Intervals resample groups, as frames of one group are no independent
-samples.
+samples, and are widened for few groups as Student's t is. Under `FEWEST_GROUPS` there is none: in simulations with 4
+frames a group it would hold the truth in 83 % of cases at 5 groups and 41 % at 2, at 10 groups in 89 %.
 
 A contrastive model predicts no pixels. It is judged by the information of its own projection about which of C frames,
 one a group, the other view shows (`contrastive.py`), at most log2 C bits a frame: bank and views are the same for
@@ -51,12 +52,14 @@ from optidel_hf.curation.shards import write_text
 from optidel_hf.curation.vinfo import LEAST_VARIANCE
 from optidel_hf.devices import resolve_device
 from optidel_hf.errors import UserError
+from optidel_hf.evaluation.statistics import bootstrap_correction
 from optidel_hf.images import decode_reason
 
 
 MASKS, PARTITIONS = 4, 2
 FRAMES_AT_ONCE = 64
 RESAMPLES = 1000
+FEWEST_GROUPS = 10  # of which there is an interval
 LEAST_GROUPS = 3  # that a contrastive model is asked to tell apart
 CANDIDATES = contrastive.candidates_in_batch(256)  # at most
 VIEW = "other view"
@@ -294,13 +297,18 @@ def information(moments: Moments, groups: Sequence[str], seed: int = 0) -> dict[
 def interval(
     estimate: Callable[[np.ndarray], float], groups: Sequence[str], seed: int = 0
 ) -> tuple[float, float] | tuple[None, None]:
-    """The 95 % interval, over resampled groups, of what `estimate` gives for frames that count `weight` times."""
+    """
+    The 95 % interval, over resampled groups, of what `estimate` gives for frames that count `weight` times; none of
+    fewer than `FEWEST_GROUPS`.
+    """
     codes = np.unique(np.asarray(groups), return_inverse=True)[1]
     number = int(codes.max()) + 1
-    if number == 1:
+    if number < FEWEST_GROUPS:
         return None, None
     drawn = np.random.default_rng(seed).multinomial(number, np.full(number, 1 / number), size=RESAMPLES)
-    low, high = np.quantile([estimate(times[codes]) for times in drawn], [0.025, 0.975])
+    middle = estimate(np.ones(len(codes)))
+    ends = np.quantile([estimate(times[codes]) for times in drawn], [0.025, 0.975])
+    low, high = middle + bootstrap_correction(number) * (ends - middle)
     return float(low), float(high)
 
 

@@ -23,11 +23,13 @@ once (Owen 2007) has (S - 1) / S of the seeds' variance, with tails too short fo
 three times: its 95 % intervals held the truth in 86 to 100 % of 400 simulated experiments of 2 to 11 seeds and 80
 images, depending on what varied. So (there: 91.5 to 98 %; with 2 or 3 seeds rather more than 95 %)
 
-    D* = D + t_{S-1} sqrt(Q_seed / (S N)) + sqrt(image^2 / (Q_image / S)) (D_w - D)
+    D* = D + t_{S-1} sqrt(Q_seed / (S N)) + c_N sqrt(image^2 / (Q_image / S)) (D_w - D)
 
-where D_w pools all confusion matrices anew under multinomial weights w of the images, and t are draws of Student's t
-(at equally spaced probabilities, shuffled). Q_seed / (S N) is the variance of the seeds' mean: without an image effect
-this is the t interval over seeds, without a seed effect the bootstrap over images. One seed has no interval.
+where D_w pools all confusion matrices anew under multinomial weights w of the images, t are draws of Student's t (at
+equally spaced probabilities, shuffled), and c_N = sqrt(N / (N - 1)) t_{N-1} / z, quantiles of the confidence, makes up
+for few images as t does for few seeds: 1.02 at 100, 1.22 at 10, where without it 86 to 93 % of 500 intervals held the
+truth (5 seeds) and with it 92 to 97 %. Q_seed / (S N) is the variance of the seeds' mean: without an image effect this
+is the t interval over seeds, without a seed effect the bootstrap over images. One seed has no interval.
 
 S seeds, N images, C classes, A arms, K checkpoints.
 """
@@ -41,6 +43,7 @@ import numpy as np
 from scipy import optimize, stats
 
 from optidel_hf.evaluation.metrics.mean_iou.mean_iou import class_iou, overlap
+from optidel_hf.evaluation.statistics import bootstrap_correction
 
 
 CONFIDENCE = 0.95
@@ -185,7 +188,7 @@ def minimum_detectable_difference(
     """
     The least true difference whose interval lies off zero with the given power; NaN for one seed.
 
-    The seeds' part is that of a t test (non-central t), the images' part that of a normal test, added as variances.
+    The seeds' part and the images' part are those of t tests (non-central t), added as variances.
 
     Args:
         components ([`Components`]): Standard deviations of the paired difference.
@@ -198,7 +201,8 @@ def minimum_detectable_difference(
         return np.nan
     over_seeds = (components.seed**2 + components.residual**2 / images) / seeds
     over_images = components.image**2 / images
-    return float(np.hypot(*_shifts(seeds - 1, power, confidence) * np.sqrt([over_seeds, over_images])))
+    shifts = [_shift(count - 1, power, confidence) for count in (seeds, images)]
+    return float(np.hypot(*np.multiply(shifts, np.sqrt([over_seeds, over_images]))))
 
 
 def seeds_needed(components: Components, images: int, difference: float = 0.01, power: float = 0.95) -> int | None:
@@ -296,7 +300,7 @@ def _interval(arms: np.ndarray, signs: np.ndarray, draws: int, seed: int, confid
         return Interval(difference, np.nan, np.nan, seeds, images)
     by_seed, by_image, residual = _mean_squares(_influence(arms, signs))
     shrink = np.sqrt(max(0.0, by_image - residual) / by_image) if by_image > 0 else 0.0
-    redrawn = _redrawn(arms, signs, draws, seed) - difference
+    redrawn = bootstrap_correction(images, confidence) * (_redrawn(arms, signs, draws, seed) - difference)
     student = _student(draws, seeds - 1, seed) * np.sqrt(by_seed / (seeds * images))
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
     low, high = np.quantile(difference + student + shrink * redrawn, tails, method="hazen")
@@ -348,9 +352,7 @@ def _student(draws: int, freedom: int, seed: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=4096)
-def _shifts(freedom: int, power: float, confidence: float) -> np.ndarray:
-    """By how many standard errors a t and a normal estimate must lie off zero to be seen with the given power."""
-    upper = (1 + confidence) / 2
-    edge = stats.t.ppf(upper, freedom)
-    student = optimize.brentq(lambda shift: stats.nct.sf(edge, freedom, shift) - power, 0.0, 10 * edge)
-    return np.array([student, stats.norm.ppf(upper) + stats.norm.ppf(power)])
+def _shift(freedom: int, power: float, confidence: float) -> float:
+    """By how many standard errors a t estimate must lie off zero to be seen with the given power."""
+    edge = stats.t.ppf((1 + confidence) / 2, freedom)
+    return float(optimize.brentq(lambda shift: stats.nct.sf(edge, freedom, shift) - power, 0.0, 10 * edge))

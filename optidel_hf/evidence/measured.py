@@ -55,7 +55,8 @@ def with_curation_steps(rows: pa.Table) -> pa.Table:
     steps, seconds = rows["steps"].to_numpy(), rows["pretrain_seconds"].to_numpy()
     known = seconds > 0
     rate = np.divide(steps, seconds, out=np.zeros(len(steps)), where=known)
-    return rows.append_column("curation_steps", pa.array(rate * rows["curation_seconds"].to_numpy(), mask=~known))
+    bought = rate * rows["curation_seconds"].to_numpy()
+    return rows.append_column("curation_steps", pa.array(bought, mask=~known | np.isnan(bought)))
 
 
 def measure_section(judged: Judged) -> list[str]:

@@ -149,7 +149,11 @@ def judged_unit(figures: dict[str, Any]) -> str:
 
 def held_out_text(figures: dict[str, Any]) -> str:
     """A model's held-out V-information with its interval and what it was measured on."""
-    interval = "no interval" if figures["low"] is None else f"95 % {figures['low']:.3f} to {figures['high']:.3f}"
+    interval = (
+        "no interval of so few groups"
+        if figures["low"] is None
+        else f"95 % {figures['low']:.3f} to {figures['high']:.3f}"
+    )
     on = f"{figures['frames']:,} frames, {figures['groups']:,} groups"
     return f"{figures['v_information']:.3f} ({interval}; {on})"
 

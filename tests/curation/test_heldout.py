@@ -20,7 +20,15 @@ from optidel_hf.cli import main
 from optidel_hf.curation.calibration import open_reference
 from optidel_hf.curation.contrastive_scoring import _key, embed_views, load_encoder
 from optidel_hf.curation.curated import MosaicConfig
-from optidel_hf.curation.heldout import Moments, downstream_frames, hold_out, information, judge, measure_frames
+from optidel_hf.curation.heldout import (
+    Moments,
+    downstream_frames,
+    hold_out,
+    information,
+    interval,
+    judge,
+    measure_frames,
+)
 from optidel_hf.curation.inputs import InputConfig
 from optidel_hf.curation.masking import mask_partition
 from optidel_hf.curation.patches import PatchConfig
@@ -29,6 +37,7 @@ from optidel_hf.curation.scoring import load_pixels
 from optidel_hf.curation.selection_config import SelectionConfig
 from optidel_hf.curation.shards import read_columns
 from optidel_hf.errors import UserError
+from optidel_hf.evaluation.statistics import mean_interval
 from optidel_hf.images import open_image
 from optidel_hf.pretraining.batches import image_processor
 
@@ -51,19 +60,22 @@ def test_information_by_hand() -> None:
     figures = information(moments, ["a", "b"])
     assert figures["v_information"] == pytest.approx(0.5 * np.log2(4 / 2))
     assert figures["null_entropy"] == pytest.approx(0.5 * np.log2(2 * np.pi * np.e * 4))
-    # Resampled, both frames are the first (null 3, error 1), the second (3 and 3), or one each.
-    assert (figures["low"], figures["high"]) == (pytest.approx(0.0), pytest.approx(0.5 * np.log2(3)))
-    assert information(moments, ["a", "a"])["low"] is None
+    assert figures["low"] is figures["high"] is None  # of two groups
 
 
-def test_a_black_frame_among_few_leaves_the_interval_finite() -> None:
-    rng = np.random.default_rng(0)
-    mean, error = rng.uniform(0.3, 0.5, (3, 3)), np.array([0.02, 0.03, 1e-9])
-    mean[2] = 0.1  # of a black frame, normalised: by rounding its variance is below 0
-    square = mean**2 + [[0.05], [0.04], [-1e-17]]
-    figures = information(Moments(error, mean, square), ["a", "b", "black"])
-    assert np.isfinite([figures[name] for name in ("v_information", "low", "high")]).all()
-    assert information(Moments(error[2:], mean[2:], square[2:]), ["black"])["v_information"] == 0
+def test_the_interval_of_a_mean_is_students() -> None:
+    values = np.random.default_rng(1).normal(3.0, 1.0, 12)
+    groups = [f"{i:02d}" for i in range(12)]
+    low, high = interval(lambda weight: float(weight @ values / weight.sum()), groups)
+    expected = mean_interval(values)
+    assert (low, high) == pytest.approx(expected[1:], abs=0.1)
+    assert interval(lambda weight: 0.0, groups[:9]) == (None, None)
+
+
+def test_a_black_frame_alone_holds_nothing() -> None:
+    # normalised, its variance is below 0 by rounding
+    moments = Moments(np.array([1e-9]), np.full((1, 3), 0.1), np.full((1, 3), 0.1**2 - 1e-17))
+    assert information(moments, ["black"])["v_information"] == 0
 
 
 def test_the_interval_is_over_groups_and_not_over_frames() -> None:

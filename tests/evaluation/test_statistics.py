@@ -5,8 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from scipy import stats
 
-from optidel_hf.evaluation.statistics import markdown_table, mean_interval, paired_differences, summarise
+from optidel_hf.evaluation.statistics import (
+    bootstrap_correction,
+    markdown_table,
+    mean_interval,
+    paired_differences,
+    summarise,
+)
 
 
 def runs(**scores: list[float]) -> list[dict[str, Any]]:
@@ -20,6 +27,12 @@ def runs(**scores: list[float]) -> list[dict[str, Any]]:
 def test_interval_by_hand() -> None:
     # s = 0.1, t(0.975, 2) = 4.302653, half = 4.302653 * 0.1 / sqrt(3) = 0.248414
     assert mean_interval([0.4, 0.5, 0.6]) == pytest.approx((0.5, 0.251586, 0.748414), abs=1e-6)
+
+
+@pytest.mark.parametrize("count", [2, 10, 100])
+def test_a_corrected_bootstrap_of_a_mean_is_students_interval(count: int) -> None:
+    of_the_bootstrap = stats.norm.ppf(0.975) * ((count - 1) / count) ** 0.5  # in standard errors
+    assert bootstrap_correction(count) * of_the_bootstrap == pytest.approx(stats.t.ppf(0.975, count - 1))
 
 
 def test_one_seed_has_no_interval() -> None:

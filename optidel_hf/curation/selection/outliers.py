@@ -79,7 +79,7 @@ def cut_outliers(candidates: Candidates, count: int, trim: float | None) -> Cut:
         for name, values in candidates.nuisances.items():
             why[values > known[SPOILT[name]]] = SPOILT[name]
     else:
-        why[order[: int(trim * len(order))]] = OUTLIER
+        why[order[: int(round(trim * len(order), 9))]] = OUTLIER
     flagged = order[why[order] != ""]
     why[flagged[len(order) - count :]] = ""
     cut = {reason: {"limit": limit, "count": int((why == reason).sum())} for reason, limit in limits.items()}
