@@ -85,6 +85,12 @@ class Reference(NamedTuple):
     std: tuple[float, ...]
 
 
+def forget_loaded() -> None:
+    """Load anew what a folder holds, after something was written into it by this process."""
+    for loaded in (load_reference, load_early, load_calibration, load_folds):
+        loaded.cache_clear()
+
+
 @lru_cache(maxsize=4)
 def load_reference(folder: str | Path, fold: int, device: str) -> Reference:
     """

@@ -182,6 +182,8 @@ def calibrate_contrastive(
     Raises:
         `UserError`: if the pool has under four groups, or `backbone` is no ViT.
     """
+    for loaded in (load_encoder, load_contrastive):  # of what may have been written anew since
+        loaded.cache_clear()
     encoder = load_encoder(str(backbone), str(resolve_device(device)))
     groups = sorted(set(patches["group"]), key=lambda group: _key(seed, group))
     held = max(1, round(CALIBRATION_SHARE * len(groups)))

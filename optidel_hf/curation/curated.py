@@ -33,6 +33,7 @@ from optidel_hf.curation.shards import (
 from optidel_hf.errors import UserError
 from optidel_hf.images import ACCEPTED, encode_png, open_image
 from optidel_hf.processes import process_rank
+from optidel_hf.sources import undecoded
 
 
 CURATED_FEATURES = Features(
@@ -98,11 +99,22 @@ def curated_dataset(scored: Dataset, selection: Selection, images: Dataset, size
 
     Returns:
         `datasets.Dataset` with `image` and `tiles`, one row a mosaic.
+
+    Raises:
+        `UserError`: if two images have one name, or one that was selected is not there.
     """
-    values = images["image"]
+    values = undecoded(images)["image"]
     names = images["source"] if "source" in images.column_names else [value["path"] for value in values]
-    rows = {name: row for row, name in enumerate(names)}
+    rows: dict[str, int] = {}
+    for row, name in enumerate(map(str, names)):
+        if rows.setdefault(name, row) != row:
+            raise UserError(
+                f"Images {rows[name]} and {row} are both called '{name}', so that nothing tells whose a patch is: add "
+                "a column 'source' of unique names before patches are cut."
+            )
     chosen = draft_selection(scored.with_format("arrow")[:], selection)
+    if unknown := set(chosen["source"].to_pylist()) - set(rows):
+        raise UserError(f"'{min(unknown)}' is selected and not among these images: give those that were cut.")
     return build_curated(chosen, lambda source: values[rows[source]], size)
 
 

@@ -97,7 +97,7 @@ class SamPatchExtractor:
         """Extract the key patches of `batch`: columns `image`, and `source` and `group` where they are given."""
         take_one_thread_in_a_pool(self.device)
         values = batch[self.image_column]
-        sources = batch.get("source") or [_path_of(value, row) for row, value in enumerate(values)]
+        sources = batch.get("source") or _paths_of(values)
         groups = batch.get("group") or sources
         rows: list[dict[str, Any]] = []
         for source, group, found in zip(sources, groups, self._extract(values, rank)):
@@ -180,11 +180,16 @@ def crop_square(box: list[float], size: tuple[int, int], config: PatchConfig) ->
     return round(min(max(x, 0), size[0] - side)), round(min(max(y, 0), size[1] - side)), side
 
 
-def _path_of(value: Any, row: int) -> str:
-    path = value.get("path") if isinstance(value, dict) else getattr(value, "filename", None)
-    if not path:
-        raise UserError(f"Row {row} of the batch has neither a path nor a 'source': add a unique 'source' column.")
-    return str(path)
+def _paths_of(values: list[Any]) -> list[str]:
+    """The paths of a batch's images, which stand for names that nobody gave."""
+    paths: dict[str, int] = {}
+    for row, value in enumerate(values):
+        path = value.get("path") if isinstance(value, dict) else getattr(value, "filename", None)
+        if not path:
+            raise UserError(f"Row {row} of the batch has neither a path nor a 'source': add a unique 'source' column.")
+        if paths.setdefault(str(path), row) != row:
+            raise UserError(f"Two images of the batch are called '{path}': add a unique 'source' column.")
+    return list(paths)
 
 
 def _border_shares(opened: Opened, crops: list[tuple[int, int, int]]) -> list[float]:

@@ -29,7 +29,7 @@ import torch
 from datasets import Dataset
 
 from optidel_hf.curation import agreement, vinfo
-from optidel_hf.curation.calibration import EARLY, FITTED_HERE, Calibration, Reference, open_reference
+from optidel_hf.curation.calibration import EARLY, FITTED_HERE, Calibration, Reference, forget_loaded, open_reference
 from optidel_hf.curation.reliability import (
     MOST_PARTITIONS,
     RELIABLE,
@@ -136,6 +136,7 @@ def fit_scorer(
         `UserError`: if the folder holds models of other groups, or of the same ones dealt otherwise.
     """
     config, score, output = config or ReferenceConfig(), score or ScoreConfig(), Path(output_dir)
+    forget_loaded()
     output.mkdir(parents=True, exist_ok=True)
     folds = folds or assign_folds(patches["group"], patches["source"], config.reference_seed)
     patches = _sorted(patches)
@@ -162,6 +163,7 @@ def calibrate_checkpoint(
 
     Args and result are those of [`fit_scorer`]; `config.reference` names the checkpoint.
     """
+    forget_loaded()
     output, where = Path(output_dir), str(resolve_device(device))
     if (output / agreement.FILE).exists():
         return output

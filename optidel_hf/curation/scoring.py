@@ -145,6 +145,8 @@ class VInformationScorer:
     def __call__(self, batch: dict[str, list[Any]], rank: int | None = None) -> dict[str, list[Any]]:
         """Score the patches of `batch` (columns `image` and the keys)."""
         take_one_thread_in_a_pool(self.device)
+        if any(image is None for image in batch["image"]):
+            raise UserError("A row has no image: leave those that were `rejected` out before scoring.")
         device = str(resolve_device(self.device, rank))
         size = load_reference(self.reference, 0, device).model.config.image_size
         folds = np.array([load_folds(self.reference).get(group, 0) for group in batch["group"]], dtype=np.int8)

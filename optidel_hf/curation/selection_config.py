@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from optidel_hf.curation.mosaic import grid_side
 from optidel_hf.curation.scoring import LEARNABILITY, SCORES
-from optidel_hf.curation.selection import DISTANCES, DIVERSITY, KEEP, STRATEGIES, mosaics_in_budget
+from optidel_hf.curation.selection import DISTANCES, DIVERSITY, KEEP, STRATEGIES, check_numbers, mosaics_in_budget
 from optidel_hf.errors import UserError
 
 
@@ -48,8 +47,6 @@ class SelectionConfig:
             raise UserError(f"strategy is '{self.strategy}': choose one of {', '.join((*STRATEGIES, AUTO))}.")
         if self.score is not None and self.score not in (*SCORES, LEARNABILITY):
             raise UserError(f"score is '{self.score}': choose one of {', '.join((*SCORES, LEARNABILITY))}.")
-        if self.trim is not None and not 0 <= self.trim < 1:
-            raise UserError(f"trim is {self.trim}: it is the fraction of patches that is cut, from 0 to below 1.")
         if self.keep not in KEEP:
             raise UserError(f"keep is '{self.keep}': choose one of {', '.join(KEEP)}.")
         if self.distance not in DISTANCES:
@@ -58,9 +55,7 @@ class SelectionConfig:
             raise UserError(f"diversity is '{self.diversity}': choose one of {', '.join(DIVERSITY)}.")
         if not 0 <= self.hardness_weight < float("inf"):
             raise UserError(f"hardness_weight is {self.hardness_weight}: it is 0 (diversity alone) or more.")
-        if not 0 <= self.seed < 2**32:
-            raise UserError(f"seed is {self.seed}: it is 0 or more, below 2**32.")
-        grid_side(self.tiles_per_mosaic)
+        check_numbers(self.seed, self.tiles_per_mosaic, None, self.trim)
         mosaics_in_budget(self.budget, 10**9)
 
     @property

@@ -55,6 +55,10 @@ class ProbeConfig:
         default="label", metadata={"help": "Column with the class; without such a column, the file's folder names it."}
     )
 
+    def __post_init__(self) -> None:
+        if self.probe_train_split == self.probe_test_split:
+            raise UserError(f"--probe_train_split and --probe_test_split are both '{self.probe_test_split}'.")
+
 
 @dataclass
 class LabelledSet:

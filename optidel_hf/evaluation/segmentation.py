@@ -100,6 +100,8 @@ class EvaluateConfig:
         for name in ("seeds", "steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0, got {self.seed}.")
         for name in ("learning_rate", "probe_learning_rate"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
@@ -107,6 +109,8 @@ class EvaluateConfig:
             raise ValueError(f"labels must be at least 1, or 0 for all, got {self.labels}.")
         if not self.modes or set(self.modes) - set(MODES):
             raise ValueError(f"modes must be among {', '.join(MODES)}, got {self.modes}.")
+        if len(set(self.modes)) < len(self.modes):
+            raise ValueError(f"modes names one twice, got {self.modes}.")
         if self.mixed_precision not in PRECISIONS:
             raise ValueError(f"mixed_precision must be among {', '.join(PRECISIONS)}, got '{self.mixed_precision}'.")
         if self.train_split == self.test_split:

@@ -29,7 +29,17 @@ SIZE_CATEGORIES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"
 PRECISIONS = {"no": "float32", "bf16": "bfloat16 mixed"}
 PROVENANCE = "provenance.json"
 """Beside a model: what its card says of its data (`name`, `hub_id`, `revision`, `curation`) and of its command."""
-CHOICE = ("strategy", "score", "seed", "budget", "tiles_per_mosaic", "tile_size", "image_size", "hash")
+CHOICE = (
+    "strategy",
+    "score",
+    "hardness_weight",
+    "seed",
+    "budget",
+    "tiles_per_mosaic",
+    "tile_size",
+    "image_size",
+    "hash",
+)
 CONFIGS = {
     "default": ("curated/shard-*.parquet", "the curated images with the lineage of every tile"),
     "selection": ("selection.parquet", "the list of tiles: with the source images it makes the curated images again"),
@@ -68,6 +78,8 @@ def render_model_card(
     run, data = read_json(folder / "pretrain_config.json"), read_json(folder / PROVENANCE)
     evaluation = _read_results(results) if results else None
     scores = _eval_results(evaluation, arm) if evaluation and arm else None
+    if evaluation and arm:
+        _refuse_other_weights(folder, evaluation, arm)
     metadata = ModelCardData(
         license=license,
         library_name="transformers",
@@ -334,7 +346,20 @@ def _held_out(path: Path) -> str:
 
 def _read_results(results: str | Path) -> dict[str, Any]:
     path = Path(results)
-    return read_json(path / "results.json" if path.is_dir() else path)
+    path = path / "results.json" if path.is_dir() else path
+    told = read_json(path)
+    if "summary" not in told:
+        raise UserError(f"{path} is no results.json of `optidel evaluate`: it has no summary.")
+    return told
+
+
+def _refuse_other_weights(folder: Path, evaluation: dict[str, Any], arm: str) -> None:
+    """Refuse the scores of an arm that is not this model, as far as the results tell what was judged."""
+    from optidel_hf.evaluation.backbone import load_backbone  # torch, which no other card needs
+
+    judged = {row["weights"] for row in evaluation.get("rows", []) if row["arm"] == arm and "weights" in row}
+    if judged and load_backbone(str(folder)).fingerprint() not in judged:
+        raise UserError(f"--arm {arm}: the results are of other weights than those of {folder}; evaluate this model.")
 
 
 def _eval_results(evaluation: dict[str, Any], arm: str) -> list[EvalResult]:

@@ -121,6 +121,8 @@ def push_model(
     folder = Path(pretrain_dir)
     if results and not arm:
         raise UserError("--results is given without --arm, the name under which this model stands in them.")
+    if arm and not results:
+        raise UserError("--arm is given without --results, the results.json in which it stands.")
     card = render_model_card(folder, results, model_id=repo_id, arm=arm, license=license)
     weights = [path for part in (folder, folder / "backbone") for path in sorted(part.glob("*.safetensors*"))]
     models = [path.parent for path in weights if path.name.startswith("model")]

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard, get_token
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from tqdm.auto import tqdm
 
 from optidel_hf.errors import UserError
@@ -38,7 +39,7 @@ INERT = (".gitattributes", "README.md", "LICENSE*")
 """Files beside which a repository counts as empty."""
 OURS = {
     "dataset": ("curated/*", "scores/*", "assets/*"),
-    "model": ("model*.safetensors*", "backbone/model*.safetensors*"),
+    "model": ("*.safetensors*", "backbone/model*.safetensors*", "config.json", "preprocessor_config.json"),
     "space": (),
 }
 """Files that a push replaces as a whole: a dataset of fewer shards must not keep the old ones."""
@@ -107,6 +108,10 @@ def refuse_place(repo_id: str) -> None:
     Raises:
         UserError: If the name is no repository's, or there is no token.
     """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise UserError(f"'{repo_id}' is no repository on the Hub ({error}): give owner/name.") from None
     if repo_id.count("/") != 1:
         raise UserError(f"'{repo_id}' is no repository on the Hub: give owner/name.")
     if get_token() is None:
@@ -191,7 +196,7 @@ def _with_kept_metadata(content: str, before: dict[str, Any]) -> str:
     for name, value in before.items():
         if name not in OF_THE_WEIGHTS and card.data.get(name) in (None, "unknown"):
             card.data[name] = value
-    return str(card)
+    return str(card).replace("(declared licence: unknown)", f"(declared licence: {card.data.get('license')})")
 
 
 def _is_any(path: str, patterns: Sequence[str]) -> bool:

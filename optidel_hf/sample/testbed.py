@@ -69,8 +69,11 @@ class TestbedConfig:
             raise UserError(f"junk is {self.junk}: it is a share of the frames, from 0 to below 1.")
         if min(self.redundancy, self.scene_types, self.usable) < 1 or not 0 <= self.zipf < math.inf:
             raise UserError("frames (beside junk), redundancy and scene_types are at least 1, and zipf at least 0.")
-        if self.image_size < 16:
-            raise UserError(f"image_size is {self.image_size}: frames need at least 16 pixels a side.")
+        if self.image_size < 16 or self.seed < 0:
+            raise UserError(
+                f"image_size is {self.image_size} and seed {self.seed}: frames need at least 16 pixels a side, and a "
+                "seed is at least 0."
+            )
 
     @property
     def usable(self) -> int:

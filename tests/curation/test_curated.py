@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import load_dataset
+from datasets import Dataset, Features, Value, load_dataset
+from datasets import Image as ImageFeature
 from PIL import Image
 
 from optidel_hf.curation.curated import (
@@ -21,6 +22,7 @@ from optidel_hf.curation.curated import (
     MosaicConfig,
     build_curated,
     check_grid,
+    curated_dataset,
     curated_shards,
     draft_selection,
     publish_selection,
@@ -174,3 +176,18 @@ def test_sources_over_the_default_limit_reach_the_mosaics(tmp_path: Path, monkey
         "image"
     ]
     assert images[0].size == (16, 16)
+
+
+def named(names: list[str]) -> Dataset:
+    features = Features({"image": ImageFeature(decode=False), "source": Value("string")})
+    return Dataset.from_dict({"image": [find_source("s1")] * len(names), "source": names}, features=features)
+
+
+def test_images_that_cannot_be_told_apart_are_refused() -> None:
+    table = Dataset(scored())
+    with pytest.raises(UserError, match=r"Images 3 and 10 are both called 's3'.* add a column 'source'"):
+        curated_dataset(table, selection(), named([f"s{i}" for i in range(10)] + ["s3"]), SIZE)
+    with pytest.raises(UserError, match="'s9' is selected and not among these images"):
+        curated_dataset(table, selection(), named([f"s{i}" for i in range(9)]), SIZE)
+    decoded = named([f"s{i}" for i in range(10)]).cast_column("image", ImageFeature())
+    assert len(curated_dataset(table, selection(), decoded, SIZE)) == 2

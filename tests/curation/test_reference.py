@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,15 @@ def test_a_finished_fold_is_not_fitted_again(
     before = (folder / "fold-1" / "model.safetensors").stat()
     assert fit_scorer(patches, folder, tiny_config(), SCORE, device="cpu") == folder
     assert (folder / "fold-1" / "model.safetensors").stat() == before
+
+
+def test_models_that_were_fitted_anew_score(tmp_path: Path) -> None:
+    patches, folder, scores = tiny_patches(16), tmp_path / "reference", []
+    for seed in (0, 1):
+        fit_scorer(patches, folder, tiny_config(reference_seed=seed), SCORE, device="cpu")
+        scores.append(VInformationScorer(str(folder), SCORE, "cpu")(patches[:])["pvi"].tolist())
+        shutil.rmtree(folder)
+    assert scores[0] != scores[1]
 
 
 def test_models_of_other_images_are_not_taken_for_these(fitted: tuple[Path, Dataset, Spy]) -> None:

@@ -277,3 +277,31 @@ def test_what_was_never_ranked_is_listed_reason_by_reason() -> None:
     assert facts["reasons"]["dropped: outlier cut, among the very hardest"] == 2
     many = pool(300, difficulty=np.arange(300.0))
     assert len(select(many, 0.1, trim=0.5, tiles_per_mosaic=1, explain=True).facts["dropped"]) == 100
+
+
+def test_little_information_is_hard_whichever_model_measures_it() -> None:
+    values = np.random.default_rng(1).normal(size=40)
+    table = pool(40, pvi=values).rename_column("pvi", "contrastive_pvi")
+    chosen = select(table, 0.1, "hardest", score="contrastive_pvi", tiles_per_mosaic=1).rows
+    assert sorted(chosen) == sorted(np.argsort(values)[:4])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"trim": 1.5}, "trim is 1.5"),
+        ({"trim": float("nan")}, "trim is nan"),
+        ({"seed": -1}, "seed is -1"),
+        ({"images": 0}, "images is 0"),
+        ({"tiles_per_mosaic": 3}, "tiles_per_mosaic is 3"),
+    ],
+)
+def test_numbers_that_no_selection_has_are_refused(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        select(pool(40), 0.1, **wrong)
+
+
+def test_a_spread_over_one_partition_is_refused_with_the_way_out() -> None:
+    table = pool(40, pvi=np.full(40, np.nan)).rename_column("pvi", "pvi_std")
+    with pytest.raises(UserError, match=r"Column 'pvi_std' is NaN in row 0 .*: score with two --partitions"):
+        select(table, 0.1, "hardest", score="pvi_std")

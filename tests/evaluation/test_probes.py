@@ -105,3 +105,5 @@ def test_one_class_is_refused(tmp_path) -> None:
         PILImage.new("RGB", (16, 16)).save(tmp_path / split / "only" / "0.png")
     with pytest.raises(UserError, match="split 'train' has one class only, only"):
         make_probe(ProbeConfig(probe_dataset=str(tmp_path)), 16, CPU)
+    with pytest.raises(UserError, match="are both 'train'"):
+        ProbeConfig(probe_dataset=str(tmp_path), probe_test_split="train")

@@ -156,6 +156,8 @@ def test_what_the_data_cannot_give_is_refused(settings: dict[str, Any]) -> None:
         ({"models": ["a="]}, "no `name=path`"),
         ({"models": ["a/b=x"]}, "a name has letters"),
         ({"modes": ["linear"]}, "modes must be among finetune, probe"),
+        ({"modes": ["probe", "probe"]}, "modes names one twice"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"mixed_precision": "fp16"}, "mixed_precision must be among no, bf16, auto"),
         ({"seeds": 0}, "seeds must be at least 1, got 0"),
         ({"learning_rate": -1.0}, "learning_rate must be positive, got -1.0"),

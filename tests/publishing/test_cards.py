@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from datasets import load_dataset
@@ -235,6 +236,22 @@ def test_the_dataset_loads_with_its_card_beside_it(curation: Path, tmp_path: Pat
     dataset = load_dataset(str(out / "curated"), split="train", cache_dir=str(tmp_path / "cache"))
     assert len(dataset) == 4
     assert set(dataset.column_names) == {"image", "tiles"}
+
+
+def test_a_selection_without_hardness_is_not_called_hard(curation: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(curation, tmp_path / "out")
+    table = pq.read_table(out / "selection.parquet")
+    facts = json.loads(table.schema.metadata[b"optidel"]) | {"strategy": "optidel"}
+    for weight, said in (
+        (1.0, "hard patches after trimming"),
+        (0.0, "`optidel` without hardness: patches"),
+    ):
+        facts["hardness_weight"] = weight
+        told = table.replace_schema_metadata({b"optidel": json.dumps(facts).encode()})
+        pq.write_table(told, out / "selection.parquet")
+        card = render_dataset_card(out)
+        assert said in card
+        assert ("They are hard" in card) == (weight > 0)
 
 
 def test_a_dataset_card_needs_a_selection(curation: Path, tmp_path: Path) -> None:

@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hub_server import Fault, HubServer
 from huggingface_hub import CommitOperationAdd, DatasetCard, HfApi, ModelCard
 from safetensors.numpy import save_file
 from test_cards import RAW, RUN
+from transformers import ViTConfig, ViTModel
 
 from optidel_hf import cli
 from optidel_hf.errors import UserError
 from optidel_hf.evaluation import metrics
+from optidel_hf.evaluation.backbone import load_backbone
 from optidel_hf.publishing import transfer
 from optidel_hf.publishing.cards import write_provenance
 from optidel_hf.publishing.hub import PublishConfig, push_dataset, push_metric, push_model
@@ -134,6 +137,7 @@ def test_an_update_replaces_shards_and_keeps_what_is_the_owners(
     assert [path for path in repo.files if path.startswith("scores/")] == [
         f"scores/shard-{i:05d}-of-00004.parquet" for i in range(3)
     ]
+    assert "(declared licence: mit)" in text(hub, "me/frames")
     kept = DatasetCard(text(hub, "me/frames")).data
     assert (kept.license, kept.language) == ("mit", "de")
     assert kept.tags == ["optidel", "data-curation", "self-supervised-learning", "endoscopy"]
@@ -194,6 +198,9 @@ def test_without_a_place_or_a_token_nothing_begins(
 ) -> None:
     with pytest.raises(UserError, match="'frames' is no repository on the Hub: give owner/name"):
         PublishConfig(push_to_hub="frames")
+    for wrong in ("me/a b", "me/", "/frames", "me/frames.git"):
+        with pytest.raises(UserError, match=r"is no repository on the Hub \(.*\): give owner/name"):
+            PublishConfig(push_to_hub=wrong)
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
@@ -278,6 +285,10 @@ def test_a_model_goes_up_with_its_scores(hub: HubServer, model: Path, results: A
         push_model(model, "me/vit", results=evaluation, arm="full")
     with pytest.raises(UserError, match="--results is given without --arm"):
         push_model(model, "me/vit", results=evaluation)
+    with pytest.raises(UserError, match="--arm is given without --results"):
+        push_model(model, "me/vit", arm="optidel")
+    with pytest.raises(UserError, match=r"pretrain_config\.json is no results\.json of `optidel evaluate`"):
+        push_model(model, "me/vit", results=model / "pretrain_config.json", arm="optidel")
     (model / "metrics.jsonl").unlink()
     with pytest.raises(UserError, match=r"metrics\.jsonl does not exist"):
         push_model(model, "me/vit")
@@ -285,6 +296,29 @@ def test_a_model_goes_up_with_its_scores(hub: HubServer, model: Path, results: A
     (model / "backbone" / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"holds no model\.safetensors"):
         push_model(model, "me/vit")
+
+
+def test_scores_of_other_weights_are_refused(hub: HubServer, model: Path, results: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    ViTModel(config, add_pooling_layer=False).save_pretrained(model / "backbone")
+    evaluation = results(tmp_path / "results.json", {"optidel": 0.6, "none": 0.5})
+    told = json.loads(evaluation.read_text())
+    own = load_backbone(str(model)).fingerprint()
+    told["rows"] = [{"arm": "optidel", "weights": own}, {"arm": "none", "weights": "another"}]
+    evaluation.write_text(json.dumps(told))
+    push_model(model, "me/vit", results=evaluation, arm="optidel")
+    with pytest.raises(UserError, match="--arm none: the results are of other weights"):
+        push_model(model, "me/vit", results=evaluation, arm="none")
+
+
+def test_another_objectives_files_do_not_stay(hub: HubServer, model: Path) -> None:
+    save_file({}, model / "projection_head.safetensors")
+    push_model(model, "me/vit")
+    assert "projection_head.safetensors" in hub.repo("me/vit", "models").files
+    (model / "projection_head.safetensors").unlink()
+    push_model(model, "me/vit")
+    assert "projection_head.safetensors" not in hub.repo("me/vit", "models").files
 
 
 def test_a_metric_goes_up_as_a_space(hub: HubServer) -> None:

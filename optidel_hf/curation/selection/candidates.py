@@ -64,8 +64,9 @@ def read_candidates(
         values = columns[score][rows].astype(np.float64)
         if np.isnan(values).any():
             row = int(rows[np.isnan(values).argmax()])
-            raise UserError(f"Column '{score}' is NaN in row {row} ('{sources[row]}'): score the patches again.")
-        sign = -1.0 if score == "pvi" else 1.0  # little usable information is hard
+            way_out = "score with two --partitions or more" if score == "pvi_std" else "score the patches again"
+            raise UserError(f"Column '{score}' is NaN in row {row} ('{sources[row]}'): {way_out}.")
+        sign = -1.0 if score in ("pvi", "contrastive_pvi") else 1.0  # little usable information is hard
         fold = columns["fold"][rows]
         hardness, standard = rank_within(sign * values, fold), standardize_within(sign * values, fold)
         if {LEARNABILITY, "recon_error"} <= set(columns):

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
+from optidel_hf.curation.mosaic import grid_side
 from optidel_hf.curation.selection.candidates import Candidates, read_candidates
 from optidel_hf.curation.selection.choice import BEFORE_RANKING, ENLARGED, Choice, Options
 from optidel_hf.curation.selection.duplicates import meddel, semdedup
@@ -150,9 +151,10 @@ def select(
         `UserError`: if the budget rounds to nothing or exceeds the patches, or a column is missing.
     """
     _check(table, strategy, score, keep, diversity, hardness_weight, distance, explain)
+    check_numbers(seed, tiles_per_mosaic, images, trim)
     chooser, columns = STRATEGIES[strategy], _Columns(table)
     score = chooser.score and (score or chooser.score)
-    images = images or len(set(columns["source"]))
+    images = len(set(columns["source"])) if images is None else images
     mosaics = mosaics_in_budget(budget, images)
     count = mosaics * tiles_per_mosaic
     allowed = eligible(columns["upscale"], max_upscale)
@@ -274,6 +276,17 @@ def _check(
     missing = [name for name in needed if name not in table.column_names]
     if missing:
         raise UserError(f"Strategy '{strategy}' needs column '{missing[0]}': add it with VInformationScorer.")
+
+
+def check_numbers(seed: int, tiles_per_mosaic: int, images: int | None, trim: float | None) -> None:
+    """Refuse, with a `UserError`, numbers that no selection has."""
+    grid_side(tiles_per_mosaic)
+    if trim is not None and not 0 <= trim < 1:
+        raise UserError(f"trim is {trim}: it is the fraction of patches that is cut, from 0 to below 1.")
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed is {seed}: it is 0 or more, below 2**32.")
+    if images is not None and images < 1:
+        raise UserError(f"images is {images}: it is the number of usable source images.")
 
 
 def eligible(upscale: np.ndarray, limit: float) -> np.ndarray:
