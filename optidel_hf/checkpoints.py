@@ -69,7 +69,7 @@ def require_kind(flag: str, name: str, revision: str | None, kind: str, example:
     refuse_pickle(path, revision, f"{flag} {name}")
 
 
-def refuse_pickle(checkpoint: str, revision: str | None = None, said: str | None = None) -> None:
+def refuse_pickle(checkpoint: str, revision: str | None = None, said: str | None = None, subfolder: str = "") -> None:
     """
     Refuse a checkpoint without safetensors: pickled weights run what their author wrote.
 
@@ -79,18 +79,21 @@ def refuse_pickle(checkpoint: str, revision: str | None = None, said: str | None
         checkpoint (`str`): folder or Hub id; one that is not there is left to whoever loads it.
         revision (`str`, *optional*): branch, tag or commit on the Hub.
         said (`str`, *optional*): how the user named it.
+        subfolder (`str`, *optional*): of the checkpoint, in which its files lie.
 
     Raises:
         `UserError`: with the way out.
     """
-    if _has(checkpoint, CONFIG_NAME, revision) and not any(_has(checkpoint, file, revision) for file in SAFETENSORS):
+    config, *weights = (str(Path(subfolder) / file) for file in (CONFIG_NAME, *SAFETENSORS))
+    if has_file(checkpoint, config, revision) and not any(has_file(checkpoint, file, revision) for file in weights):
         raise UserError(
             f"{said or checkpoint} has no {SAFE_WEIGHTS_NAME}, and pickled weights (pytorch_model.bin) are never "
             "read: save it with transformers' `save_pretrained`."
         )
 
 
-def _has(checkpoint: str, file: str, revision: str | None) -> bool:
+def has_file(checkpoint: str, file: str, revision: str | None = None) -> bool:
+    """Whether a folder, or a repository on the Hub that can be reached, has a file."""
     try:
         return cached_file(checkpoint, file, revision=revision) is not None
     except OSError:

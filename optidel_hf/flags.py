@@ -125,5 +125,7 @@ class SampleConfig:
     def __post_init__(self) -> None:
         if self.image_size < 16:
             raise UserError(f"image_size is {self.image_size}: frames need at least 16 pixels a side.")
-        if min(self.frames, self.train, self.validation, self.test, self.seed) < 0:
-            raise UserError("frames, train, validation and test count images, and neither they nor seed are negative.")
+        if min(self.frames, self.train, self.validation, self.test) < 0:
+            raise UserError("frames, train, validation and test count images and must not be negative.")
+        if self.seed < 0:
+            raise UserError(f"seed is {self.seed}: it is at least 0.")

@@ -10,14 +10,14 @@ from __future__ import annotations
 import hashlib
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from transformers import ViTConfig, ViTModel
 from transformers.image_processing_base import ImageProcessingMixin
+from transformers.utils import CONFIG_NAME
 
-from optidel_hf.checkpoints import quiet_about_unused_weights, refuse_pickle
+from optidel_hf.checkpoints import has_file, quiet_about_unused_weights, refuse_pickle
 from optidel_hf.errors import UserError
 from optidel_hf.pretraining.objectives.vit import sincos_positions
 
@@ -57,8 +57,8 @@ def load_backbone(model: str) -> Backbone:
 
     Args:
         model (`str`):
-            A local folder or Hub id of a `ViTModel` or `ViTMAEForPreTraining` checkpoint. In a folder that has a
-            subfolder `backbone/`, that one is taken.
+            A local folder or Hub id of a `ViTModel` or `ViTMAEForPreTraining` checkpoint. Where it has a subfolder
+            `backbone/`, that one is taken.
 
     Returns:
         [`Backbone`], in evaluation mode.
@@ -66,13 +66,13 @@ def load_backbone(model: str) -> Backbone:
     Raises:
         `UserError`: if there is no such model, or if its weights are not those of a ViT.
     """
-    nested = Path(model) / "backbone"
-    location = str(nested) if nested.is_dir() else model
+    subfolder = "backbone" if has_file(model, f"backbone/{CONFIG_NAME}") else ""
     try:
-        refuse_pickle(location)
+        refuse_pickle(model, subfolder=subfolder)
         with quiet_about_unused_weights():
             encoder, report = ViTModel.from_pretrained(
-                location,
+                model,
+                subfolder=subfolder,
                 add_pooling_layer=False,
                 dtype=torch.float32,
                 use_safetensors=True,
@@ -86,7 +86,7 @@ def load_backbone(model: str) -> Backbone:
             f"'{model}' is no ViT or ViT-MAE checkpoint: {len(report['missing_keys'])} weights of a ViT are not in "
             f"it, '{sorted(report['missing_keys'])[0]}' for one."
         )
-    return Backbone(encoder.eval(), *_normalisation(location))
+    return Backbone(encoder.eval(), *_normalisation(model, subfolder))
 
 
 def fresh_backbone(like: Backbone, seed: int) -> Backbone:
@@ -111,11 +111,11 @@ def fresh_backbone(like: Backbone, seed: int) -> Backbone:
     return Backbone(encoder.eval(), like.mean, like.std)
 
 
-def _normalisation(location: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _normalisation(model: str, subfolder: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     try:
-        processor, _ = ImageProcessingMixin.get_image_processor_dict(location)
+        processor, _ = ImageProcessingMixin.get_image_processor_dict(model, subfolder=subfolder)
     except OSError:
-        logger.warning("%s has no preprocessor_config.json: normalising by ImageNet's mean and deviation", location)
+        logger.warning("%s has no preprocessor_config.json: normalising by ImageNet's mean and deviation", model)
         return IMAGENET_MEAN, IMAGENET_STD
     return (
         tuple(processor.get("image_mean", IMAGENET_MEAN)),

@@ -308,6 +308,7 @@ def test_scores_of_other_weights_are_refused(hub: HubServer, model: Path, result
     told["rows"] = [{"arm": "optidel", "weights": own}, {"arm": "none", "weights": "another"}]
     evaluation.write_text(json.dumps(told))
     push_model(model, "me/vit", results=evaluation, arm="optidel")
+    assert load_backbone("me/vit").fingerprint() == own
     with pytest.raises(UserError, match="--arm none: the results are of other weights"):
         push_model(model, "me/vit", results=evaluation, arm="none")
 

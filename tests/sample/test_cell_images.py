@@ -178,6 +178,7 @@ def test_the_command_writes_the_same(written, tmp_path, capsys):
     [
         ("--domain stars", "domain is 'stars': it is one of colonoscopy, cells."),
         ("--image_size 8", "image_size is 8: frames need at least 16 pixels a side."),
+        ("--seed -1", "seed is -1: it is at least 0."),
         ("--test -1", "frames, train, validation and test count images and must not be negative."),
     ],
 )
