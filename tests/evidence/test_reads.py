@@ -46,6 +46,19 @@ def test_only_a_committed_file_passes(committed: Path, tmp_path: Path) -> None:
             require_committed(file)
 
 
+def test_the_list_of_readings_is_one_from_whichever_folder(
+    committed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr("optidel_hf.evidence.grid.Grid.__init__", lambda self, told: seen.append(told.grid.test_reads))
+    monkeypatch.setattr("optidel_hf.evidence.grid.Grid.run", lambda self: None)
+    flags = ["reproduce", "--config", str(committed), "--pool", "pool", "--downstream", "labels"]
+    for folder in (tmp_path, committed.parent):
+        monkeypatch.chdir(folder)
+        assert main(flags) == 0
+    assert seen == [str(committed.parent.resolve() / "benchmarks" / "test_reads.md")] * 2
+
+
 def test_flags_may_say_where_things_lie_and_nothing_else(committed: Path, tmp_path: Path) -> None:
     def experiment(name: str, **changes: object):
         return tiny_experiment(tmp_path / name, tmp_path / f"{name}-set", tmp_path / f"{name}-out", **changes)
