@@ -89,6 +89,8 @@ def _told_if_damaged(path: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowInvalid, OSError) as error:
+        if isinstance(error, OSError) and error.errno:  # the system's: it cannot be read here, and may be whole
+            raise
         raise UserError(f"{path} is damaged ({error}): delete it, and the same command makes it again.") from None
 
 

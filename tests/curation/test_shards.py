@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from optidel_hf.curation import shards
+from optidel_hf.errors import UserError
 
 
 def numbers(start: int, stop: int) -> pa.Table:
@@ -62,6 +64,22 @@ def test_reading_columns_and_rows_over_shards(tmp_path: Path) -> None:
         shards.write_parquet(numbers(start, stop), path)
     assert shards.read_columns(tmp_path, ["n"])["n"].to_pylist() == list(range(9))
     assert shards.read_rows(tmp_path, [8, 3, 4, 3])["square"].to_pylist() == [9, 16, 64]
+
+
+def test_a_shard_that_may_not_be_read_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "shard-00000-of-00001.parquet"
+    shards.write_parquet(pa.table({"a": [1]}), path)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pq, "read_table", refuse)
+        with pytest.raises(PermissionError):
+            shards.read_columns(tmp_path, ["a"])
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(UserError, match=f"{path} is damaged"):
+        shards.read_columns(tmp_path, ["a"])
 
 
 def test_waiting_ends_when_the_other_rank_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
