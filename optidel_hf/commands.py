@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -302,22 +303,11 @@ def testbed(arguments: Sequence[str]) -> None:
 
 def push(arguments: Sequence[str]) -> None:
     """Push a curated dataset, a selection, a model or a metric to the Hub, with its card."""
-    from optidel_hf.publishing.hub import PushConfig, push_dataset, push_metric, push_model
+    from optidel_hf.publishing.hub import PushConfig
+    from optidel_hf.publishing.hub import push as push_folder
 
     (config,) = _parse((PushConfig,), arguments, "push", push.__doc__)
-    folder, how = Path(config.folder), {"private": config.private, "license": config.license}
-    if (folder / "inputs.parquet").exists():
-        url = push_dataset(folder, config.repo_id, selection_only=config.selection_only, **how)
-    elif (folder / "pretrain_config.json").exists():
-        url = push_model(folder, config.repo_id, results=config.results, arm=config.arm, **how)
-    elif (folder / f"{folder.resolve().name}.py").exists():
-        url = push_metric(folder, config.repo_id, private=config.private)
-    else:
-        raise UserError(
-            f"--folder {folder} is no output of `optidel curate` (it has no inputs.parquet) or of pre-training (no "
-            "pretrain_config.json), nor the folder of a metric."
-        )
-    say(f"pushed: {url}")
+    say(f"pushed: {push_folder(config)}")
 
 
 def rebuild(arguments: Sequence[str]) -> None:
@@ -364,8 +354,12 @@ def _parse(dataclasses: Sequence[type], flags: Sequence[str], command: str, summ
 
 
 def say(text: str, stream: Any = None) -> None:
-    """Print for the user, on every line at once."""
-    print(text, file=stream or sys.stdout, flush=True)
+    """Print for the user, on every line at once; where the reader has gone, as `| head` does, the work goes on."""
+    stream = stream or sys.stdout
+    try:
+        print(text, file=stream, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def sample_pool(make: bool = True) -> Path:

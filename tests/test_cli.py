@@ -17,7 +17,7 @@ from PIL import Image
 from transformers import ViTImageProcessor, ViTMAEConfig, ViTMAEForPreTraining
 
 from optidel_hf import cli
-from optidel_hf.commands import named_folders
+from optidel_hf.commands import named_folders, say
 from optidel_hf.curation.shards import read_columns
 from optidel_hf.errors import UserError
 from optidel_hf.sources import open_dataset
@@ -338,3 +338,11 @@ def test_a_folder_may_have_an_equals_sign_in_its_name(tmp_path: Path) -> None:
     assert named_folders([str(folder)]) == {f"{tmp_path}/lr": "0.1"}
     folder.mkdir()
     assert named_folders([str(folder), f"slow={folder}"]) == {"lr=0.1": str(folder), "slow": str(folder)}
+
+
+def test_a_reader_that_goes_early_ends_no_command() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as pipe:
+        say("first", pipe)
+        say("second", pipe)

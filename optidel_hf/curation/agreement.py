@@ -20,7 +20,7 @@ from optidel_hf.curation import vinfo
 from optidel_hf.curation.calibration import Reference, load_calibration, load_reference, open_reference
 from optidel_hf.curation.reliability import rank_correlation
 from optidel_hf.curation.scoring import ScoreConfig, measure_patches
-from optidel_hf.curation.shards import write_text
+from optidel_hf.files import write_text
 
 
 FILE = "reliability.json"

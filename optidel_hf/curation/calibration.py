@@ -19,6 +19,7 @@ from transformers import AutoImageProcessor, ViTMAEForPreTraining
 
 from optidel_hf.curation import vinfo
 from optidel_hf.errors import UserError
+from optidel_hf.files import read_json
 from optidel_hf.pretraining.objectives.mae import load_mae
 
 
@@ -65,7 +66,7 @@ class Calibration:
     @classmethod
     def load(cls, path: Path) -> Calibration:
         """Read what [`Calibration.save`] wrote."""
-        facts = json.loads(path.read_text())
+        facts = read_json(path)
         del facts["v_information_held_out"], facts["conditional_entropy_held_out"]
         family = facts.pop("family")
         means = tuple(map(tuple, family.pop("null_mean")))

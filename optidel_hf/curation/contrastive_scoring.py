@@ -40,10 +40,11 @@ from optidel_hf.curation.contrastive import (
     information,
 )
 from optidel_hf.curation.scoring import DECODERS, KEY_FEATURES, normalise
-from optidel_hf.curation.shards import write_text
 from optidel_hf.devices import resolve_device
 from optidel_hf.errors import UserError
+from optidel_hf.files import read_json, write_text
 from optidel_hf.images import centre_square, cut_square, open_image
+from optidel_hf.tables import batch_column
 
 
 logger = logging.getLogger(__name__)
@@ -113,7 +114,7 @@ class ContrastiveFacts:
     @classmethod
     def load(cls, path: Path) -> ContrastiveFacts:
         """Read what [`ContrastiveFacts.save`] wrote."""
-        facts = json.loads(path.read_text())
+        facts = read_json(path)
         return cls(**{field.name: facts[field.name] for field in fields(cls)} | {"groups": tuple(facts["groups"])})
 
 
@@ -214,7 +215,11 @@ def draw_bank(encoder: Encoder, patches: Dataset, groups: Sequence[str], seed: i
 def embed_views(encoder: Encoder, batch: Mapping[str, Any], seed: int, patches_per_batch: int = 64) -> list[Tensor]:
     """Embeddings `(B, W)` of the two views of every patch: of `image`, seeded by its `source` and `crop`."""
     size = encoder.model.config.image_size
-    images, sources, crops = batch["image"], batch["source"], batch["crop"]  # a batch of `map` is not for threads
+    images, sources, crops = (
+        batch_column(batch, "image"),
+        batch["source"],
+        batch["crop"],
+    )  # a batch of `map` is not for threads
 
     def views(row: int) -> np.ndarray:
         rng = np.random.default_rng(int(_key(seed, sources[row], *map(int, crops[row])), 16))

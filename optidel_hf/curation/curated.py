@@ -34,6 +34,7 @@ from optidel_hf.errors import UserError
 from optidel_hf.images import ACCEPTED, encode_png, open_image
 from optidel_hf.processes import process_rank
 from optidel_hf.sources import undecoded
+from optidel_hf.tables import require_table
 
 
 CURATED_FEATURES = Features(
@@ -103,6 +104,8 @@ def curated_dataset(scored: Dataset, selection: Selection, images: Dataset, size
     Raises:
         `UserError`: if two images have one name, or one that was selected is not there.
     """
+    for table, what in ((scored, "`scored`"), (images, "`images`")):
+        require_table(table, what)
     values = undecoded(images)["image"]
     names = images["source"] if "source" in images.column_names else [value["path"] for value in values]
     rows: dict[str, int] = {}

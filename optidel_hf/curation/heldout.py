@@ -48,11 +48,11 @@ from optidel_hf.curation.contrastive_scoring import HEAD_FILE, draw_bank, embed_
 from optidel_hf.curation.inputs import InputConfig, group_images, open_sources
 from optidel_hf.curation.reference import open_reference
 from optidel_hf.curation.scoring import ScoreConfig, load_pixels, measure
-from optidel_hf.curation.shards import write_text
 from optidel_hf.curation.vinfo import LEAST_VARIANCE
 from optidel_hf.devices import resolve_device
 from optidel_hf.errors import UserError
 from optidel_hf.evaluation.statistics import bootstrap_correction
+from optidel_hf.files import read_json, write_text
 from optidel_hf.images import decode_reason
 
 
@@ -155,7 +155,7 @@ def judge(
     file = DOWNSTREAM_FILE if images else HELD_OUT_FILE
     path = folder / file
     given = {"images": images, "split": split} if images else {}
-    before = json.loads(path.read_text()) if path.exists() else {}
+    before = read_json(path) if path.exists() else {}
     comparable = {name: figures for name, figures in before.items() if given.items() <= figures.items()}
     judged: dict[str, Any] = {}
     for name, checkpoint in models.items():
@@ -183,7 +183,7 @@ def held_out_frames(folder: Path) -> Frames:
     held = dict(zip(*(pq.read_table(path)[name].to_pylist() for name in ("source", "group"))))
     if not (folder / "config.json").exists():
         raise UserError(f"{folder} has no config.json: its curation is to be finished first.")
-    config = InputConfig(**json.loads((folder / "config.json").read_text())["inputs"])
+    config = InputConfig(**read_json(folder / "config.json")["inputs"])
     try:
         sources = open_sources(config)
     except UserError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 
 from optidel_hf.checkpoints import EMBEDDED, checkpoint_path
 from optidel_hf.errors import UserError
+from optidel_hf.files import read_json
 from optidel_hf.images import MAX_IMAGE_PIXELS
 
 
@@ -103,5 +103,5 @@ class Thresholds(NamedTuple):
 
 def _read_preset(sam: str) -> dict[str, Any]:
     path = Path(checkpoint_path(sam)) / PRESET_FILE
-    preset = json.loads(path.read_text()) if path.exists() else {}
+    preset = read_json(path) if path.exists() else {}
     return {name: preset[name] for name in Thresholds._fields if name in preset}

@@ -37,6 +37,7 @@ from optidel_hf.images import (
     split_runs,
 )
 from optidel_hf.processes import take_one_thread_in_a_pool
+from optidel_hf.tables import batch_column
 
 
 PATCH_FEATURES = Features(
@@ -96,7 +97,7 @@ class SamPatchExtractor:
     def __call__(self, batch: dict[str, list[Any]], rank: int | None = None) -> dict[str, list[Any]]:
         """Extract the key patches of `batch`: columns `image`, and `source` and `group` where they are given."""
         take_one_thread_in_a_pool(self.device)
-        values = batch[self.image_column]
+        values = batch_column(batch, self.image_column)
         sources = batch.get("source") or _paths_of(values)
         groups = batch.get("group") or sources
         rows: list[dict[str, Any]] = []

@@ -32,8 +32,9 @@ from optidel_hf.curation.heldout import FRAMES_AT_ONCE, Moments, hold_out, infor
 from optidel_hf.curation.reference import Reference, ReferenceConfig, decode_patches, training_config
 from optidel_hf.curation.scoring import load_pixels
 from optidel_hf.curation.selection import mosaics_in_budget, select
-from optidel_hf.curation.shards import read_rows, write_text
+from optidel_hf.curation.shards import read_rows
 from optidel_hf.errors import UserError
+from optidel_hf.files import read_json, write_text
 from optidel_hf.pretraining.batches import image_processor
 from optidel_hf.pretraining.trainer import Pretrainer
 from optidel_hf.processes import single_process
@@ -98,7 +99,7 @@ def run_pilot(
     """
     counts = [max(1, round(share * count)) for share in SHARES]
     chosen = {(arm, number): choose(arm, number) for arm in ARMS for number in counts}
-    done = json.loads(record.read_text()) if record and record.exists() else {}
+    done = read_json(record) if record and record.exists() else {}
     bits = np.empty((repeats, len(ARMS), len(SHARES)))
     held_out = [np.isin(groups, list(hold_out(groups, HELD_OUT, seed=repeat + 1))) for repeat in range(repeats)]
     if any(held[rows].all() for held in held_out for rows in chosen.values()):

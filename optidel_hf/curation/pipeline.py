@@ -59,11 +59,11 @@ from optidel_hf.curation.shards import (
     shard_paths,
     wait_for,
     write_parquet,
-    write_text,
 )
 from optidel_hf.curation.stages import Stage, digest
 from optidel_hf.devices import hardware, resolve_device
 from optidel_hf.errors import UserError
+from optidel_hf.files import write_text
 from optidel_hf.processes import process_rank, single_process
 
 

@@ -42,6 +42,7 @@ from optidel_hf.devices import resolve_device
 from optidel_hf.errors import Diverged, UserError
 from optidel_hf.images import open_image
 from optidel_hf.pretraining.trainer import PretrainConfig, Pretrainer
+from optidel_hf.tables import require_table
 
 
 logger = logging.getLogger(__name__)
@@ -135,6 +136,7 @@ def fit_scorer(
     Raises:
         `UserError`: if the folder holds models of other groups, or of the same ones dealt otherwise.
     """
+    require_table(patches, "`patches`")
     config, score, output = config or ReferenceConfig(), score or ScoreConfig(), Path(output_dir)
     forget_loaded()
     output.mkdir(parents=True, exist_ok=True)

@@ -39,6 +39,7 @@ from optidel_hf.errors import UserError
 from optidel_hf.images import open_image
 from optidel_hf.pretraining.objectives.mae import MaskedAutoencoding
 from optidel_hf.processes import take_one_thread_in_a_pool
+from optidel_hf.tables import batch_column
 
 
 KEY_FEATURES = Features(
@@ -145,7 +146,8 @@ class VInformationScorer:
     def __call__(self, batch: dict[str, list[Any]], rank: int | None = None) -> dict[str, list[Any]]:
         """Score the patches of `batch` (columns `image` and the keys)."""
         take_one_thread_in_a_pool(self.device)
-        if any(image is None for image in batch["image"]):
+        images = batch_column(batch, "image")
+        if any(image is None for image in images):
             raise UserError("A row has no image: leave those that were `rejected` out before scoring.")
         device = str(resolve_device(self.device, rank))
         size = load_reference(self.reference, 0, device).model.config.image_size
@@ -154,7 +156,7 @@ class VInformationScorer:
         scored = []
         order = np.argsort(folds, kind="stable")
         with ThreadPoolExecutor(max_workers=DECODERS) as pool:
-            decoded = pool.map(partial(decode_patch, size=size), [batch["image"][row] for row in order])
+            decoded = pool.map(partial(decode_patch, size=size), [images[row] for row in order])
             for fold in np.unique(folds):
                 rows = np.flatnonzero(folds == fold)
                 scored.append(self._score(islice(decoded, len(rows)), sides[rows], int(fold), device))

@@ -56,17 +56,6 @@ def write_parquet(table: pa.Table, path: Path) -> None:
     partial.replace(path)
 
 
-def write_text(text: str, path: Path) -> None:
-    """Write a small text file whole or not at all, also after a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
 def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
     """
     A shard's rows.

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from optidel_hf.curation.shards import write_text
 from optidel_hf.errors import UserError
+from optidel_hf.files import write_text
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ import copy
 import json
 import logging
 import math
-import os
 import re
 import time
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from optidel_hf.evaluation.downstream import DownstreamSet, list_pairs, load_dow
 from optidel_hf.evaluation.metrics.normdel.normdel import normdel
 from optidel_hf.evaluation.protocol import Segmenter, labelled_rows, score, train
 from optidel_hf.evaluation.statistics import markdown_table, summarise
+from optidel_hf.files import read_json, write_text
 
 
 logger = logging.getLogger(__name__)
@@ -226,7 +226,7 @@ def _finished_or_run(out: Path, key: dict[str, Any], run: Callable[[], dict[str,
     file = out / "runs" / f"{key['arm']}-{key['mode']}-seed{key['seed']}.json"
     if not file.exists():
         _write_json(file, key | run())
-    row = json.loads(file.read_text())
+    row = read_json(file)
     if row["weights"] != key["weights"]:
         raise UserError(
             f"{file} was made with other weights than '{key['model']}' has now: remove the runs of arm "
@@ -266,7 +266,7 @@ def _claim(out: Path, determining: dict[str, Any]) -> None:
     file = out / "evaluate_config.json"
     if not file.exists():
         return _write_json(file, determining)
-    before = json.loads(file.read_text())
+    before = read_json(file)
     changed = [name for name in before | determining if before.get(name) != determining.get(name)]
     if changed:
         raise UserError(
@@ -283,14 +283,11 @@ def _write_results(out: Path, config: EvaluateConfig, image_size: int, rows: lis
             line["normdel"] = normdel(line["miou_mean"], ratios[line["arm"]])
     results = {"config": asdict(config) | {"image_size": image_size}, "rows": rows, "summary": summary}
     _write_json(out / "results.json", results)
-    (out / "results.md").write_text(markdown_table(results) + "\n")
+    write_text(markdown_table(results) + "\n", out / "results.md")
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name(f".{file.name}.{os.getpid()}")
-    beside.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-    os.replace(beside, file)
+    write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", file)
 
 
 def _name_and_path(model: str) -> tuple[str, str]:

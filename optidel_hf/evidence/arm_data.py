@@ -24,12 +24,12 @@ from optidel_hf.curation.curated import check_grid, curated_shards, draft_select
 from optidel_hf.curation.inputs import open_sources
 from optidel_hf.curation.selection import mosaics_in_budget, select
 from optidel_hf.curation.selection_config import SelectionConfig
-from optidel_hf.curation.shards import write_text
 from optidel_hf.errors import UserError
 from optidel_hf.evidence.accounting import CONTENTS, count_contents, measure_tiles
 from optidel_hf.evidence.arms import ARMS, Arm
 from optidel_hf.evidence.pool import IMAGES_PER_SHARD, Pool, Stock, cut, lock, read_seconds, score, stopwatch
 from optidel_hf.evidence.rules import RULES
+from optidel_hf.files import read_json, write_text
 from optidel_hf.processes import single_process
 
 
@@ -163,7 +163,7 @@ def build_arm(name: str, budget: float, seed: int, pool: Pool, *, label_images: 
         if not path.exists():
             write_text(json.dumps(_make(draw, folder), indent=2) + "\n", path)
     last = draw.whole_images if arm.whole_last else 0
-    return ArmData(str(folder / "curated"), json.loads(path.read_text()), last, draw.start)
+    return ArmData(str(folder / "curated"), read_json(path), last, draw.start)
 
 
 def _make(draw: Draw, folder: Path) -> dict[str, float]:
@@ -195,7 +195,7 @@ def _claim(folder: Path, draw: Draw) -> None:
     for how in ("output", "device"):
         del recipe[how]
     path, text = folder / "config.json", json.dumps(recipe, indent=2, sort_keys=True) + "\n"
-    if path.exists() and _without_place(json.loads(path.read_text())) != _without_place(json.loads(text)):
+    if path.exists() and _without_place(read_json(path)) != _without_place(json.loads(text)):
         raise UserError(f"{folder} was made from another pool or configuration: give another output, or delete it.")
     write_text(text, path)
 

@@ -12,7 +12,6 @@ Shapes: `N` judged images, `C` classes.
 from __future__ import annotations
 
 import copy
-import json
 import shutil
 import time
 from dataclasses import dataclass, replace
@@ -36,6 +35,7 @@ from optidel_hf.evidence.arm_data import ArmData, build_arm
 from optidel_hf.evidence.arms import ARMS
 from optidel_hf.evidence.config import Experiment, ReproduceConfig
 from optidel_hf.evidence.pool import Pool
+from optidel_hf.files import read_json
 from optidel_hf.pretraining.batches import image_processor
 from optidel_hf.pretraining.config import PretrainConfig
 from optidel_hf.pretraining.objectives import OBJECTIVES
@@ -136,7 +136,7 @@ def pretrain_cell(cell: Cell, data: ArmData, experiment: Experiment) -> Trained:
     steps = range(every, config.steps + 1, every)
     encoders = {step: load_backbone(str(_saved(folder, step) if step < config.steps else folder)) for step in steps}
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    seconds = json.loads((folder / FINISHED).read_text())["seconds"]
+    seconds = read_json(folder / FINISHED)["seconds"]
     return Trained(encoders, seconds, held_out_information(folder, experiment))
 
 

@@ -24,7 +24,7 @@ import pyarrow as pa
 import torch
 from tqdm.auto import tqdm
 
-from optidel_hf.curation.shards import wait_for, write_parquet, write_text
+from optidel_hf.curation.shards import wait_for, write_parquet
 from optidel_hf.curation.stages import digest
 from optidel_hf.devices import hardware, resolve_device, resolve_precision
 from optidel_hf.errors import UserError
@@ -39,6 +39,7 @@ from optidel_hf.evidence.results import add_up_groups, group_names, read_cells, 
 from optidel_hf.evidence.summary import ENDPOINT, write_summary
 from optidel_hf.evidence.trials import count_trials, list_of_trials, note_trial
 from optidel_hf.evidence.wording import difference_text, level_text, mode_words
+from optidel_hf.files import read_json, write_text
 from optidel_hf.pretraining.stored import open_images
 from optidel_hf.processes import process_rank, single_process
 
@@ -190,7 +191,7 @@ def _refuse_other(folder: Path, record: dict[str, Any]) -> None:
     file = folder / "config.json"
     if not file.exists():
         raise UserError(f"--merge {folder}: no output of `optidel reproduce` is there (no config.json).")
-    theirs = json.loads(file.read_text())
+    theirs = read_json(file)
     if theirs["hash"] == record["hash"]:
         return
     before, now = theirs["fields"], json.loads(json.dumps(record["fields"]))

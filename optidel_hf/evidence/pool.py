@@ -32,7 +32,8 @@ from optidel_hf.curation.pipeline import CurationConfig, curate
 from optidel_hf.curation.reference import ReferenceConfig
 from optidel_hf.curation.scoring import ScoreConfig
 from optidel_hf.curation.selection_config import SelectionConfig
-from optidel_hf.curation.shards import existing_shards, read_columns, write_parquet, write_text
+from optidel_hf.curation.shards import existing_shards, read_columns, write_parquet
+from optidel_hf.files import read_json, write_text
 from optidel_hf.processes import single_process
 
 
@@ -109,7 +110,7 @@ def stopwatch(path: Path) -> Iterator[None]:
 
     A finished block's seconds stay as they are, and those of a killed process, which could not write, are lost.
     """
-    before = json.loads(path.read_text()) if path.exists() else {"seconds": 0.0, "finished": False}
+    before = read_json(path) if path.exists() else {"seconds": 0.0, "finished": False}
     start, finished = time.perf_counter(), False
     try:
         yield
@@ -122,7 +123,7 @@ def stopwatch(path: Path) -> Iterator[None]:
 
 def read_seconds(folder: Path) -> float:
     """What `stopwatch` wrote into a folder."""
-    return float(json.loads((folder / "seconds.json").read_text())["seconds"])
+    return float(read_json(folder / "seconds.json")["seconds"])
 
 
 def _list_inputs(pool: Pool) -> Stock:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from optidel_hf.curation.shards import write_text
 from optidel_hf.evaluation.metrics.normdel.normdel import normdel
 from optidel_hf.evidence.arms import ARMS
 from optidel_hf.evidence.comparison import PRIMARY, TEST, Comparison, Judged, Series
@@ -31,6 +30,7 @@ from optidel_hf.evidence.wording import (
     seeds_text,
     table,
 )
+from optidel_hf.files import write_text
 
 
 ENDPOINT = (("optidel", "random_images"), ("optidel", "full"))

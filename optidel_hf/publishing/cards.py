@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,9 @@ from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard,
 from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 
 from optidel_hf.errors import UserError
+from optidel_hf.files import read_json, write_text
 from optidel_hf.publishing.measures import chosen_rows, held_out_text, judged_unit, pilot_text, set_measures
-from optidel_hf.publishing.records import SCORES, CurationRecord, funnel, read_curation, read_json, shards
+from optidel_hf.publishing.records import SCORES, CurationRecord, funnel, read_curation, shards
 
 
 TASK = "image-feature-extraction"
@@ -121,7 +121,7 @@ def write_provenance(pretrain_dir: str | Path, facts: dict[str, Any]) -> Path:
     Returns:
         `Path`: The file that was written.
     """
-    return _write(Path(pretrain_dir) / PROVENANCE, json.dumps(facts, indent=2) + "\n")
+    return write_text(json.dumps(facts, indent=2) + "\n", Path(pretrain_dir) / PROVENANCE)
 
 
 def write_model_card(pretrain_dir: str | Path, *args: Any, **kwargs: Any) -> Path:
@@ -131,7 +131,7 @@ def write_model_card(pretrain_dir: str | Path, *args: Any, **kwargs: Any) -> Pat
     Returns:
         `Path`: The file that was written.
     """
-    return _write(Path(pretrain_dir) / "README.md", render_model_card(pretrain_dir, *args, **kwargs))
+    return write_text(render_model_card(pretrain_dir, *args, **kwargs), Path(pretrain_dir) / "README.md")
 
 
 def render_dataset_card(
@@ -213,7 +213,7 @@ def write_dataset_card(curation_dir: str | Path, **kwargs: Any) -> Path:
     Returns:
         `Path`: The file that was written.
     """
-    return _write(Path(curation_dir) / "curated" / "README.md", render_dataset_card(curation_dir, **kwargs))
+    return write_text(render_dataset_card(curation_dir, **kwargs), Path(curation_dir) / "curated" / "README.md")
 
 
 def render_metric_card(module: str | Path, repo_id: str) -> str:
@@ -408,10 +408,3 @@ def _without_nulls(figures: Any) -> Any:
     if isinstance(figures, dict):
         return {name: _without_nulls(value) for name, value in figures.items() if value is not None}
     return [_without_nulls(value) for value in figures] if isinstance(figures, list) else figures
-
-
-def _write(path: Path, text: str) -> Path:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-    return path

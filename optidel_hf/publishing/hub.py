@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
@@ -45,6 +46,39 @@ class PushConfig:
     )
     results: str | None = field(default=None, metadata={"help": "results.json of `optidel evaluate`, for a model."})
     arm: str | None = field(default=None, metadata={"help": "The model's name in these results."})
+
+
+def push(config: PushConfig) -> str:
+    """
+    Push whatever the folder is: a curation, a pre-training or a metric.
+
+    Returns:
+        `str`: Its URL.
+
+    Raises:
+        UserError: If the folder is none of these, or a flag is given that is not for what it is.
+    """
+    folder, place = Path(config.folder), config.repo_id
+    how: dict[str, Any] = {"private": config.private, "license": config.license}
+    if (folder / "inputs.parquet").exists():
+        _refuse_given(config, "a curation", "results", "arm")
+        return push_dataset(folder, place, selection_only=config.selection_only, **how)
+    if (folder / "pretrain_config.json").exists():
+        _refuse_given(config, "a pre-training", "selection_only")
+        return push_model(folder, place, results=config.results, arm=config.arm, **how)
+    if (folder / f"{folder.resolve().name}.py").exists():
+        _refuse_given(config, "a metric", "results", "arm", "selection_only")
+        return push_metric(folder, place, private=config.private)
+    raise UserError(
+        f"--folder {folder} is no output of `optidel curate` (it has no inputs.parquet) or of pre-training (no "
+        "pretrain_config.json), nor the folder of a metric."
+    )
+
+
+def _refuse_given(config: PushConfig, kind: str, *names: str) -> None:
+    """Refuse flags that `kind` of folder has no use for, as whoever gives them expects something of them."""
+    if given := " and ".join(f"--{name}" for name in names if getattr(config, name)):
+        raise UserError(f"{given} says nothing of {kind}, which --folder {config.folder} is: leave it out.")
 
 
 def find_file(repo_id: str, name: str, revision: str | None = None) -> Path | None:

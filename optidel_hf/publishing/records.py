@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from optidel_hf.errors import UserError
+from optidel_hf.files import read_json
 
 
 SCORES = {
@@ -192,21 +193,6 @@ def _cut_step(cut: dict[str, dict[str, Any]] | None) -> list[tuple[str, str, int
         above = "" if figures["limit"] is None else f" (above {figures['limit']:.3g})"
         notes.append(f"{figures['count']:,} {reason.removeprefix('dropped: ')}{above}")
     return [("patch", "cut as outliers", sum(figures["count"] for figures in cut.values()), notes)]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """
-    Reads a JSON object.
-
-    Raises:
-        UserError: If the file is missing or is not JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: the stage that writes it has not finished.") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON ({error}): run the stage that writes it again.") from None
 
 
 def shards(folder: Path) -> list[Path]:

@@ -11,7 +11,6 @@ import base64
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -19,6 +18,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from optidel_hf.files import write_text
 from optidel_hf.publishing.figures import figure, number
 from optidel_hf.publishing.measures import pilot_text, set_measures
 from optidel_hf.publishing.panels.evidence import Evidence, evidence_panel
@@ -99,12 +99,9 @@ def build_report(
         )
     )
     output = Path(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(output.name + ".partial")
-    partial.write_text(page, encoding="utf-8")
-    if partial.stat().st_size > MOST_BYTES:
-        logger.warning("%s has %.1f MB: the tables of this run are that long.", output, partial.stat().st_size / 1e6)
-    os.replace(partial, output)
+    write_text(page, output)
+    if output.stat().st_size > MOST_BYTES:
+        logger.warning("%s has %.1f MB: the tables of this run are that long.", output, output.stat().st_size / 1e6)
     return output
 
 

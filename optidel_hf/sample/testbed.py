@@ -30,8 +30,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from optidel_hf.curation.curated import source_sha256
-from optidel_hf.curation.shards import write_parquet, write_text
+from optidel_hf.curation.shards import write_parquet
 from optidel_hf.errors import UserError
+from optidel_hf.files import write_text
 from optidel_hf.sample.junk import JUNK
 from optidel_hf.sample.testbed_views import Camera, drifting_frames, generated_scenes
 from optidel_hf.sources import find_image_column, open_dataset

@@ -21,7 +21,6 @@ import pytest
 from tiny_grid import ARMS, COUNTS, fake_arm, tiny_experiment, write_squares
 
 from optidel_hf.curation.heldout import Frames
-from optidel_hf.curation.shards import write_text
 from optidel_hf.curation.stages import digest
 from optidel_hf.errors import Preempted, UserError
 from optidel_hf.evaluation import downstream as downstream_sets
@@ -32,6 +31,7 @@ from optidel_hf.evidence.cells import Cell, enumerate_cells
 from optidel_hf.evidence.grid import Grid
 from optidel_hf.evidence.results import RESULT_SCHEMA, judged_names, write_rows
 from optidel_hf.evidence.trials import count_trials, list_of_trials, note_trial
+from optidel_hf.files import write_text
 from optidel_hf.pretraining.trainer import Pretrainer
 
 

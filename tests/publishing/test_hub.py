@@ -335,3 +335,20 @@ def test_a_metric_goes_up_as_a_space(hub: HubServer) -> None:
 def test_a_folder_of_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["push", "--folder", str(tmp_path), "--repo_id", "me/x"]) == 2
     assert "is no output of `optidel curate`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("holds", "flag", "refusal"),
+    [
+        ("inputs.parquet", "--results x.json", "--results says nothing of a curation"),
+        ("pretrain_config.json", "--selection_only true", "--selection_only says nothing of a pre-training"),
+        ("a.py", "--arm optidel", "--arm says nothing of a metric"),
+    ],
+)
+def test_a_flag_for_another_kind_of_folder_is_refused(
+    holds: str, flag: str, refusal: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder := tmp_path / "a").mkdir()
+    (folder / holds).touch()
+    assert cli.main(["push", "--folder", str(folder), "--repo_id", "me/x", *flag.split()]) == 2
+    assert refusal in capsys.readouterr().err

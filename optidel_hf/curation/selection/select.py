@@ -25,6 +25,7 @@ from optidel_hf.curation.selection.strata import ccs
 from optidel_hf.curation.selection.subspaces import zcore
 from optidel_hf.curation.selection.uniform import random, random_images
 from optidel_hf.errors import UserError
+from optidel_hf.tables import require_table
 
 
 logger = logging.getLogger(__name__)
@@ -150,6 +151,7 @@ def select(
     Raises:
         `UserError`: if the budget rounds to nothing or exceeds the patches, or a column is missing.
     """
+    require_table(table, "The table to select from")
     _check(table, strategy, score, keep, diversity, hardness_weight, distance, explain)
     check_numbers(seed, tiles_per_mosaic, images, trim)
     chooser, columns = STRATEGIES[strategy], _Columns(table)

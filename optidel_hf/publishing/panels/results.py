@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from optidel_hf.errors import UserError
+from optidel_hf.files import read_json
 from optidel_hf.publishing.figures import intervals, number
 from optidel_hf.publishing.panels.scores import rank_correlation
-from optidel_hf.publishing.records import CurationRecord, read_json
+from optidel_hf.publishing.records import CurationRecord
 
 
 MIOU = ("miou_mean", "miou_low", "miou_high")

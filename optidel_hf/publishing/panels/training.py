@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from optidel_hf.errors import UserError
+from optidel_hf.files import read_json
 from optidel_hf.publishing.figures import line_class, lines, thumbnail
-from optidel_hf.publishing.records import read_json
 
 
 CURVE_POINTS = 200

@@ -1,0 +1,49 @@
+"""A table of several splits and a `map` row by row are refused in words, wherever Python users hand them over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from unittest.mock import ANY
+
+import pytest
+from datasets import Dataset, DatasetDict, Image, IterableDataset
+
+from optidel_hf import SamPatchExtractor, VInformationScorer, curated_dataset, fit_scorer, select
+from optidel_hf.curation.patches import PatchConfig
+from optidel_hf.errors import UserError
+
+
+SPLITS = DatasetDict(train=Dataset.from_dict({"source": ["a"]}), test=Dataset.from_dict({"source": ["b"]}))
+STREAM = IterableDataset.from_generator(lambda: iter([{"source": "a"}]))
+USES: dict[str, Callable[[Any], Any]] = {
+    "select": lambda table: select(table, budget=0.5),
+    "fit_scorer": lambda table: fit_scorer(table, "unused"),
+    "curated_dataset": lambda table: curated_dataset(table, ANY, SPLITS["train"]),
+    "its images": lambda table: curated_dataset(SPLITS["train"], ANY, table),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_several_splits_are_refused(use: str) -> None:
+    with pytest.raises(UserError, match=r"is of type DatasetDict, with train, test: give one of them, as \['train'\]"):
+        USES[use](SPLITS)
+    with pytest.raises(UserError, match="is of type IterableDataset: give"):
+        USES[use](STREAM)
+
+
+@pytest.mark.parametrize("stage", [SamPatchExtractor, lambda: VInformationScorer("x")])
+def test_map_without_batches_is_refused(stage: Callable[[], Any], image_folder: Any) -> None:
+    images = Dataset.from_dict({"image": [str(next(image_folder.glob("*.png")))]}).cast_column(
+        "image", Image(decode=False)
+    )
+    with pytest.raises(
+        UserError, match="Column 'image' came as one value in place of many: call `map` with batched=True"
+    ):
+        images.map(stage())
+
+
+def test_a_missing_image_column_is_named() -> None:
+    extractor = SamPatchExtractor(PatchConfig(unit="image"))
+    with pytest.raises(UserError, match="no column 'image', only picture, source"):
+        extractor({"picture": [b""], "source": ["a"]})
