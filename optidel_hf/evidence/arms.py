@@ -138,6 +138,13 @@ ARMS = {
         "Do mosaics help more that are augmented tile by tile?", strategy="optidel", tile_augmentation=True
     ),
     "optidel_images": Arm("Does the rule of `optidel` need key patches?", "image", "optidel", tiles=1),
+    "coverage_images": Arm(
+        "And are whole images better that cover the pool, without hardness?",
+        "image",
+        "optidel",
+        tiles=1,
+        hardness_weight=0.0,
+    ),
     "optidel_m9": Arm("Do more sources a byte help: nine tiles?", strategy="optidel", tiles=9),
     "optidel_m16": Arm("Do still more sources a byte help: sixteen tiles?", strategy="optidel", tiles=16),
     "optidel_half": Arm(

@@ -49,6 +49,7 @@ EFFECTS = {
     "the pool, of equal compute": ("optidel", "full_equal_compute"),
     "the same from the scorer": ("optidel", "full_equal_compute_from_scorer"),
     "key patches under the same rule": ("optidel", "optidel_images"),
+    "coverage of whole images": ("coverage_images", "random_images"),
     "hardness beside cover": ("optidel", "cover_mosaics"),
     "hardness beside coverage": ("optidel", "coverage_mosaics"),
     "medium difficulty in a cluster": ("cover_medium_mosaics", "cover_mosaics"),
