@@ -53,12 +53,6 @@ def test_interrupted_writing_leaves_nothing_to_read(tmp_path: Path, monkeypatch:
     assert pq.read_table(path) == numbers(0, 3)
 
 
-def test_text_is_replaced_whole(tmp_path: Path) -> None:
-    for text in ("first", "second"):
-        shards.write_text(text, tmp_path / "new" / "a.json")
-    assert [path.read_text() for path in (tmp_path / "new").iterdir()] == ["second"]
-
-
 def test_reading_columns_and_rows_over_shards(tmp_path: Path) -> None:
     for path, (start, stop) in zip(shards.shard_paths(tmp_path, 3), ((0, 4), (4, 4), (4, 9))):
         shards.write_parquet(numbers(start, stop), path)
