@@ -28,8 +28,9 @@ images, depending on what varied. So (there: 91.5 to 98 %; with 2 or 3 seeds rat
 where D_w pools all confusion matrices anew under multinomial weights w of the images, t are draws of Student's t (at
 equally spaced probabilities, shuffled), and c_N = sqrt(N / (N - 1)) t_{N-1} / z, quantiles of the confidence, makes up
 for few images as t does for few seeds: 1.02 at 100, 1.22 at 10. Of 500 simulated experiments of 6 to 80 images these
-intervals held the truth in 92 to 98 %, without c_N in 83 to 98 % (`benchmarks/simulate_intervals.py`). Q_seed / (S N) is the variance of the seeds' mean: without an image effect this
-is the t interval over seeds, without a seed effect the bootstrap over images. One seed has no interval.
+intervals held the truth in 92 to 98 %, without c_N in 83 to 98 % (`benchmarks/simulate_intervals.py`).
+Q_seed / (S N) is the variance of the seeds' mean: without an image effect this is the t interval over seeds, without a
+seed effect the bootstrap over images. One seed has no interval.
 
 S seeds, N images, C classes, A arms, K checkpoints.
 """
