@@ -89,7 +89,7 @@ class Stage:
 def _read_record(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # no JSON, or no text
         raise UserError(
             f"{path} is damaged ({error}), and so nothing tells what {path.parent} was made by: move that folder away."
         ) from None
