@@ -274,7 +274,7 @@ def test_what_was_never_ranked_is_listed_reason_by_reason() -> None:
         (2, "enlarged"),
     ]  # 3 % of the 97 that are left are two
     assert facts["dropped"][1]["source"] == "00098.png"
-    assert facts["reasons"]["dropped: outlier cut, among the very hardest"] == 2
+    assert facts["reasons"]["dropped: outlier cut, at the very top of the ranking"] == 2
     many = pool(300, difficulty=np.arange(300.0))
     assert len(select(many, 0.1, trim=0.5, tiles_per_mosaic=1, explain=True).facts["dropped"]) == 100
 

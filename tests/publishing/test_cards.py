@@ -238,20 +238,21 @@ def test_the_dataset_loads_with_its_card_beside_it(curation: Path, tmp_path: Pat
     assert set(dataset.column_names) == {"image", "tiles"}
 
 
-def test_a_selection_without_hardness_is_not_called_hard(curation: Path, tmp_path: Path) -> None:
+def test_only_what_was_ranked_by_hardness_is_called_hard(curation: Path, tmp_path: Path) -> None:
     out = shutil.copytree(curation, tmp_path / "out")
     table = pq.read_table(out / "selection.parquet")
     facts = json.loads(table.schema.metadata[b"optidel"]) | {"strategy": "optidel"}
-    for weight, said in (
-        (1.0, "hard patches after trimming"),
-        (0.0, "`optidel` without hardness: patches"),
+    for weight, score, said in (
+        (1.0, "difficulty", "hard patches after trimming"),
+        (1.0, "learnability", "`optidel` by learnability: patches"),
+        (0.0, "difficulty", "`optidel` without hardness: patches"),
     ):
-        facts["hardness_weight"] = weight
+        facts |= {"hardness_weight": weight, "score": score}
         told = table.replace_schema_metadata({b"optidel": json.dumps(facts).encode()})
         pq.write_table(told, out / "selection.parquet")
         card = render_dataset_card(out)
         assert said in card
-        assert ("They are hard" in card) == (weight > 0)
+        assert ("They are hard" in card) == said.startswith("hard")
 
 
 def test_a_dataset_card_needs_a_selection(curation: Path, tmp_path: Path) -> None:

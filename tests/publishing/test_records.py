@@ -32,11 +32,11 @@ def test_funnel_names_what_was_held_out_and_cut(curation: Path, tmp_path: Path) 
     record = read_curation(out)
     record.facts["cut"] = {
         "dropped: spoilt by burned-in text": {"limit": 0.02, "count": 5},
-        "dropped: outlier cut, among the very hardest": {"limit": None, "count": 1},
+        "dropped: outlier cut, at the very top of the ranking": {"limit": None, "count": 1},
     }
     steps = {step["label"]: (step["count"], step["notes"]) for step in funnel(record)}
     assert steps["held out"] == (2, ["seen by no stage"])
-    notes = ["5 spoilt by burned-in text (above 0.02)", "1 outlier cut, among the very hardest"]
+    notes = ["5 spoilt by burned-in text (above 0.02)", "1 outlier cut, at the very top of the ranking"]
     assert steps["cut as outliers"] == (6, notes)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 
 ENLARGED = "dropped: enlarged too much"
-OUTLIER = "dropped: outlier cut, among the very hardest"
+OUTLIER = "dropped: outlier cut, at the very top of the ranking"
 UNLEARNT = "dropped: hard, and longer training does not help"
 SPOILT = {
     "border": "dropped: spoilt by a flat border",
