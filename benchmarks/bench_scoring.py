@@ -28,9 +28,10 @@ import transformers
 from PIL import Image
 
 from optidel_hf.curation.calibration import FITTED_HERE, Calibration, load_reference
+from optidel_hf.curation.keys import KEY_FEATURES
 from optidel_hf.curation.masking import mask_partition, mask_ratio
 from optidel_hf.curation.nuisance import nuisances
-from optidel_hf.curation.scoring import KEY_FEATURES, ScoreConfig, VInformationScorer, load_pixels
+from optidel_hf.curation.scoring import ScoreConfig, VInformationScorer, load_pixels
 from optidel_hf.curation.vinfo import DifficultyFit, GaussianFamily
 from optidel_hf.devices import resolve_device
 from optidel_hf.images import encode_png

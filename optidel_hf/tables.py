@@ -22,8 +22,9 @@ def require_table(table: Any, what: str) -> None:
     if isinstance(table, (Dataset, pa.Table)):
         return
     if isinstance(table, dict):
+        first = next(iter(table), "train")
         raise UserError(
-            f"{what} is of type {type(table).__name__}, with {', '.join(table)}: give one of them, as ['train']."
+            f"{what} is of type {type(table).__name__}, with {', '.join(table)}: give one of them, as ['{first}']."
         )
     raise UserError(f"{what} is of type {type(table).__name__}: give a datasets.Dataset, which has all rows at hand.")
 

@@ -39,7 +39,8 @@ from optidel_hf.curation.contrastive import (
     info_nce,
     information,
 )
-from optidel_hf.curation.scoring import DECODERS, KEY_FEATURES, normalise
+from optidel_hf.curation.keys import KEY_FEATURES
+from optidel_hf.curation.scoring import DECODERS, normalise
 from optidel_hf.devices import resolve_device
 from optidel_hf.errors import UserError
 from optidel_hf.files import read_json, write_text
@@ -215,11 +216,8 @@ def draw_bank(encoder: Encoder, patches: Dataset, groups: Sequence[str], seed: i
 def embed_views(encoder: Encoder, batch: Mapping[str, Any], seed: int, patches_per_batch: int = 64) -> list[Tensor]:
     """Embeddings `(B, W)` of the two views of every patch: of `image`, seeded by its `source` and `crop`."""
     size = encoder.model.config.image_size
-    images, sources, crops = (
-        batch_column(batch, "image"),
-        batch["source"],
-        batch["crop"],
-    )  # a batch of `map` is not for threads
+    images = batch_column(batch, "image")
+    sources, crops = batch["source"], batch["crop"]  # a batch of `map` is not for threads
 
     def views(row: int) -> np.ndarray:
         rng = np.random.default_rng(int(_key(seed, sources[row], *map(int, crops[row])), 16))

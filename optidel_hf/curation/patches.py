@@ -18,11 +18,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from datasets import Features, Image, List, Value
+from datasets import Features, Image, Value
 
 from optidel_hf.checkpoints import checkpoint_path, folder_fingerprint
 from optidel_hf.curation import amg
 from optidel_hf.curation.borders import border_shares
+from optidel_hf.curation.keys import KEY_FEATURES
 from optidel_hf.curation.masks import MaskGenerator, Masks
 from optidel_hf.curation.patch_config import PatchConfig
 from optidel_hf.errors import UserError
@@ -43,12 +44,7 @@ from optidel_hf.tables import batch_column
 PATCH_FEATURES = Features(
     {
         "image": Image(),
-        "source": Value("string"),
-        "group": Value("string"),
-        "bbox": List(Value("float32"), length=4),
-        "crop": List(Value("int32"), length=3),
-        "upscale": Value("float32"),
-        "area": Value("float32"),
+        **KEY_FEATURES,
         "predicted_iou": Value("float32"),
         "stability_score": Value("float32"),
         "rejected": Value("string"),

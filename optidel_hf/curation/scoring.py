@@ -32,6 +32,7 @@ from optidel_hf.curation.calibration import (
     load_folds,
     load_reference,
 )
+from optidel_hf.curation.keys import KEY_FEATURES
 from optidel_hf.curation.masking import hidden_mean, mask_partition, mask_ratio
 from optidel_hf.curation.nuisance import NUISANCES, nuisances
 from optidel_hf.devices import resolve_device
@@ -42,16 +43,6 @@ from optidel_hf.processes import take_one_thread_in_a_pool
 from optidel_hf.tables import batch_column
 
 
-KEY_FEATURES = Features(
-    {
-        "source": Value("string"),
-        "group": Value("string"),
-        "bbox": List(Value("float32"), length=4),
-        "crop": List(Value("int32"), length=3),
-        "upscale": Value("float32"),
-        "area": Value("float32"),
-    }
-)
 SCORES = ("cond_entropy", "null_entropy", "pvi", "pvi_std", "recon_error", "contrast", "difficulty")
 LEARNABILITY = "learnability"
 VARIANCES = ("global", "channel", "position")

@@ -26,7 +26,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from optidel_hf.curation.scoring import KEY_FEATURES, ScoreConfig, VInformationScorer
+from optidel_hf.curation.keys import KEY_FEATURES
+from optidel_hf.curation.scoring import ScoreConfig, VInformationScorer
 from optidel_hf.curation.shards import existing_shards, read_columns
 from optidel_hf.images import cut_square, encode_png, open_image
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from optidel_hf.curation.scoring import KEY_FEATURES
+from optidel_hf.curation.keys import KEY_FEATURES
 
 
 def crop_shares(tiles: pa.Table, whole: pa.Table) -> np.ndarray:

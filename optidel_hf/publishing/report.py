@@ -98,8 +98,7 @@ def build_report(
             versions=record.config.get("versions", {}) | record.facts.get("versions", {}),
         )
     )
-    output = Path(output)
-    write_text(page, output)
+    output = write_text(page, Path(output))
     if output.stat().st_size > MOST_BYTES:
         logger.warning("%s has %.1f MB: the tables of this run are that long.", output, output.stat().st_size / 1e6)
     return output

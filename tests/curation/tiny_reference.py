@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Features, Image, List, Value
+from datasets import Dataset, Features, Image
 from PIL import Image as PILImage
 from transformers import ViTMAEForPreTraining
 
+from optidel_hf.curation.keys import KEY_FEATURES
 from optidel_hf.curation.reference import ReferenceConfig
 from optidel_hf.images import encode_png
 from optidel_hf.pretraining.batches import image_processor
@@ -28,17 +29,7 @@ SIZES = {
     "decoder_num_attention_heads": 2,
     "decoder_intermediate_size": 64,
 }
-PATCH_FEATURES = Features(
-    {
-        "image": Image(decode=False),
-        "source": Value("string"),
-        "group": Value("string"),
-        "bbox": List(Value("float32"), length=4),
-        "crop": List(Value("int32"), length=3),
-        "upscale": Value("float32"),
-        "area": Value("float32"),
-    }
-)
+PATCH_FEATURES = Features({"image": Image(decode=False), **KEY_FEATURES})
 
 
 def tiny_mae(seed: int = 0, **options: Any) -> ViTMAEForPreTraining:
