@@ -72,7 +72,12 @@ def run_launched(output_dir: object, images: torch.Tensor, changes: dict[str, An
 def run_child(
     output_dir: object, images: torch.Tensor, rank: int = 0, processes: int = 1, port: int = 0, **changes: Any
 ) -> None:
-    """A whole run in a process of its own, as one rank of several where `processes` is above 1."""
+    """
+    A whole run in a process of its own, as one rank of several where `processes` is above 1.
+
+    As in a launched run, gloo's group stays until the process ends: freeing it after `end_training` hangs one run in
+    some hundreds, since torch then waits, with Python's lock, for a thread that wants it (pytorch issue 56297).
+    """
     faulthandler.dump_traceback_later(HANGING, exit=True)
     torch.set_num_threads(1)
     AcceleratorState._reset_state(reset_partial_state=True)  # the parent's knows one process
@@ -83,4 +88,3 @@ def run_child(
     pretrainer = Pretrainer(tiny_config(output_dir, **changes), images)
     pretrainer.train()
     pretrainer.save()
-    pretrainer.accelerator.end_training()
