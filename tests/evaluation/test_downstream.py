@@ -106,6 +106,18 @@ def test_masks_of_zeros_and_ones_are_refused(small_folder: Path) -> None:
         load_downstream(str(small_folder), "train", 32)
 
 
+def test_masks_of_several_classes_are_told_to_be_taken_as_one(small_folder: Path, caplog) -> None:
+    load_downstream(str(small_folder), "train", 32)
+    assert not caplog.messages
+    path = small_folder / "masks" / "train_a.png"
+    classes = np.asarray(PILImage.open(path)).copy()
+    classes[:16] = np.where(classes[:16] > 0, 170, 85)
+    PILImage.fromarray(classes).save(path)
+    masks = load_downstream(str(small_folder), "train", 32).masks
+    assert np.array_equal(masks[0].numpy(), classes > 127)
+    assert "split 'train': 25 % of the masks' pixels are neither black nor white" in caplog.text
+
+
 def test_transparent_parts_of_a_mask_are_no_object(small_folder: Path) -> None:
     expected = load_downstream(str(small_folder), "train", 32).masks
     for path in (small_folder / "masks").glob("train_*"):
