@@ -1,13 +1,20 @@
-"""Small text files: written whole or not at all, and read with a word about which one is damaged."""
+"""Files that outlive whoever writes them: small ones are written whole or not at all, and a folder has one writer."""
 
 from __future__ import annotations
 
 import json
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from optidel_hf.errors import UserError
+
+
+if sys.platform != "win32":
+    import fcntl
 
 
 def write_text(text: str, path: Path) -> Path:
@@ -42,3 +49,35 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path} is damaged (no JSON object): delete it and run the command that wrote it again.")
     return value
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """
+    Have an output folder, which is there, alone among processes; the system frees it when its holder dies.
+
+    Nobody is kept out where the file system has no such locks.
+
+    Raises:
+        `UserError`: if another process has it.
+    """
+    if sys.platform == "win32":  # where a folder cannot be locked
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        _lock(descriptor, folder)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(
+            f"Another process is at work in --output_dir {folder}: wait for its end, or give another folder."
+        ) from None
+    except OSError:  # no locks there, as on some network file systems
+        pass

@@ -1,13 +1,22 @@
-"""Small text files are whole or as they were, and one that is damaged is named."""
+"""Small text files are whole or as they were, one that is damaged is named, and a folder has one writer."""
 
 from __future__ import annotations
 
+import errno
+import os
+import sys
+import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
+from children import CHILDREN
 
 from optidel_hf.errors import UserError
-from optidel_hf.files import read_json, write_text
+from optidel_hf.files import alone_in, read_json, write_text
+
+
+locked = pytest.mark.skipif(sys.platform == "win32", reason="no folder is locked there")
 
 
 def test_a_text_is_written_into_folders_that_are_made(tmp_path: Path) -> None:
@@ -34,3 +43,38 @@ def test_a_damaged_object_is_named_with_the_way_out(tmp_path: Path, content: byt
 def test_a_missing_object_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"run\.json does not exist"):
         read_json(tmp_path / "run.json")
+
+
+def _hold(folder: Path, told: Connection) -> None:
+    with alone_in(folder):
+        told.send("held")
+        time.sleep(600)
+
+
+@locked
+def test_a_folder_is_one_process_alone_until_that_ends_or_dies(tmp_path: Path) -> None:
+    heard, told = CHILDREN.Pipe(duplex=False)
+    child = CHILDREN.Process(target=_hold, args=(tmp_path, told), daemon=True)
+    child.start()
+    assert heard.recv() == "held"
+    with (
+        pytest.raises(UserError, match=f"at work in --output_dir {tmp_path}: wait for its end, or give"),
+        alone_in(tmp_path),
+    ):
+        pass
+    child.kill()
+    child.join()
+    for _ in range(2):
+        with alone_in(tmp_path):
+            pass
+    assert not list(tmp_path.iterdir())
+
+
+@locked
+def test_where_there_are_no_locks_nobody_is_kept_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("optidel_hf.files.fcntl.flock", refuse)
+    with alone_in(tmp_path), alone_in(tmp_path):
+        pass

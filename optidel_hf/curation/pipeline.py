@@ -15,7 +15,7 @@ import shlex
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib.metadata import version
@@ -63,7 +63,7 @@ from optidel_hf.curation.shards import (
 from optidel_hf.curation.stages import Stage, digest
 from optidel_hf.devices import hardware, resolve_device
 from optidel_hf.errors import UserError
-from optidel_hf.files import write_text
+from optidel_hf.files import alone_in, write_text
 from optidel_hf.processes import process_rank, single_process
 
 
@@ -102,16 +102,18 @@ def curate(config: CurationConfig, until: str = "curated") -> Path:
         `Path`: the output folder; its `curated/` is what `load_dataset` opens.
 
     Raises:
-        `UserError`: for bad input, a configuration that differs from the output's, or a budget that cannot be met.
+        `UserError`: for bad input, a configuration that differs from the output's, a budget that cannot be met, or an
+            output that another process is at work in.
     """
     run = _Run(config)
     stages = STAGES[: STAGES.index(until) + 1]
-    for stage in stages:
-        getattr(run, stage)()
-        if stage == "patches" and "selection" in stages:
-            run.check_budget()  # before scoring, which takes longest
-    if until == STAGES[-1] or not run.published.exists():  # else it is told already what made the dataset
-        run.record()
+    with alone_in(run.output) if run.rank == 0 else nullcontext():
+        for stage in stages:
+            getattr(run, stage)()
+            if stage == "patches" and "selection" in stages:
+                run.check_budget()  # before scoring, which takes longest
+        if until == STAGES[-1] or not run.published.exists():  # else it is told already what made the dataset
+            run.record()
     return run.output
 
 

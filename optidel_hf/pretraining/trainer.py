@@ -22,6 +22,7 @@ import itertools
 import json
 import logging
 import os
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
@@ -41,6 +42,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from optidel_hf.devices import resolve_device, resolve_precision
 from optidel_hf.errors import Preempted, UserError
+from optidel_hf.files import alone_in
 from optidel_hf.pretraining.batches import Batches, BatchesInTurn, Views, image_processor
 from optidel_hf.pretraining.checkpoints import require_writable, resume_checkpoint, save_checkpoint, start_over
 from optidel_hf.pretraining.config import PretrainConfig, at_checkpoint_sizes
@@ -146,9 +148,14 @@ class Pretrainer:
 
         Raises:
             `UserError`: if a checkpoint in `output_dir` was made by a run that was told something else, if it cannot
-                be written to, or if the loss or a gradient is no longer finite.
+                be written to or another process is at work in it, or if the loss or a gradient is no longer finite.
             `Preempted`: after SIGTERM, once a checkpoint is written.
         """
+        require_writable(self.out)
+        with alone_in(self.out) if self.accelerator.is_main_process else nullcontext():
+            self._train()
+
+    def _train(self) -> None:
         config, start = self.config, self._begin()
         batches = self.batches.after(start)
         tracker = tracking(self.accelerator, config.report_to, self.out, asdict(config), resumed=start > 0)

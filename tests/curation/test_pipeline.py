@@ -29,6 +29,7 @@ from optidel_hf.curation.reference import ReferenceConfig
 from optidel_hf.curation.selection_config import SelectionConfig
 from optidel_hf.curation.shards import existing_shards, read_columns
 from optidel_hf.errors import UserError
+from optidel_hf.files import alone_in
 from optidel_hf.images import cut_square
 from optidel_hf.publishing.measures import chosen_rows, coverage_distance
 from optidel_hf.publishing.records import read_curation
@@ -113,6 +114,13 @@ def test_two_ranks_write_the_same_patches_scores_and_mosaics(
         process.join(timeout=120)
         assert process.exitcode == 0
     assert files(tmp_path / "out") == files(finished)
+
+
+def test_an_output_that_another_process_is_at_work_in_is_left_to_it(config: CurationConfig, tmp_path: Path) -> None:
+    tmp_path.joinpath("out").mkdir()
+    with alone_in(tmp_path / "out"), pytest.raises(UserError, match="Another process is at work in --output_dir"):
+        curate(replace(config, output_dir=str(tmp_path / "out")))
+    assert not (tmp_path / "out" / "patches").exists()
 
 
 def test_what_was_made_before_there_was_a_choice_stays_good(finished: Path) -> None:

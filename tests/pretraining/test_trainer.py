@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, ViTMAEForPreTraining, ViTModel
 
 from optidel_hf.errors import UserError
+from optidel_hf.files import alone_in
 from optidel_hf.pretraining.checkpoints import start_over
 from optidel_hf.pretraining.metrics import read_metrics
 from optidel_hf.pretraining.trainer import Pretrainer, parameter_groups
@@ -172,6 +173,13 @@ def test_a_disk_that_is_full_at_the_end_is_told(images, tmp_path, monkeypatch) -
     monkeypatch.setattr(type(pretrainer.objective), "save", refuse)
     with pytest.raises(UserError, match=r"cannot be written .*No space left.*: make room there"):
         pretrainer.save()
+
+
+def test_an_output_that_another_process_is_at_work_in_is_left_to_it(images, tmp_path) -> None:
+    with alone_in(tmp_path), pytest.raises(UserError, match="Another process is at work in --output_dir"):
+        _run(images, tmp_path, steps=2, resume="never")
+    assert not list(tmp_path.iterdir())
+    _run(images, tmp_path, steps=2)
 
 
 def test_another_configuration_or_other_images_are_refused(images, tmp_path) -> None:
