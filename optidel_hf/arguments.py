@@ -31,6 +31,8 @@ def parse(dataclasses: Sequence[type], arguments: Sequence[str], prog: str, desc
     for action in parser._actions:
         if action.nargs == "+" and not action.required:
             action.nargs = "*"  # an empty list in a file, or a flag that takes its list back
+        if action.const is False:  # `--no_NAME`, which HfArgumentParser gives the help of --NAME
+            action.help = f"The opposite of --{action.dest}."
     fields = {action.dest for action in parser._actions} - {"help"}
     parser.add_argument("--config", metavar="FILE", help="YAML file of `flag: value` lines; flags given here win.")
     file = config_file(arguments)

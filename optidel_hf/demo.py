@@ -25,7 +25,7 @@ def run_demo(output: Path, frames: int, steps: int, seeds: int) -> None:
     Curate, pre-train, evaluate and report on the embedded sample.
 
     Args:
-        output (`Path`): gets `sample/`, one folder an arm, `evaluation/` and the report.
+        output (`Path`): gets `sample/`, `optidel/` with the report, `random/`, `models/` and `evaluation/`.
         frames (`int`): size of the pool.
         steps (`int`): pre-training steps, the same for every arm.
         seeds (`int`): seeds of the downstream training.

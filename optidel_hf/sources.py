@@ -157,6 +157,10 @@ def _open_saved(path: Path, split: str | None) -> Dataset:
         saved = load_from_disk(str(path))
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path} is no folder that `save_to_disk` finished: {error}.") from None
+    except IndexError:  # datasets 5.2 finds no file of a split without rows
+        raise UserError(
+            f"{path} has a split without rows, which cannot be opened: save it without that one."
+        ) from None
     return _joined(saved, split, lambda name, row: f"{name}#{row}")
 
 

@@ -108,3 +108,13 @@ def test_help_shows_every_field(capsys: pytest.CaptureFixture[str]) -> None:
         parsed("--help")
     assert stopped.value.code == 0
     assert "The one required." in capsys.readouterr().out
+
+
+def test_a_negation_is_not_helped_by_what_it_negates(capsys: pytest.CaptureFixture[str]) -> None:
+    @dataclass
+    class Shared:
+        private: bool = field(default=True, metadata={"help": "For its owner alone."})
+
+    with pytest.raises(SystemExit):
+        parse((Shared,), ["--help"], "share", "Shares.")
+    assert "The opposite of --private." in capsys.readouterr().out.split("--no_private")[-1]

@@ -8,6 +8,7 @@ import sys
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import pytest
 from children import CHILDREN
@@ -78,3 +79,21 @@ def test_where_there_are_no_locks_nobody_is_kept_out(tmp_path: Path, monkeypatch
     monkeypatch.setattr("optidel_hf.files.fcntl.flock", refuse)
     with alone_in(tmp_path), alone_in(tmp_path):
         pass
+
+
+@locked
+def test_a_child_that_was_forked_meanwhile_does_not_keep_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, shared = os.open, []
+
+    def fork(*arguments: Any) -> int:
+        descriptor = opened(*arguments)
+        shared.append(os.dup(descriptor))  # what a child has of it
+        return descriptor
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", fork)
+        with alone_in(tmp_path):
+            pass
+    with alone_in(tmp_path):
+        pass
+    os.close(*shared)

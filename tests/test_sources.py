@@ -221,6 +221,8 @@ def test_saved_to_disk(tmp_path: Path) -> None:
     assert sources(tmp_path / "two", "test") == ["test#0", "test#1"]
     arrow.write_bytes(b"junk")
     assert "no folder that `save_to_disk` finished" in refused(tmp_path / "one")
+    DatasetDict({"train": table(1), "test": table(2).select([])}).save_to_disk(str(tmp_path / "three"))
+    assert "a split without rows" in refused(tmp_path / "three")
 
 
 def test_own_source_column_is_kept(tmp_path: Path) -> None:

@@ -102,10 +102,11 @@ def curated_dataset(scored: Dataset, selection: Selection, images: Dataset, size
         `datasets.Dataset` with `image` and `tiles`, one row a mosaic.
 
     Raises:
-        `UserError`: if two images have one name, or one that was selected is not there.
+        `UserError`: if two images have one name, one selected is not there, or its grid does not divide `size`.
     """
     for table, what in ((scored, "`scored`"), (images, "`images`")):
         require_table(table, what)
+    check_grid(selection.facts["tiles_per_mosaic"], size)
     values = undecoded(images)["image"]
     names = images["source"] if "source" in images.column_names else [value["path"] for value in values]
     rows: dict[str, int] = {}

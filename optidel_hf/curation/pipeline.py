@@ -107,7 +107,9 @@ def curate(config: CurationConfig, until: str = "curated") -> Path:
     """
     run = _Run(config)
     stages = STAGES[: STAGES.index(until) + 1]
+    run.output.mkdir(parents=True, exist_ok=True)
     with alone_in(run.output) if run.rank == 0 else nullcontext():
+        run.list_inputs()
         for stage in stages:
             getattr(run, stage)()
             if stage == "patches" and "selection" in stages:
@@ -128,6 +130,10 @@ class _Run:
         self.rank, self.world = process_rank()
         self.sources = open_sources(config.inputs)
         mosaics_in_budget(config.selection.budget, len(self.sources))
+
+    def list_inputs(self) -> None:
+        """List the source images, and tell those that are held out from those that are seen."""
+        config = self.config
         limit = config.patches.max_image_pixels
         self.inputs = list_inputs(self.sources, self.output, config.images_per_shard, limit)
         self.groups = self.inputs["group"].to_pylist()

@@ -134,7 +134,8 @@ def fit_scorer(
         `Path`: the folder that [`VInformationScorer`] takes.
 
     Raises:
-        `UserError`: if the folder holds models of other groups, or of the same ones dealt otherwise.
+        `UserError`: if the folder holds models of other groups, or of the same ones dealt otherwise, if there are too
+            few groups to train and calibrate, or if a training diverges.
     """
     require_table(patches, "`patches`")
     config, score, output = config or ReferenceConfig(), score or ScoreConfig(), Path(output_dir)
@@ -163,13 +164,17 @@ def calibrate_checkpoint(
     """
     Calibrate a given ViTMAE checkpoint on a tenth of the pool's groups: it scores every patch, as fold 0.
 
-    Args and result are those of [`fit_scorer`]; `config.reference` names the checkpoint.
+    Args and result are those of [`fit_scorer`], without its folds; `config.reference` names the checkpoint.
+
+    Raises:
+        `UserError`: if no checkpoint is named, or its predictions do not fit its recorded target.
     """
+    if config.reference is None:
+        raise UserError("There is no checkpoint to calibrate: name one in ReferenceConfig.reference, or fit_scorer.")
     forget_loaded()
     output, where = Path(output_dir), str(resolve_device(device))
     if (output / agreement.FILE).exists():
         return output
-    assert config.reference is not None
     own = set(patches["group"])
     # It has trained on none of them, so a single group will do.
     held = _rows_of(_sorted(patches), _held_out(own, patches, config) or own)

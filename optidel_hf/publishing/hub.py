@@ -173,7 +173,7 @@ def push_metric(folder: str | Path, repo_id: str, *, private: bool = True) -> st
     Push a metric as a Space, which `evaluate.load(repo_id)` opens.
 
     Args:
-        folder (`str` or `Path`): A folder with `NAME/NAME.py`, as those in `optidel_hf/evaluation/metrics`.
+        folder (`str` or `Path`): The folder `NAME` of a `NAME.py`, as those in `optidel_hf/evaluation/metrics`.
         repo_id (`str`): `owner/NAME`: evaluate looks for a module with the repository's name.
         private (`bool`, *optional*, defaults to `True`): Whether a new Space is for its owner alone.
 

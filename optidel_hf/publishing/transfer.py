@@ -38,7 +38,7 @@ OBJECTIVE_TAGS = ("vit", "vit_mae")
 INERT = (".gitattributes", "README.md", "LICENSE*")
 """Files beside which a repository counts as empty."""
 OURS = {
-    "dataset": ("curated/*", "scores/*", "assets/*"),
+    "dataset": ("curated/*", "scores/*", "assets/contact_sheet.png", "assets/scores.png"),
     "model": ("*.safetensors*", "backbone/model*.safetensors*", "config.json", "preprocessor_config.json"),
     "space": (),
 }
@@ -200,7 +200,8 @@ def _with_kept_metadata(content: str, before: dict[str, Any]) -> str:
 
 
 def _is_any(path: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch(path, pattern) for pattern in patterns)
+    """Whether a path fits a pattern of as many folders: `*` is a name or a part of it, no folder."""
+    return any(path.count("/") == pattern.count("/") and fnmatch(path, pattern) for pattern in patterns)
 
 
 def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

@@ -22,8 +22,9 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ from torch import Tensor, distributed, nn
 from tqdm import tqdm
 from transformers import SamConfig, SamModel
 
+from optidel_hf.errors import UserError
 from optidel_hf.sample.sam_batches import make_batch, scene_pool
 
 
@@ -265,16 +267,26 @@ class SamTrainer:
 
     def _resume(self) -> None:
         state = torch.load(self.folder / "checkpoint.pt", weights_only=True)
+        told, now = state.get("told", {}), self._told()
+        if changed := [
+            f"{name} was {told[name]!r}, now {now[name]!r}" for name in told if told[name] != now.get(name)
+        ]:
+            raise UserError(f"{self.folder} holds another run ({', '.join(changed)}): give another --output_dir.")
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
         logger.info("Resuming at step %d.", self.step)
 
+    def _told(self) -> dict[str, Any]:
+        """What determines the weights of a step, whatever the number of steps is."""
+        free = ("output_dir", "steps", "checkpoint_steps")
+        return {name: value for name, value in asdict(self.config).items() if name not in free}
+
     def save(self) -> None:
         """Write `output_dir/checkpoint.pt`: whole or not at all."""
         parts = {"model": self.model, "average": self.average, "optimizer": self.optimizer}
-        state = {name: part.state_dict() for name, part in parts.items()} | {"step": self.step}
+        state = {name: part.state_dict() for name, part in parts.items()} | {"step": self.step, "told": self._told()}
         torch.save(state, self.folder / "checkpoint.part")
         os.replace(self.folder / "checkpoint.part", self.folder / "checkpoint.pt")
 

@@ -191,3 +191,5 @@ def test_images_that_cannot_be_told_apart_are_refused() -> None:
         curated_dataset(table, selection(), named([f"s{i}" for i in range(9)]), SIZE)
     decoded = named([f"s{i}" for i in range(10)]).cast_column("image", ImageFeature())
     assert len(curated_dataset(table, selection(), decoded, SIZE)) == 2
+    with pytest.raises(UserError, match=f"image_size {SIZE + 1} is no multiple of 2"):
+        curated_dataset(table, selection(), decoded, SIZE + 1)

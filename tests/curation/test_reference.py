@@ -255,6 +255,11 @@ def ranked_difficulty(errors: np.ndarray, variance: torch.Tensor, patches: Datas
     return target - design @ np.linalg.lstsq(design, target, rcond=None)[0]
 
 
+def test_a_calibration_of_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="There is no checkpoint to calibrate"):
+        calibrate_checkpoint(tiny_patches(4), tmp_path / "out", tiny_config(), SCORE, device="cpu")
+
+
 def test_partitions_are_the_fewest_that_order_patches_reliably(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

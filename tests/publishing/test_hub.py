@@ -322,6 +322,22 @@ def test_another_objectives_files_do_not_stay(hub: HubServer, model: Path) -> No
     assert "projection_head.safetensors" not in hub.repo("me/vit", "models").files
 
 
+def test_what_lies_beside_ours_or_in_the_owners_folders_stays(hub: HubServer, curation: Path, model: Path) -> None:
+    push_dataset(curation, "me/frames")
+    push_model(model, "me/vit")
+    api = HfApi()
+    for kind, repo, path in (
+        ("dataset", "me/frames", "assets/mine.png"),
+        ("model", "me/vit", "adapter/adapter_model.safetensors"),
+        ("model", "me/vit", "backbone/notes.safetensors"),
+    ):
+        api.upload_file(path_or_fileobj=b"mine", path_in_repo=path, repo_id=repo, repo_type=kind)
+    push_dataset(curation, "me/frames")
+    push_model(model, "me/vit")
+    assert "assets/mine.png" in hub.repo("me/frames").files
+    assert {"adapter/adapter_model.safetensors", "backbone/notes.safetensors"} < {*hub.repo("me/vit", "models").files}
+
+
 def test_a_metric_goes_up_as_a_space(hub: HubServer) -> None:
     folder = Path(metrics.__file__).parent / "normdel"
     with pytest.raises(UserError, match="must end in /normdel"):

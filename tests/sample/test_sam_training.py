@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from transformers import SamModel, SamProcessor
 
+from optidel_hf.errors import UserError
 from optidel_hf.sample.sam_batches import make_batch, sample_points, scene_pool, target_masks
 from optidel_hf.sample.sam_evaluation import evaluate_sam
 from optidel_hf.sample.sam_export import export_sam, scale_logits
@@ -138,6 +139,13 @@ def test_a_stopped_run_goes_on_at_its_step_and_ends_with_the_same_weights(tiny: 
     list(resumed.train())
     for one, two in zip(straight.average.parameters(), resumed.average.parameters()):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
+
+
+def test_another_run_is_not_taken_for_the_one_that_a_checkpoint_is_of(tiny: SamTrainingConfig) -> None:
+    SamTrainer(tiny).save()
+    assert SamTrainer(replace(tiny, steps=tiny.steps + 1)).step == 0
+    with pytest.raises(UserError, match=r"holds another run \(seed was 0, now 1\): give another --output_dir"):
+        SamTrainer(replace(tiny, seed=1))
 
 
 def test_training_starts_from_an_exported_model_and_leaves_its_fourier_features(

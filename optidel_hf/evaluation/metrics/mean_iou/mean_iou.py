@@ -79,6 +79,8 @@ class MeanIoU(evaluate.Metric):
 
     def compute(self, *, predictions: Any = None, references: Any = None) -> dict[str, Any]:
         """The scores of everything added since the last call, and of the arguments if they are given."""
+        if (predictions is None) != (references is None):
+            raise ValueError("compute takes predictions and references together, or neither after add_batch.")
         if predictions is not None:
             self.add_batch(predictions=predictions, references=references)
         confusion, self.confusion = self.confusion, np.zeros_like(self.confusion)
@@ -104,9 +106,12 @@ def confusion_matrix(predictions: Any, references: Any, num_labels: int, ignore_
         `numpy.ndarray` of shape `(num_labels, num_labels)`, int64, rows are references.
 
     Raises:
-        `ValueError`: if the shapes differ or a label is out of range.
+        `ValueError`: if labels are no integers, the shapes differ or a label is out of range.
     """
     predicted, true = np.asarray(predictions), np.asarray(references)
+    for name, labels in (("Predictions", predicted), ("References", true)):
+        if labels.size and labels.dtype.kind not in "biu":
+            raise ValueError(f"{name} are {labels.dtype}, but labels are integers: round them, or take their argmax.")
     if predicted.shape != true.shape:
         raise ValueError(f"Predictions have shape {predicted.shape} but references have shape {true.shape}.")
     counted = true != ignore_index
