@@ -106,7 +106,7 @@ def curated_dataset(scored: Dataset, selection: Selection, images: Dataset, size
     """
     for table, what in ((scored, "`scored`"), (images, "`images`")):
         require_table(table, what)
-    check_grid(selection.facts["tiles_per_mosaic"], size)
+    check_grid(int(selection.slot.max()) + 1, size)
     values = undecoded(images)["image"]
     names = images["source"] if "source" in images.column_names else [value["path"] for value in values]
     rows: dict[str, int] = {}

@@ -62,7 +62,6 @@ def test_wrong_labels_and_shapes_are_refused() -> None:
         confusion_matrix([[0, 1]], [0, 1], num_labels=2)
 
 
-@pytest.mark.parametrize("path", [Path(mean_iou.__file__), Path(mean_iou.__file__).parent], ids=["file", "folder"])
 def test_what_is_no_label_map_is_refused() -> None:
     with pytest.raises(ValueError, match="Predictions are float64, but labels are integers"):
         confusion_matrix(0.9 * np.ones((2, 2)), np.ones((2, 2), int), 2)
@@ -71,6 +70,7 @@ def test_what_is_no_label_map_is_refused() -> None:
             MeanIoU().compute(**{given: [[[0, 1]]]})
 
 
+@pytest.mark.parametrize("path", [Path(mean_iou.__file__), Path(mean_iou.__file__).parent], ids=["file", "folder"])
 def test_evaluate_loads_it_by_path(path: Path) -> None:
     metric = evaluate.load(str(path), num_labels=2)
     metric.add_batch(predictions=PREDICTION, references=REFERENCE)
