@@ -267,9 +267,10 @@ class SamTrainer:
 
     def _resume(self) -> None:
         state = torch.load(self.folder / "checkpoint.pt", weights_only=True)
-        told, now = state.get("told", {}), self._told()
+        now = self._told()
+        told = state.get("told", now)  # earlier checkpoints tell nothing
         if changed := [
-            f"{name} was {told[name]!r}, now {now[name]!r}" for name in told if told[name] != now.get(name)
+            f"{name} was {told.get(name)!r}, now {now[name]!r}" for name in now if told.get(name) != now[name]
         ]:
             raise UserError(f"{self.folder} holds another run ({', '.join(changed)}): give another --output_dir.")
         self.model.load_state_dict(state["model"])

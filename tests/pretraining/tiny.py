@@ -76,7 +76,8 @@ def run_child(
     A whole run in a process of its own, as one rank of several where `processes` is above 1.
 
     As in a launched run, gloo's group stays until the process ends: freeing it after `end_training` hangs one run in
-    some hundreds, since torch then waits, with Python's lock, for a thread that wants it (pytorch issue 56297).
+    some hundreds, since torch then waits, with Python's lock, for a thread that wants it
+    (https://github.com/pytorch/pytorch/issues/56297).
     """
     faulthandler.dump_traceback_later(HANGING, exit=True)
     torch.set_num_threads(1)
