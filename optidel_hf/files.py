@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,6 +16,8 @@ from optidel_hf.errors import UserError
 
 if sys.platform != "win32":
     import fcntl
+
+ATTEMPTS = 5  # at a lock, a tenth of a second apart: `is_held` takes it for a moment
 
 
 def write_text(text: str, path: Path) -> Path:
@@ -74,12 +77,29 @@ def alone_in(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, folder: Path) -> None:
+def is_held(folder: Path) -> bool:
+    """Whether a process, this one or another, has a folder by [`alone_in`]; no, where nobody can tell."""
+    if sys.platform == "win32":
+        return False
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
     except BlockingIOError:
-        raise UserError(
-            f"Another process is at work in --output_dir {folder}: wait for its end, or give another folder."
-        ) from None
-    except OSError:  # no locks there, as on some network file systems
+        return True
+    except OSError:
         pass
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    for _ in range(ATTEMPTS):
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.1)
+        except OSError:  # no locks there, as on some network file systems
+            return None
+    raise UserError(f"Another process is at work in --output_dir {folder}: wait for its end, or give another folder.")

@@ -14,7 +14,7 @@ import pytest
 from children import CHILDREN
 
 from optidel_hf.errors import UserError
-from optidel_hf.files import alone_in, read_json, write_text
+from optidel_hf.files import alone_in, is_held, read_json, write_text
 
 
 locked = pytest.mark.skipif(sys.platform == "win32", reason="no folder is locked there")
@@ -57,7 +57,7 @@ def test_a_folder_is_one_process_alone_until_that_ends_or_dies(tmp_path: Path) -
     heard, told = CHILDREN.Pipe(duplex=False)
     child = CHILDREN.Process(target=_hold, args=(tmp_path, told), daemon=True)
     child.start()
-    assert heard.recv() == "held"
+    assert heard.recv() == "held" and is_held(tmp_path)
     with (
         pytest.raises(UserError, match=f"at work in --output_dir {tmp_path}: wait for its end, or give"),
         alone_in(tmp_path),
@@ -65,6 +65,7 @@ def test_a_folder_is_one_process_alone_until_that_ends_or_dies(tmp_path: Path) -
         pass
     child.kill()
     child.join()
+    assert not is_held(tmp_path)
     for _ in range(2):
         with alone_in(tmp_path):
             pass
@@ -78,7 +79,7 @@ def test_where_there_are_no_locks_nobody_is_kept_out(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr("optidel_hf.files.fcntl.flock", refuse)
     with alone_in(tmp_path), alone_in(tmp_path):
-        pass
+        assert not is_held(tmp_path)
 
 
 @locked

@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from optidel_hf.curation.mosaic import grid_side, pixels_sha256, render_mosaic, renderer_versions
 from optidel_hf.curation.selection import Selection
 from optidel_hf.curation.shards import (
+    FirstRank,
     existing_shards,
     shard_bounds,
     shard_paths,
@@ -142,7 +143,12 @@ def build_curated(chosen: pa.Table, find_source: Callable[[str], Any], size: int
 
 
 def curated_shards(
-    chosen: pa.Table, find_source: Callable[[str], Any], size: int, folder: Path, rows_per_shard: int
+    chosen: pa.Table,
+    find_source: Callable[[str], Any],
+    size: int,
+    folder: Path,
+    rows_per_shard: int,
+    first: FirstRank | None = None,
 ) -> None:
     """Write the curated dataset's shards that do not exist yet, those of this rank; then wait for the others'."""
     rank, world = process_rank()
@@ -155,7 +161,7 @@ def curated_shards(
                 part = chosen.filter(pa.array((mosaic >= rows.start) & (mosaic < rows.stop)))
                 write_parquet(to_arrow(build_curated(part, find_source, size)), paths[i])
             bar.update(len(rows))
-    wait_for(paths)
+    wait_for(paths, first)
 
 
 def publish_selection(

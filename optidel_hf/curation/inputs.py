@@ -19,7 +19,7 @@ from datasets import Dataset, concatenate_datasets
 from tqdm.auto import tqdm
 
 from optidel_hf.curation.near_duplicates import difference_hash, near_duplicate_components
-from optidel_hf.curation.shards import shard_bounds, shard_paths, wait_for, write_parquet
+from optidel_hf.curation.shards import FirstRank, shard_bounds, shard_paths, wait_for, write_parquet
 from optidel_hf.errors import UserError
 from optidel_hf.images import MAX_IMAGE_PIXELS, count_pixels, decode_reason, split_runs
 from optidel_hf.processes import process_rank
@@ -82,7 +82,13 @@ def open_sources(config: InputConfig) -> Dataset:
     return named.select(order[: config.limit])
 
 
-def list_inputs(dataset: Dataset, output: Path, images_per_shard: int, max_pixels: int = MAX_IMAGE_PIXELS) -> pa.Table:
+def list_inputs(
+    dataset: Dataset,
+    output: Path,
+    images_per_shard: int,
+    max_pixels: int = MAX_IMAGE_PIXELS,
+    first: FirstRank | None = None,
+) -> pa.Table:
     """
     Write `inputs.parquet` (source, group, size in bytes; sorted by source), or check it against the dataset.
 
@@ -107,9 +113,9 @@ def list_inputs(dataset: Dataset, output: Path, images_per_shard: int, max_pixel
                     write_parquet(_hash_rows(dataset.select(rows), max_pixels), paths[i])
                 bar.update(len(rows))
         if rank == 0:
-            wait_for(paths)
+            wait_for(paths, first)
             write_parquet(_with_groups(pa.concat_tables([pq.read_table(p) for p in paths]), dataset), path)
-        wait_for([path])
+        wait_for([path], first)
     inputs = pq.read_table(path)
     _refuse_other_inputs(inputs, dataset, path)
     return inputs

@@ -50,6 +50,7 @@ from optidel_hf.curation.scoring import LEARNABILITY, ScoreConfig, VInformationS
 from optidel_hf.curation.selection import eligible, mosaics_in_budget, refuse_too_few, select
 from optidel_hf.curation.selection_config import AUTO, SelectionConfig
 from optidel_hf.curation.shards import (
+    FirstRank,
     count_rows,
     existing_shards,
     read_columns,
@@ -60,7 +61,7 @@ from optidel_hf.curation.shards import (
     wait_for,
     write_parquet,
 )
-from optidel_hf.curation.stages import Stage, digest
+from optidel_hf.curation.stages import Stage, determining, digest
 from optidel_hf.devices import hardware, resolve_device
 from optidel_hf.errors import UserError
 from optidel_hf.files import alone_in, write_text
@@ -126,6 +127,7 @@ class _Run:
         self.config = config
         self.output = Path(config.output_dir)
         self.published = self.output / "selection.parquet"
+        self.first = FirstRank(self.output)
         self._refuse_early()
         self.rank, self.world = process_rank()
         self.sources = open_sources(config.inputs)
@@ -135,7 +137,7 @@ class _Run:
         """List the source images, and tell those that are held out from those that are seen."""
         config = self.config
         limit = config.patches.max_image_pixels
-        self.inputs = list_inputs(self.sources, self.output, config.images_per_shard, limit)
+        self.inputs = list_inputs(self.sources, self.output, config.images_per_shard, limit, self.first)
         self.groups = self.inputs["group"].to_pylist()
         self.held_out = hold_out(self.groups, config.inputs.held_out)
         self.seen = [row for row, group in enumerate(self.groups) if group not in self.held_out]
@@ -143,7 +145,7 @@ class _Run:
     @cached_property
     def patch_stage(self) -> Stage:
         config = self.config.patches
-        fields = asdict(config) | {"images_per_shard": self.config.images_per_shard}
+        fields = determining(config) | {"images_per_shard": self.config.images_per_shard}
         if self.held_out:
             fields["held_out"] = self.config.inputs.held_out
         if config.unit == "patch":
@@ -168,7 +170,7 @@ class _Run:
     @property
     def _scoring(self) -> dict[str, Any]:
         """The fields of scoring; `learnability` where it is asked for alone: what was scored without it stays good."""
-        fields = asdict(self.config.score)
+        fields = determining(self.config.score)
         return {name: value for name, value in fields.items() if name != LEARNABILITY or value}
 
     @cached_property
@@ -201,7 +203,7 @@ class _Run:
                     self._write_patches(self._map(sources, extractor, PATCH_FEATURES, bar), path, reasons)
                 else:
                     bar.update(len(rows))
-        wait_for(shard_paths(stage, len(bounds)))
+        wait_for(shard_paths(stage, len(bounds)), self.first)
         self._refuse_empty_pool(stage, rejected)
 
     def check_budget(self) -> None:
@@ -229,7 +231,7 @@ class _Run:
                     write_parquet(to_arrow(self._map(patches, scorer, scorer.features, bar, rows=256)), target)
                 else:
                     bar.update(count_rows(path))
-        wait_for(folder / path.name for path in shards)
+        wait_for((folder / path.name for path in shards), self.first)
 
     def _take_scores(self) -> None:
         """Of another output, for the report's figures alone: this strategy does not look at them."""
@@ -249,7 +251,7 @@ class _Run:
                     calibrate_checkpoint(patches, folder, config, score, self.config.device)
                 else:
                     fit_scorer(patches, folder, config, score, folds, self.config.device)
-        wait_for([folder / "reliability.json"])  # the last file of the stage
+        wait_for([folder / "reliability.json"], self.first)  # the last file of the stage
 
     @contextmanager
     def _given_up_unless_begun(self, folder: Path) -> Iterator[None]:
@@ -270,7 +272,7 @@ class _Run:
             except UserError:  # other flags may follow, such as more repeats upon those that a pilot ran
                 self.selection_stage.release()
                 raise
-        wait_for([path])
+        wait_for([path], self.first)
 
     def _draft(self) -> pa.Table:
         table = self._candidates()
@@ -296,21 +298,22 @@ class _Run:
         folder = self._claim(self.curated_stage)
         chosen = pq.read_table(self.selection_stage.folder / "draft.parquet")
         size = self.config.mosaic.image_size
-        curated_shards(chosen, self._find_source, size, folder, self.config.images_per_shard)
+        curated_shards(chosen, self._find_source, size, folder, self.config.images_per_shard, self.first)
         if self.rank == 0 and not self.published.exists():
             funnel = json.loads(chosen.schema.metadata[METADATA_KEY])["counts"]
             tile = size // grid_side(self.config.selection.tiles_per_mosaic)
             sizes = {"image_size": size, "tile_size": tile, "images_per_shard": self.config.images_per_shard}
             facts = {**sizes, "counts": {**self._funnel(), **funnel}, "hash": self.curated_stage.hash}
             publish_selection(chosen, self._find_source, folder, self.published, facts)
-        wait_for([self.published])
+        wait_for([self.published], self.first)
 
     def _claim(self, stage: Stage) -> Path:
         if self.config.reuse and self.rank == 0:
             stage.take_over(Path(self.config.reuse))
         if self.rank == 0:
             stage.claim()
-        wait_for([stage.folder / "config.json"])
+        self.first.has_stopped()  # seen at work once, it is missed when it stops within a moment
+        wait_for([stage.folder / "config.json"], self.first)
         return stage.claim()
 
     def _map(

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from optidel_hf.errors import UserError
+from optidel_hf.files import is_held
 
 
 POLL_SECONDS = 0.5
@@ -38,10 +39,31 @@ def shard_bounds(rows: int, rows_per_shard: int) -> list[range]:
     return [range(start, min(start + rows_per_shard, rows)) for start in starts]
 
 
-def wait_for(paths: Iterable[Path]) -> None:
-    """Return when every path exists: how a rank waits for the shards of the others."""
+class FirstRank:
+    """The rank that has `output` by [`alone_in`] for as long as it is at work, as the others see it."""
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self.seen = False
+
+    def has_stopped(self) -> bool:
+        """Whether it was seen at work and is not any more; no, where the file system has no locks."""
+        at_work = is_held(self.output)
+        self.seen = self.seen or at_work
+        return self.seen and not at_work
+
+
+def wait_for(paths: Iterable[Path], first: FirstRank | None = None) -> None:
+    """
+    Return when every path exists: how a rank waits for the shards of the others.
+
+    Raises:
+        `UserError`: if the first rank has stopped and a path is not there.
+    """
     for path in paths:
         while not path.exists():
+            if first and first.has_stopped() and not path.exists():
+                raise UserError(f"The first process has stopped before {path} was written: see its own message.")
             time.sleep(POLL_SECONDS)
 
 

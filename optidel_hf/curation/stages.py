@@ -12,12 +12,17 @@ import json
 import os
 import shutil
 import stat
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from optidel_hf.errors import UserError
 from optidel_hf.files import write_text
+
+
+# How much is computed at once, in a forward pass: results are the same up to rounding, so that a run which was out of
+# memory may go on with less.
+BATCH_SIZES = ("points_per_batch", "images_per_batch", "patches_per_batch")
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,12 @@ def _read_record(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} is damaged ({error}), and so nothing tells what {path.parent} was made by: move that folder away."
         ) from None
+
+
+def determining(config: Any) -> dict[str, Any]:
+    """A stage's dataclass as `fields` of a [`Stage`]: batch sizes, which may change on the way, at their defaults."""
+    defaults = type(config)()
+    return {name: getattr(defaults, name) if name in BATCH_SIZES else value for name, value in asdict(config).items()}
 
 
 def digest(value: Any) -> str:

@@ -24,6 +24,7 @@ from optidel_hf.curation.curated import check_grid, curated_shards, draft_select
 from optidel_hf.curation.inputs import open_sources
 from optidel_hf.curation.selection import mosaics_in_budget, select
 from optidel_hf.curation.selection_config import SelectionConfig
+from optidel_hf.curation.stages import determining
 from optidel_hf.errors import UserError
 from optidel_hf.evidence.accounting import CONTENTS, count_contents, measure_tiles
 from optidel_hf.evidence.arms import ARMS, Arm
@@ -191,6 +192,8 @@ def _claim(folder: Path, draw: Draw) -> None:
         "rule": {name: value for name, value in vars(draw.arm).items() if name not in ("question", "core")},
         "budget": draw.budget,
         "seed": draw.seed,
+        "patches": determining(draw.pool.patches),
+        "score": determining(draw.pool.score),
     }
     for how in ("output", "device"):
         del recipe[how]

@@ -20,6 +20,7 @@ from optidel_hf.curation.mosaic import grid_side
 from optidel_hf.curation.patch_config import PatchConfig
 from optidel_hf.curation.reference import ReferenceConfig
 from optidel_hf.curation.scoring import LEARNABILITY, ScoreConfig
+from optidel_hf.curation.stages import determining
 from optidel_hf.devices import PRECISIONS
 from optidel_hf.errors import UserError
 from optidel_hf.evaluation.segmentation import MODES
@@ -322,7 +323,7 @@ class Experiment:
 
     def determining(self) -> dict[str, Any]:
         """The fields that one cell's result depends on; weights and not where they lie."""
-        told = {"patches": asdict(self.patches), "reference": asdict(self.reference), "score": asdict(self.score)}
+        told = {name: determining(getattr(self, name)) for name in ("patches", "reference", "score")}
         told["patches"]["sam"] = checkpoint_fingerprint(self.patches.sam, self.patches.sam_revision)
         told["pretrain"] = {name: v for name, v in self.pretrain.determining().items() if name not in OWN_FIELDS}
         for part, name in (("pretrain", "model"), ("reference", "reference"), ("reference", "second_reference")):

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import time
 from dataclasses import replace
 from multiprocessing.process import BaseProcess
@@ -116,11 +117,37 @@ def test_two_ranks_write_the_same_patches_scores_and_mosaics(
     assert files(tmp_path / "out") == files(finished)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no folder is locked there")
+def test_a_rank_ends_when_the_first_has_died(config: CurationConfig, tmp_path: Path) -> None:
+    long = replace(config, output_dir=str(tmp_path), reference=replace(config.reference, reference_steps=10**6))
+    first, second = (run_in_child(long, {"RANK": str(rank), "WORLD_SIZE": "2"}) for rank in range(2))
+    while first.is_alive() and not (tmp_path / "reference" / ".fold-0.partial").exists():
+        time.sleep(0.01)
+    first.kill()
+    second.join(timeout=60)
+    assert second.exitcode == 1
+
+
 def test_an_output_that_another_process_is_at_work_in_is_left_to_it(config: CurationConfig, tmp_path: Path) -> None:
     tmp_path.joinpath("out").mkdir()
     with alone_in(tmp_path / "out"), pytest.raises(UserError, match="Another process is at work in --output_dir"):
         curate(replace(config, output_dir=str(tmp_path / "out")))
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_other_batch_sizes_go_on_with_what_is_there(config: CurationConfig, finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "out")
+    for name in ("patches", "rejected"):
+        existing_shards(tmp_path / "out" / name)[1].unlink()
+    smaller = replace(
+        config,
+        output_dir=str(tmp_path / "out"),
+        patches=replace(config.patches, points_per_batch=7, images_per_batch=1),
+        score=replace(config.score, patches_per_batch=5),
+    )
+    curate(smaller)
+    before, after = (read_columns(out / "patches", ["source", "crop"]) for out in (finished, tmp_path / "out"))
+    assert before.equals(after)
 
 
 def test_what_was_made_before_there_was_a_choice_stays_good(finished: Path) -> None:

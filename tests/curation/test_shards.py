@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import sys
 import threading
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from optidel_hf.curation import shards
 from optidel_hf.errors import UserError
+from optidel_hf.files import alone_in
 
 
 def numbers(start: int, stop: int) -> pa.Table:
@@ -83,3 +85,17 @@ def test_waiting_ends_when_the_other_rank_is_done(tmp_path: Path, monkeypatch: p
     assert not path.exists()
     shards.wait_for([path])
     assert path.exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no folder is locked there")
+def test_waiting_ends_when_the_first_rank_has_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "POLL_SECONDS", 0.01)
+    first, there = shards.FirstRank(tmp_path), tmp_path / "there"
+    assert not first.has_stopped()  # it has not begun
+    with alone_in(tmp_path):
+        threading.Timer(0.1, there.touch).start()
+        shards.wait_for([there], first)
+    assert first.has_stopped()
+    shards.wait_for([there], first)  # it wrote all that is waited for
+    with pytest.raises(UserError, match=r"first process has stopped before .*gone was written: see its own message"):
+        shards.wait_for([there, tmp_path / "gone"], first)
