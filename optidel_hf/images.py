@@ -189,7 +189,7 @@ def _load(image: Image.Image, least: tuple[int, int] | None) -> bool:
 
 
 def _to_rgb(image: Image.Image, canvas: str) -> Image.Image:
-    if image.mode.startswith("I;16"):
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):  # Pillow's for 16-bit PGM
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise ImageRejected(f"mode {image.mode} has no fixed range: convert it to 8 or 16 bits")

@@ -100,11 +100,16 @@ def find_image_column(dataset: Dataset, name: str | None = None, flag: str = "im
 
 def unique_sources(sources: Sequence[object], column: str = "source") -> list[str]:
     """
-    Sources as strings, checked to be unique.
+    Sources as strings, checked to be there and to be unique.
 
     Raises:
-        `UserError`: naming the first value that occurs twice.
+        `UserError`: naming the first row without one, or the first value that occurs twice.
     """
+    if (empty := next((row for row, source in enumerate(sources) if is_missing(source)), None)) is not None:
+        raise UserError(
+            f"Row {empty} has nothing in column '{column}', which names the images: fill it in, or name another "
+            "column with --id_column."
+        )
     names = [str(source) for source in sources]
     seen: set[str] = set()
     for row, name in enumerate(names):
@@ -115,6 +120,11 @@ def unique_sources(sources: Sequence[object], column: str = "source") -> list[st
             )
         seen.add(name)
     return names
+
+
+def is_missing(value: object) -> bool:
+    """Whether a row names nothing: null, not a number, or an empty string."""
+    return value is None or value != value or value == ""
 
 
 def hub_commit(repo: str, revision: str | None = None) -> str:

@@ -57,7 +57,8 @@ def test_a_folder_is_one_process_alone_until_that_ends_or_dies(tmp_path: Path) -
     heard, told = CHILDREN.Pipe(duplex=False)
     child = CHILDREN.Process(target=_hold, args=(tmp_path, told), daemon=True)
     child.start()
-    assert heard.recv() == "held" and is_held(tmp_path)
+    assert heard.recv() == "held"
+    assert is_held(tmp_path)
     with (
         pytest.raises(UserError, match=f"at work in --output_dir {tmp_path}: wait for its end, or give"),
         alone_in(tmp_path),

@@ -228,6 +228,14 @@ def test_no_corruption_raises_anything_else(kind: str) -> None:
     assert rejected > 0
 
 
+@pytest.mark.parametrize("most", [65535, 1023])
+def test_a_pgm_of_more_than_8_bits(most: int) -> None:
+    levels = np.arange(16).reshape(4, 4) * (most // 15)
+    content = f"P5\n4 4\n{most}\n".encode() + levels.astype(">u2").tobytes()
+    image = open_image({"bytes": content, "path": None})
+    assert np.abs(np.asarray(image)[..., 0] - levels / most * 255).max() < 1
+
+
 def test_threads_open_the_same() -> None:
     values = [encoded(noise(20 + i, 20)) for i in range(32)]
     with ThreadPoolExecutor(4) as pool:

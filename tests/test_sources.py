@@ -273,6 +273,9 @@ def test_unique_sources() -> None:
     assert unique_sources([1, "b"]) == ["1", "b"]
     with pytest.raises(UserError, match="Row 2: '1' occurs twice in column 'id'"):
         unique_sources(["1", "b", 1], "id")
+    for nothing in (None, "", float("nan")):
+        with pytest.raises(UserError, match="Row 1 has nothing in column 'id', which names the images: fill it in"):
+            unique_sources(["1", nothing], "id")
 
 
 def test_the_commit_of_a_hub_dataset(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:

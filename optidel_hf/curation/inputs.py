@@ -23,7 +23,7 @@ from optidel_hf.curation.shards import FirstRank, shard_bounds, shard_paths, wai
 from optidel_hf.errors import UserError
 from optidel_hf.images import MAX_IMAGE_PIXELS, count_pixels, decode_reason, split_runs
 from optidel_hf.processes import process_rank
-from optidel_hf.sources import find_image_column, image_columns, open_dataset, unique_sources
+from optidel_hf.sources import find_image_column, image_columns, is_missing, open_dataset, unique_sources
 
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def open_sources(config: InputConfig) -> Dataset:
     column = config.id_column or "source"
     names = {"source": unique_sources(dataset[column], column)}
     if config.group_column:
-        names["group"] = ["" if _is_missing(value) else str(value) for value in dataset[config.group_column]]
+        names["group"] = ["" if is_missing(value) else str(value) for value in dataset[config.group_column]]
     pictures = dataset.select_columns([image]).rename_columns({image: "image"})
     # Columns first, then order: to add columns to rows in another order datasets would copy every image.
     named = concatenate_datasets([pictures, Dataset.from_dict(names)], axis=1)
@@ -125,11 +125,6 @@ def group_images(dataset: Dataset) -> list[str]:
     """Near-duplicate group of each image of a small set, which needs no shards; an unreadable one is its own group."""
     hashed = _hash_rows(dataset, MAX_IMAGE_PIXELS)
     return _components(hashed["source"].to_pylist(), hashed["dhash"].to_pylist())
-
-
-def _is_missing(value: Any) -> bool:
-    """Whether a row names no group: such an image is of its near-duplicate group, as without the column."""
-    return value is None or value != value or value == ""
 
 
 def inputs_hash(inputs: pa.Table) -> str:

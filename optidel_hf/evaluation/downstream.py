@@ -185,14 +185,15 @@ def _load(pairs: Sequence[Pair], image_size: int, where: str) -> DownstreamSet:
 
 
 def _tell_of_greys(levels: np.ndarray, where: str) -> None:
-    """Warn where masks are not binary, as those of several classes are not."""
+    """Warn where masks are not binary: greys, or numbers of classes in more pixels than are white."""
     grey = np.mean((levels >= GREY[0]) & (levels <= GREY[1]))
-    if grey > MOST_GREY:
+    numbers, white = np.mean((levels > 0) & (levels < GREY[0])), np.mean(levels > MASK_THRESHOLD)
+    if grey > MOST_GREY or numbers > white:
         logger.warning(
-            "%s: %.0f %% of the masks' pixels are neither black nor white; those above %d count as object. If the "
-            "masks are of several classes, make them black and white first: white is what is to be found.",
+            "%s: %.0f %% of the masks' pixels are neither black (0) nor white (255); those above %d count as object. "
+            "If the masks are of several classes, make them black and white first: white is what is to be found.",
             where,
-            100 * grey,
+            100 * (grey + numbers),
             MASK_THRESHOLD,
         )
 

@@ -115,7 +115,16 @@ def test_masks_of_several_classes_are_told_to_be_taken_as_one(small_folder: Path
     PILImage.fromarray(classes).save(path)
     masks = load_downstream(str(small_folder), "train", 32).masks
     assert np.array_equal(masks[0].numpy(), classes > 127)
-    assert "split 'train': 25 % of the masks' pixels are neither black nor white" in caplog.text
+    assert "split 'train': 25 % of the masks' pixels are neither black (0) nor white (255)" in caplog.text
+
+
+def test_masks_of_class_numbers_with_a_white_border_are_told(small_folder: Path, caplog) -> None:
+    for path in (small_folder / "masks").glob("train_*"):
+        numbers = np.full((32, 32), 3, np.uint8)
+        numbers[:2] = 255  # what other tools leave out of a loss
+        PILImage.fromarray(numbers).save(path)
+    load_downstream(str(small_folder), "train", 32)
+    assert "94 % of the masks' pixels are neither black (0) nor white (255)" in caplog.text
 
 
 def test_transparent_parts_of_a_mask_are_no_object(small_folder: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import evaluate
 import numpy as np
@@ -34,6 +36,19 @@ def test_accumulated_equals_at_once_and_compute_resets() -> None:
     expected = at_once.compute(predictions=predictions, references=references)
     assert metric.compute() == expected
     assert metric.compute(predictions=predictions, references=references) == expected
+
+
+@pytest.mark.parametrize("kind", [list, np.asarray])
+def test_images_of_different_sizes_are_taken_at_once(kind: Callable[[Any], Any]) -> None:
+    rng = np.random.default_rng(0)
+    pairs = [rng.integers(0, 2, (2, height, 4)) for height in (3, 5, 3)]
+    one_by_one = MeanIoU()
+    for prediction, reference in pairs:
+        one_by_one.add(prediction=prediction, reference=reference)
+    predictions, references = ([kind(labels.tolist()) for labels in maps] for maps in zip(*pairs))
+    assert MeanIoU().compute(predictions=predictions, references=references) == one_by_one.compute()
+    with pytest.raises(ValueError, match="shorter"):
+        MeanIoU().compute(predictions=predictions, references=references[:2])
 
 
 def test_memory_does_not_grow_with_the_images() -> None:

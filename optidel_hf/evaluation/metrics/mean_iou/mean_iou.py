@@ -25,8 +25,9 @@ _DESCRIPTION = "IoU per class and mIoU from a confusion matrix accumulated over 
 
 _INPUTS_DESCRIPTION = """
 Args:
-    predictions (array of integers, any shape): predicted label maps, values below `num_labels`.
-    references (array of integers, the same shape): true label maps; pixels equal to `ignore_index` are left out.
+    predictions (array of integers, any shape): predicted label maps, values below `num_labels`; a list of arrays where
+        images differ in size.
+    references (array of integers, the same shapes): true label maps; pixels equal to `ignore_index` are left out.
 Returns:
     `dict` with `mean_iou` (`float`), `per_category_iou` (`list` of `float`, NaN for a class that occurs nowhere)
     and `confusion_matrix` (`list` of `list` of `int`, rows are references).
@@ -74,8 +75,11 @@ class MeanIoU(evaluate.Metric):
         self.add_batch(predictions=prediction, references=reference)
 
     def add_batch(self, *, predictions: Any, references: Any) -> None:
-        """Count the pixels of a batch of images."""
-        self.confusion += confusion_matrix(predictions, references, self.num_labels, self.ignore_index)
+        """Count the pixels of a batch of images, of one size or each of its own."""
+        of_one_size = len(_sizes(predictions)) <= 1
+        batch = [(predictions, references)] if of_one_size else zip(predictions, references, strict=True)
+        for prediction, reference in batch:
+            self.confusion += confusion_matrix(prediction, reference, self.num_labels, self.ignore_index)
 
     def compute(self, *, predictions: Any = None, references: Any = None) -> dict[str, Any]:
         """The scores of everything added since the last call, and of the arguments if they are given."""
@@ -90,6 +94,11 @@ class MeanIoU(evaluate.Metric):
             "per_category_iou": per_class.tolist(),
             "confusion_matrix": confusion.tolist(),
         }
+
+
+def _sizes(images: Any) -> set[tuple[int, ...]]:
+    """The shapes that the images of a list have."""
+    return {np.shape(image) for image in images} if isinstance(images, (list, tuple)) else set()
 
 
 def confusion_matrix(predictions: Any, references: Any, num_labels: int, ignore_index: int = 255) -> np.ndarray:
