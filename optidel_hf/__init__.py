@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from optidel_hf.curation.contrastive_scoring import ContrastiveScorer, calibrate_contrastive
     from optidel_hf.curation.curated import MosaicConfig, curated_dataset
+    from optidel_hf.curation.curation_config import CurationConfig
     from optidel_hf.curation.inputs import InputConfig
     from optidel_hf.curation.patches import PatchConfig, SamPatchExtractor
-    from optidel_hf.curation.pipeline import CurationConfig, curate
+    from optidel_hf.curation.pipeline import curate
     from optidel_hf.curation.rebuild import RebuildConfig, rebuild
     from optidel_hf.curation.reference import ReferenceConfig, calibrate_checkpoint, fit_scorer
     from optidel_hf.curation.scoring import ScoreConfig, VInformationScorer
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "ContrastiveScorer": "curation.contrastive_scoring",
-    "CurationConfig": "curation.pipeline",
+    "CurationConfig": "curation.curation_config",
     "EvaluateConfig": "evaluation.segmentation",
     "InputConfig": "curation.inputs",
     "MosaicConfig": "curation.curated",

@@ -36,11 +36,11 @@ if TYPE_CHECKING:
 def curate(arguments: Sequence[str], until: str = "curated") -> None:
     """Images to a curated dataset: key patches, scores, selection, mosaics."""
     from optidel_hf.curation.curated import MosaicConfig
+    from optidel_hf.curation.curation_config import CurationConfig
     from optidel_hf.curation.dry_run import DryRunConfig, project
     from optidel_hf.curation.inputs import InputConfig
     from optidel_hf.curation.patches import PatchConfig
     from optidel_hf.curation.pilot import PilotConfig
-    from optidel_hf.curation.pipeline import CurationConfig
     from optidel_hf.curation.pipeline import curate as run_curation
     from optidel_hf.curation.reference import ReferenceConfig
     from optidel_hf.curation.scoring import ScoreConfig

@@ -16,7 +16,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -30,25 +30,24 @@ from datasets.utils import are_progress_bars_disabled, disable_progress_bars, en
 from tqdm.auto import tqdm
 
 from optidel_hf.arguments import as_flags
-from optidel_hf.checkpoints import checkpoint_fingerprint, require_kind
+from optidel_hf.curation.chain import Chain
 from optidel_hf.curation.curated import (
     METADATA_KEY,
-    MosaicConfig,
-    check_grid,
     curated_shards,
     draft_selection,
     publish_selection,
     to_arrow,
 )
+from optidel_hf.curation.curation_config import CurationConfig, refuse_early
 from optidel_hf.curation.heldout import hold_out
-from optidel_hf.curation.inputs import InputConfig, inputs_hash, list_inputs, open_sources
+from optidel_hf.curation.inputs import inputs_hash, list_inputs, open_sources
 from optidel_hf.curation.mosaic import grid_side
-from optidel_hf.curation.patches import NO_PATCH, PATCH_FEATURES, PatchConfig, SamPatchExtractor
-from optidel_hf.curation.pilot import PilotConfig, settle_strategy
+from optidel_hf.curation.patches import NO_PATCH, PATCH_FEATURES, SamPatchExtractor
+from optidel_hf.curation.pilot import settle_strategy
 from optidel_hf.curation.reference import ReferenceConfig, assign_folds, calibrate_checkpoint, fit_scorer
-from optidel_hf.curation.scoring import LEARNABILITY, ScoreConfig, VInformationScorer
+from optidel_hf.curation.scoring import VInformationScorer
 from optidel_hf.curation.selection import eligible, mosaics_in_budget, refuse_too_few, select
-from optidel_hf.curation.selection_config import AUTO, SelectionConfig
+from optidel_hf.curation.selection_config import AUTO
 from optidel_hf.curation.shards import (
     FirstRank,
     count_rows,
@@ -61,7 +60,7 @@ from optidel_hf.curation.shards import (
     wait_for,
     write_parquet,
 )
-from optidel_hf.curation.stages import Stage, determining, digest
+from optidel_hf.curation.stages import Stage, digest
 from optidel_hf.devices import hardware, resolve_device
 from optidel_hf.errors import UserError
 from optidel_hf.files import alone_in, write_text
@@ -72,23 +71,6 @@ logger = logging.getLogger(__name__)
 
 STAGES = ("patches", "scores", "selection", "curated")
 KEPT_FEATURES = Features({name: feature for name, feature in PATCH_FEATURES.items() if name != "rejected"})
-
-
-@dataclass(frozen=True)
-class CurationConfig:
-    """Everything that determines a curated dataset, one dataclass a stage, and where and how it is computed."""
-
-    inputs: InputConfig
-    output_dir: str
-    patches: PatchConfig = field(default_factory=PatchConfig)
-    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
-    score: ScoreConfig = field(default_factory=ScoreConfig)
-    selection: SelectionConfig = field(default_factory=SelectionConfig)
-    mosaic: MosaicConfig = field(default_factory=MosaicConfig)
-    pilot: PilotConfig = field(default_factory=PilotConfig)
-    images_per_shard: int = 256
-    reuse: str | None = None
-    device: str = "auto"
 
 
 def curate(config: CurationConfig, until: str = "curated") -> Path:
@@ -128,7 +110,7 @@ class _Run:
         self.output = Path(config.output_dir)
         self.published = self.output / "selection.parquet"
         self.first = FirstRank(self.output)
-        self._refuse_early()
+        refuse_early(config)
         self.rank, self.world = process_rank()
         self.sources = open_sources(config.inputs)
         mosaics_in_budget(config.selection.budget, len(self.sources))
@@ -141,57 +123,11 @@ class _Run:
         self.groups = self.inputs["group"].to_pylist()
         self.held_out = hold_out(self.groups, config.inputs.held_out)
         self.seen = [row for row, group in enumerate(self.groups) if group not in self.held_out]
-
-    @cached_property
-    def patch_stage(self) -> Stage:
-        config = self.config.patches
-        fields = determining(config) | {"images_per_shard": self.config.images_per_shard}
-        if self.held_out:
-            fields["held_out"] = self.config.inputs.held_out
-        if config.unit == "patch":
-            weights = checkpoint_fingerprint(config.sam, config.sam_revision)
-            fields |= {**config.thresholds()._asdict(), "sam_weights": weights}
-        return Stage(self.output / "patches", fields, inputs_hash(self.inputs))
-
-    @cached_property
-    def reference_stage(self) -> Stage:
-        config = self.config.reference
-        fields = asdict(config) | {"score": self._scoring}
-        if config.reference:
-            fields["weights"] = checkpoint_fingerprint(config.reference, config.reference_revision)
-        if config.second_reference:
-            fields["second_weights"] = checkpoint_fingerprint(config.second_reference)
-        return Stage(self.output / "reference", fields, self.patch_stage.hash)
-
-    @cached_property
-    def score_stage(self) -> Stage:
-        return Stage(self.output / "scores", self._scoring, self.reference_stage.hash)
-
-    @property
-    def _scoring(self) -> dict[str, Any]:
-        """The fields of scoring; `learnability` where it is asked for alone: what was scored without it stays good."""
-        fields = determining(self.config.score)
-        return {name: value for name, value in fields.items() if name != LEARNABILITY or value}
-
-    @cached_property
-    def selection_stage(self) -> Stage:
-        upstream = self.score_stage.hash if self.config.selection.scored else self.patch_stage.hash
-        fields = asdict(self.config.selection)
-        for later in ("distance", "hardness_weight"):  # what was selected before there was a choice stays good
-            if fields[later] == getattr(SelectionConfig, later):
-                del fields[later]
-        if self.config.selection.strategy == AUTO:
-            fields |= asdict(self.config.pilot)
-        return Stage(self.output / ".selection", fields, upstream)
-
-    @cached_property
-    def curated_stage(self) -> Stage:
-        return Stage(self.output / "curated", asdict(self.config.mosaic), self.selection_stage.hash)
+        self.chain = Chain(config, inputs_hash(self.inputs), bool(self.held_out))
 
     def patches(self) -> None:
         """Cut the key patches; rows that were rejected go to `rejected/`."""
-        stage = self._claim(self.patch_stage)
-        rejected = self._claim(Stage(self.output / "rejected", self.patch_stage.fields, self.patch_stage.upstream))
+        stage, rejected = self._claim(self.chain.patches), self._claim(self.chain.rejected)
         extractor = SamPatchExtractor(self.config.patches, self.config.device)
         self._list_held_out()
         bounds = shard_bounds(len(self.seen), self.config.images_per_shard)
@@ -209,7 +145,7 @@ class _Run:
     def check_budget(self) -> None:
         """Refuse a budget that the patches cannot fill."""
         selection = self.config.selection
-        upscale = read_columns(self.patch_stage.folder, ["upscale"])["upscale"].to_numpy()
+        upscale = read_columns(self.chain.patches.folder, ["upscale"])["upscale"].to_numpy()
         candidates = int(eligible(upscale, selection.max_upscale).sum())
         refuse_too_few(candidates, selection.budget, self._usable_images(), selection.tiles_per_mosaic)
 
@@ -219,9 +155,9 @@ class _Run:
             self._take_scores()
             return
         self.reference()
-        folder = self._claim(self.score_stage)
-        scorer = VInformationScorer(str(self.reference_stage.folder), self.config.score, self.config.device)
-        shards = existing_shards(self.patch_stage.folder)
+        folder = self._claim(self.chain.scores)
+        scorer = VInformationScorer(str(self.chain.reference.folder), self.config.score, self.config.device)
+        shards = existing_shards(self.chain.patches.folder)
         total = sum(count_rows(path) for path in shards)
         with self._bar(total, "scores", " patches") as bar:
             for i, path in enumerate(shards):
@@ -236,16 +172,16 @@ class _Run:
     def _take_scores(self) -> None:
         """Of another output, for the report's figures alone: this strategy does not look at them."""
         if self.config.reuse and self.rank == 0:
-            for stage in (self.reference_stage, self.score_stage):
+            for stage in (self.chain.reference, self.chain.scores):
                 stage.take_over(Path(self.config.reuse))
 
     def reference(self) -> None:
         """The models that score: a given checkpoint calibrated on the pool, or two fitted by cross-fitting."""
-        folder, config, score = self._claim(self.reference_stage), self.config.reference, self.config.score
+        folder, config, score = self._claim(self.chain.reference), self.config.reference, self.config.score
         if self.rank == 0:
-            keys = read_columns(self.patch_stage.folder, ["source", "group"])
+            keys = read_columns(self.chain.patches.folder, ["source", "group"])
             folds = assign_folds(keys["group"].to_pylist(), keys["source"].to_pylist(), config.reference_seed)
-            patches = _undecoded(read_rows(self.patch_stage.folder, _sample(len(keys), config)))
+            patches = _undecoded(read_rows(self.chain.patches.folder, _sample(len(keys), config)))
             with single_process(), self._given_up_unless_begun(folder):
                 if config.reference:
                     calibrate_checkpoint(patches, folder, config, score, self.config.device)
@@ -265,12 +201,12 @@ class _Run:
 
     def selection(self) -> None:
         """Choose by columns alone; the draft becomes `selection.parquet` when its mosaics have their hashes."""
-        path = self._claim(self.selection_stage) / "draft.parquet"
+        path = self._claim(self.chain.selection) / "draft.parquet"
         if self.rank == 0 and not path.exists():
             try:
                 write_parquet(self._draft(), path)
             except UserError:  # other flags may follow, such as more repeats upon those that a pilot ran
-                self.selection_stage.release()
+                self.chain.selection.release()
                 raise
         wait_for([path], self.first)
 
@@ -286,24 +222,24 @@ class _Run:
 
     def _run_pilot(self, table: pa.Table, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """What the pilot names."""
-        stage, config = self.selection_stage, self.config
+        stage, config = self.chain.selection, self.config
         of_a_run = {name: value for name, value in stage.fields.items() if name != "pilot_repeats"}
         record = stage.folder / f"pilot-{digest([of_a_run, stage.upstream])[:12]}.json"
         return settle_strategy(
-            table, options, self.patch_stage.folder, record, config.pilot, config.reference, config.device
+            table, options, self.chain.patches.folder, record, config.pilot, config.reference, config.device
         )
 
     def curated(self) -> None:
         """Render the mosaics, then publish the list with their hashes."""
-        folder = self._claim(self.curated_stage)
-        chosen = pq.read_table(self.selection_stage.folder / "draft.parquet")
+        folder = self._claim(self.chain.curated)
+        chosen = pq.read_table(self.chain.selection.folder / "draft.parquet")
         size = self.config.mosaic.image_size
         curated_shards(chosen, self._find_source, size, folder, self.config.images_per_shard, self.first)
         if self.rank == 0 and not self.published.exists():
             funnel = json.loads(chosen.schema.metadata[METADATA_KEY])["counts"]
             tile = size // grid_side(self.config.selection.tiles_per_mosaic)
             sizes = {"image_size": size, "tile_size": tile, "images_per_shard": self.config.images_per_shard}
-            facts = {**sizes, "counts": {**self._funnel(), **funnel}, "hash": self.curated_stage.hash}
+            facts = {**sizes, "counts": {**self._funnel(), **funnel}, "hash": self.chain.curated.hash}
             publish_selection(chosen, self._find_source, folder, self.published, facts)
         wait_for([self.published], self.first)
 
@@ -354,41 +290,6 @@ class _Run:
         write_parquet(gone.replace_schema_metadata(None), reasons)
         write_parquet(patches, path)  # last: its existence says that the shard is finished
 
-    def _refuse_early(self) -> None:
-        """What a late stage would refuse, before any image is read."""
-        patches, reference = self.config.patches, self.config.reference
-        if self.output.exists() and not self.output.is_dir():
-            raise UserError(f"--output_dir {self.output} is a file: give a folder, new or of an earlier run.")
-        if self.output.resolve() == Path(self.config.inputs.dataset).resolve():
-            raise UserError(f"--output_dir {self.output} is the --dataset itself: give another folder.")
-        check_grid(self.config.selection.tiles_per_mosaic, self.config.mosaic.image_size)
-        if patches.unit == "patch":
-            require_kind("--sam", patches.sam, patches.sam_revision, "sam", "facebook/sam-vit-base")
-        if reference.reference:
-            revision = reference.reference_revision
-            require_kind("--reference", reference.reference, revision, "vit_mae", "facebook/vit-mae-base")
-        if reference.second_reference:
-            require_kind("--second_reference", reference.second_reference, None, "vit_mae", "facebook/vit-mae-base")
-        if self.config.selection.score == LEARNABILITY and not self.config.score.learnability:
-            raise UserError("--score learnability needs --learnability, which adds that column.")
-        if reference.reference and self.config.score.learnability:
-            raise UserError(
-                "--learnability compares an early and a late model of one training, and --reference is a late one "
-                "alone: leave one of the two out."
-            )
-        if not reference.reference and patches.patch_size % reference.reference_token:
-            raise UserError(
-                f"patch_size {patches.patch_size} is no multiple of reference_token {reference.reference_token}, the "
-                "side of the reference model's tokens."
-            )
-        tokens = (patches.patch_size // reference.reference_token) ** 2
-        if not reference.reference and self.config.selection.scored and tokens < max(4, self.config.score.masks):
-            raise UserError(
-                f"A patch of patch_size {patches.patch_size} has {tokens} token(s) of reference_token "
-                f"{reference.reference_token}, too few to hide some and show some by {self.config.score.masks} masks: "
-                "a larger --patch_size, or a smaller --reference_token, is needed."
-            )
-
     def _source_rows(self, rows: list[int]) -> Dataset:
         """A shard of the sources in memory; to add a column in place datasets would copy every image to its cache."""
         part = self.sources.select(rows)
@@ -416,10 +317,10 @@ class _Run:
     def _candidates(self) -> pa.Table:
         if not self.config.selection.scored:
             columns = [name for name in KEPT_FEATURES if name != "image"]
-            return read_columns(self.patch_stage.folder, columns)
-        names = list(pq.read_schema(existing_shards(self.score_stage.folder)[0]).names)
+            return read_columns(self.chain.patches.folder, columns)
+        names = list(pq.read_schema(existing_shards(self.chain.scores.folder)[0]).names)
         unused = None if self.config.selection.embedding else "embedding"
-        return read_columns(self.score_stage.folder, [name for name in names if name != unused])
+        return read_columns(self.chain.scores.folder, [name for name in names if name != unused])
 
     def _usable_images(self) -> int:
         """Source images that could be opened, whether or not SAM found a patch in them."""

@@ -26,9 +26,10 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 
 from optidel_hf.curation.curated import MosaicConfig
+from optidel_hf.curation.curation_config import CurationConfig
 from optidel_hf.curation.inputs import InputConfig, list_inputs, open_sources
 from optidel_hf.curation.patches import PatchConfig
-from optidel_hf.curation.pipeline import CurationConfig, curate
+from optidel_hf.curation.pipeline import curate
 from optidel_hf.curation.reference import ReferenceConfig
 from optidel_hf.curation.scoring import ScoreConfig
 from optidel_hf.curation.selection_config import SelectionConfig

@@ -20,6 +20,7 @@ from optidel_hf.cli import main
 from optidel_hf.curation.calibration import open_reference
 from optidel_hf.curation.contrastive_scoring import _key, embed_views, load_encoder
 from optidel_hf.curation.curated import MosaicConfig
+from optidel_hf.curation.curation_config import CurationConfig
 from optidel_hf.curation.heldout import (
     Moments,
     downstream_frames,
@@ -32,7 +33,7 @@ from optidel_hf.curation.heldout import (
 from optidel_hf.curation.inputs import InputConfig
 from optidel_hf.curation.masking import mask_partition
 from optidel_hf.curation.patches import PatchConfig
-from optidel_hf.curation.pipeline import CurationConfig, curate
+from optidel_hf.curation.pipeline import curate
 from optidel_hf.curation.scoring import load_pixels
 from optidel_hf.curation.selection_config import SelectionConfig
 from optidel_hf.curation.shards import read_columns

@@ -14,9 +14,10 @@ from test_outliers import candidates
 from tiny_reference import save_mae, tiny_config, tiny_mae, tiny_patches
 
 from optidel_hf.curation.calibration import load_early, load_reference
+from optidel_hf.curation.curation_config import CurationConfig
 from optidel_hf.curation.inputs import InputConfig
 from optidel_hf.curation.patches import PatchConfig
-from optidel_hf.curation.pipeline import CurationConfig, curate
+from optidel_hf.curation.pipeline import curate
 from optidel_hf.curation.reference import fit_scorer
 from optidel_hf.curation.scoring import LEARNABILITY, ScoreConfig, VInformationScorer, measure_patches
 from optidel_hf.curation.selection import select

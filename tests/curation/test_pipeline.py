@@ -22,10 +22,11 @@ from PIL import Image
 
 from optidel_hf.curation import pipeline
 from optidel_hf.curation.curated import MosaicConfig
+from optidel_hf.curation.curation_config import CurationConfig
 from optidel_hf.curation.inputs import InputConfig
 from optidel_hf.curation.patches import PatchConfig
 from optidel_hf.curation.pilot import Lead, PilotConfig
-from optidel_hf.curation.pipeline import CurationConfig, curate
+from optidel_hf.curation.pipeline import curate
 from optidel_hf.curation.reference import ReferenceConfig
 from optidel_hf.curation.selection_config import SelectionConfig
 from optidel_hf.curation.shards import existing_shards, read_columns

@@ -15,9 +15,10 @@ from scipy.stats import rankdata
 
 from optidel_hf import images
 from optidel_hf.curation.curated import MosaicConfig
+from optidel_hf.curation.curation_config import CurationConfig
 from optidel_hf.curation.inputs import InputConfig
 from optidel_hf.curation.patches import PatchConfig
-from optidel_hf.curation.pipeline import CurationConfig, curate
+from optidel_hf.curation.pipeline import curate
 from optidel_hf.curation.reference import ReferenceConfig
 from optidel_hf.curation.scoring import ScoreConfig
 from optidel_hf.curation.selection.candidates import rank_within
