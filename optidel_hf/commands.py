@@ -113,7 +113,7 @@ def pretrain(arguments: Sequence[str]) -> None:
     told = {name: getattr(images, name) for name in ("split", "revision", "image_column", "limit")}
     stored = open_images(dataset, **where, **told)
     told = {"split": images.last_split, "image_column": images.last_image_column}
-    last = open_images(images.last_dataset, **where, **told) if images.last_dataset else None
+    last = open_images(images.last_dataset, **where, **told, flag="last_image_column") if images.last_dataset else None
     trainer = Pretrainer(config, stored, evaluation=_evaluation(config, probes), last=last)
     if images.dry_run:
         say(_rehearsed(trainer))
@@ -125,7 +125,7 @@ def pretrain(arguments: Sequence[str]) -> None:
         facts = {"command": command, "images_sha256": trainer.told["images"]}
         if images.last_dataset:
             facts |= {"last_dataset": images.last_dataset, "last_images_sha256": trainer.told["last_images"]}
-            facts["last_images"] = trainer.batches.pools[-1].n_images
+            facts["last_images"] = trainer.batches.parts[-1].n_shown(config.last_steps)
         if config.model:
             facts["weights"] = checkpoint_fingerprint(config.model)
         _finish_model(config.output_dir, facts | dataset_facts(dataset, images.revision), publish)
@@ -218,7 +218,8 @@ def information(arguments: Sequence[str]) -> None:
     from optidel_hf.publishing.measures import held_out_text, judged_unit
 
     (config,) = _parse((InformationConfig,), arguments, "information", information.__doc__)
-    judged = judge(named_folders(config.models), config.curation_dir, config.device, config.images, config.split)
+    asked = {name: getattr(config, name) for name in ("images", "split", "image_column")}
+    judged = judge(named_folders(config.models), config.curation_dir, config.device, **asked)
     for name, figures in judged.items():
         say(f"{name}: {held_out_text(figures)}, {judged_unit(figures)}")
     file, folder = DOWNSTREAM_FILE if config.images else HELD_OUT_FILE, Path(config.curation_dir)
@@ -249,14 +250,19 @@ def status(arguments: Sequence[str]) -> None:
     (config,) = _parse((StatusConfig,), arguments, "status", status.__doc__)
     output = Path(config.output_dir)
     if not (output / "inputs.parquet").exists():
+        if hashed := sorted(output.glob(".hashes/*/shard-*-of-*.parquet")):
+            return say(f"{'inputs':10} {_so_far(hashed)}")
         raise UserError(f"{output} is no output of `optidel curate`: it has no inputs.parquet.")
     for stage in ("patches", "rejected", "scores", "curated"):
-        shards = existing_shards(output / stage)
-        total = int(shards[0].stem.split("-of-")[1]) if shards else "?"
-        say(f"{stage:10} {len(shards)} of {total} shards")
+        say(f"{stage:10} {_so_far(existing_shards(output / stage))}")
     folds = sorted(path.name for path in (output / "reference").glob("fold-*"))
     say(f"{'reference':10} {', '.join(folds) or 'not yet'}")
     say(f"{'selection':10} {'published' if (output / 'selection.parquet').exists() else 'not yet'}")
+
+
+def _so_far(shards: Sequence[Path]) -> str:
+    total = shards[0].stem.split("-of-")[1].lstrip("0") if shards else "?"
+    return f"{len(shards)} of {total} shards"
 
 
 def theory(arguments: Sequence[str]) -> None:
@@ -316,6 +322,8 @@ def rebuild(arguments: Sequence[str]) -> None:
     from optidel_hf.curation.rebuild import rebuild as run_rebuild
 
     (config,) = _parse((RebuildConfig,), arguments, "rebuild", rebuild.__doc__)
+    if config.source == EMBEDDED:
+        config = replace(config, source=str(sample_pool()))
     say(f"curated: {run_rebuild(config) / 'curated'}")
 
 

@@ -80,6 +80,7 @@ class InformationConfig:
     split: str | None = field(
         default=None, metadata={"help": "Its validation part (of a folder: what file names begin with)."}
     )
+    image_column: str | None = field(default=None, metadata={"help": "Of --images; needed where there are several."})
     device: str = field(default="auto", metadata={"help": "auto (cuda, mps, xpu, then cpu) or one of these."})
 
 

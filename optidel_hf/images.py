@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from optidel_hf.errors import UserError
+
 
 # Pillow's own decompression-bomb limit: 1024 * 1024 * 1024 / 4 / 3 pixels.
 MAX_IMAGE_PIXELS = 89_478_485
@@ -92,7 +94,7 @@ def open_reduced(
         else:
             turned = _load(image, least)
         return Opened(_to_rgb(image, canvas), (height, width) if turned else (width, height))
-    except ImageRejected:
+    except (ImageRejected, UserError):
         raise
     except UnidentifiedImageError:
         raise ImageRejected("not an image that Pillow can read") from None
@@ -164,6 +166,8 @@ def encode_png(image: Image.Image) -> bytes:
 def _open_lazily(value: Any) -> Image.Image:
     if isinstance(value, Image.Image):
         return value
+    if hasattr(value, "shape"):
+        raise UserError("An image came as an array: take the dataset's format off, by with_format(None).")
     if isinstance(value, dict):
         value = io.BytesIO(value["bytes"]) if value.get("bytes") is not None else value.get("path")
     if value is None:

@@ -94,7 +94,7 @@ def find_image_column(dataset: Dataset, name: str | None = None, flag: str = "im
             "`dataset.cast_column(name, datasets.Image())` and save it as parquet."
         )
     if len(found) > 1:
-        raise UserError(f"The dataset has {len(found)} image columns, {found}: name one with --image_column.")
+        raise UserError(f"The dataset has {len(found)} image columns, {found}: name one with --{flag}.")
     return found[0]
 
 

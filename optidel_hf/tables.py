@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import pyarrow as pa
 from datasets import Dataset
 from PIL import Image
 
 from optidel_hf.errors import UserError
 
 
-def require_table(table: Any, what: str) -> None:
+def require_table(table: Any, what: str, kinds: tuple[type, ...] = (Dataset,)) -> None:
     """
-    Refuse what is not one table with all of its rows.
+    Refuse what is not one table with all of its rows, of one of the `kinds`.
 
     Raises:
         `UserError`: if `what` is a `DatasetDict`, which has several, or streamed, or anything else.
     """
-    if isinstance(table, (Dataset, pa.Table)):
+    if isinstance(table, kinds):
         return
     if isinstance(table, dict):
         first = next(iter(table), "train")
@@ -36,6 +35,10 @@ def batch_column(batch: Mapping[str, Any], name: str) -> Any:
     Raises:
         `UserError`: if there is no such column, or `map` gave a single row.
     """
+    if not isinstance(batch, Mapping):
+        raise UserError(
+            f"The rows came as a {type(batch).__name__}: take the dataset's format off, by with_format(None)."
+        )
     if name not in batch:
         raise UserError(f"The rows have no column '{name}', only {', '.join(batch)}.")
     if isinstance(batch[name], (Mapping, Image.Image, bytes, str)):

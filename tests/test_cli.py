@@ -291,6 +291,13 @@ def test_status(curated: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "/no/such/output is no output of `optidel curate`" in capsys.readouterr().err
 
 
+def test_status_while_images_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / ".hashes" / "0123").mkdir(parents=True)
+    (tmp_path / ".hashes" / "0123" / "shard-00000-of-00030.parquet").touch()
+    assert cli.main(["status", "--output_dir", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == "inputs     1 of 30 shards\n"
+
+
 def test_help_and_unknown_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == cli.main(["--help"]) == 0
     assert capsys.readouterr().out.count("usage: optidel COMMAND") == 2

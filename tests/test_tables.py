@@ -24,6 +24,12 @@ USES: dict[str, Callable[[Any], Any]] = {
 }
 
 
+@pytest.mark.parametrize("use", [use for use in USES if use != "select"])
+def test_an_arrow_table_is_for_select_alone(use: str) -> None:
+    with pytest.raises(UserError, match=r"is of type Table: give a datasets\.Dataset"):
+        USES[use](SPLITS["train"].data.table)
+
+
 @pytest.mark.parametrize("use", USES)
 def test_several_splits_are_refused(use: str) -> None:
     with pytest.raises(UserError, match=r"is of type DatasetDict, with train, test: give one of them, as \['train'\]"):

@@ -56,6 +56,8 @@ def _refuse_place(config: CurationConfig) -> None:
     output = Path(config.output_dir)
     if output.exists() and not output.is_dir():
         raise UserError(f"--output_dir {output} is a file: give a folder, new or of an earlier run.")
+    if (output / "pretrain_config.json").exists():
+        raise UserError(f"--output_dir {output} holds a model: give another folder, new or of an earlier curation.")
     if output.resolve() == Path(config.inputs.dataset).resolve():
         raise UserError(f"--output_dir {output} is the --dataset itself: give another folder.")
 

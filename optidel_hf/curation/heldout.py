@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -55,6 +56,8 @@ from optidel_hf.evaluation.statistics import bootstrap_correction
 from optidel_hf.files import read_json, write_text
 from optidel_hf.images import decode_reason
 
+
+logger = logging.getLogger(__name__)
 
 MASKS, PARTITIONS = 4, 2
 FRAMES_AT_ONCE = 64
@@ -127,6 +130,7 @@ def judge(
     device: str = "auto",
     images: str | None = None,
     split: str | None = None,
+    image_column: str | None = None,
 ) -> dict[str, Any]:
     """
     V-information of pre-trained models on frames that none has seen.
@@ -141,6 +145,7 @@ def judge(
         device (`str`, *optional*, defaults to `"auto"`).
         images (`str`, *optional*): folder or dataset of a downstream set's images to judge on instead.
         split (`str`, *optional*): split of `images`; of a folder, what file names begin with.
+        image_column (`str`, *optional*): of `images`; needed where there are several, such as a column of masks.
 
     Returns:
         `dict`: by name, `v_information` with its 95 % interval `low` and `high`, the two entropies behind it,
@@ -151,7 +156,7 @@ def judge(
         `UserError`: if the curation held nothing out, no image can be read, or a model is of neither kind.
     """
     folder = Path(curation_dir)
-    frames = downstream_frames(images, split) if images else held_out_frames(folder)
+    frames = downstream_frames(images, split, image_column) if images else held_out_frames(folder)
     file = DOWNSTREAM_FILE if images else HELD_OUT_FILE
     path = folder / file
     given = {"images": images, "split": split} if images else {}
@@ -160,11 +165,19 @@ def judge(
     judged: dict[str, Any] = {}
     for name, checkpoint in models.items():
         judged[name] = {**judge_on(frames, checkpoint, device), **given}
+        if folder.is_dir():
+            write_text(json.dumps({**comparable, **judged}, indent=2) + "\n", path)
         if Path(checkpoint).is_dir():
-            write_text(json.dumps(judged[name], indent=2) + "\n", Path(checkpoint) / file)
-    if folder.is_dir():
-        write_text(json.dumps({**comparable, **judged}, indent=2) + "\n", path)
+            _write_beside(judged[name], Path(checkpoint) / file)
     return judged
+
+
+def _write_beside(figures: Mapping[str, Any], path: Path) -> None:
+    """Beside a model, which may be another's to write to."""
+    try:
+        write_text(json.dumps(figures, indent=2) + "\n", path)
+    except OSError as error:
+        logger.warning("%s is not written: %s", path, error)
 
 
 def judge_on(frames: Frames, checkpoint: str | Path, device: str) -> dict[str, Any]:
@@ -200,10 +213,10 @@ def held_out_frames(folder: Path) -> Frames:
     return readable_frames(frames, [held[source] for source in frames["source"]], f"that {path} lists")
 
 
-def downstream_frames(images: str, split: str | None = None) -> Frames:
+def downstream_frames(images: str, split: str | None = None, image_column: str | None = None) -> Frames:
     """The readable images of a downstream set, in near-duplicate groups; a folder that holds masks is refused."""
     try:
-        frames = open_sources(InputConfig(images, split))
+        frames = open_sources(InputConfig(images, split, image_column=image_column))
     except UserError as error:
         raise UserError(str(error).replace("--dataset", "--images")) from None
     return readable_frames(frames, group_images(frames), f"of {images}")

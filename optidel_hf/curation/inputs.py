@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, concatenate_datasets
 from tqdm.auto import tqdm
 
+from optidel_hf.checkpoints import EMBEDDED
 from optidel_hf.curation.near_duplicates import difference_hash, near_duplicate_components
 from optidel_hf.curation.shards import FirstRank, shard_bounds, shard_paths, wait_for, write_parquet
 from optidel_hf.errors import UserError
@@ -64,6 +65,8 @@ def open_sources(config: InputConfig) -> Dataset:
     Raises:
         `UserError`: for a missing column, a source that occurs twice, or a dataset without images.
     """
+    if config.dataset == EMBEDDED:
+        raise UserError("'embedded' is the command line's name for the sample, which `optidel sample` writes.")
     dataset = open_dataset(config.dataset, config.split, config.revision)
     image = find_image_column(dataset, config.image_column)
     for flag, column in (("id_column", config.id_column), ("group_column", config.group_column)):

@@ -38,6 +38,7 @@ from optidel_hf.images import (
     split_runs,
 )
 from optidel_hf.processes import take_one_thread_in_a_pool
+from optidel_hf.sources import is_missing
 from optidel_hf.tables import batch_column
 
 
@@ -94,8 +95,9 @@ class SamPatchExtractor:
         """Extract the key patches of `batch`: columns `image`, and `source` and `group` where they are given."""
         take_one_thread_in_a_pool(self.device)
         values = batch_column(batch, self.image_column)
-        sources = batch.get("source") or _paths_of(values)
-        groups = batch.get("group") or sources
+        sources = batch["source"] if "source" in batch else _paths_of(values)
+        groups = batch.get("group", sources)
+        groups = [source if is_missing(group) else group for source, group in zip(sources, groups)]
         rows: list[dict[str, Any]] = []
         for source, group, found in zip(sources, groups, self._extract(values, rank)):
             rows += [{**row, "source": source, "group": group} for row in found]

@@ -157,7 +157,10 @@ class _Sources:
 
     def __init__(self, config: RebuildConfig) -> None:
         given = {name: getattr(config, name) for name in ("split", "image_column", "id_column")}
-        self.images: Dataset = open_sources(InputConfig(config.source, revision=config.source_revision, **given))
+        try:
+            self.images: Dataset = open_sources(InputConfig(config.source, revision=config.source_revision, **given))
+        except UserError as error:
+            raise UserError(str(error).replace("--dataset", "--source")) from None
         self.place = config.source
         self.rows = {name: row for row, name in enumerate(self.images["source"])}
 

@@ -64,30 +64,6 @@ def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def paired_differences(rows: Sequence[dict[str, Any]], baseline: str) -> list[dict[str, Any]]:
-    """
-    Every arm minus the baseline, seed by seed.
-
-    Args:
-        rows (`Sequence[dict]`): runs with `arm`, `mode`, `seed` and `miou` (fraction).
-        baseline (`str`): the arm to subtract.
-
-    Returns:
-        `list[dict]` with `arm`, `mode`, `seeds` (their number), `difference`, `low` and `high`, as fractions.
-    """
-    reference = {(row["mode"], row["seed"]): row["miou"] for row in rows if row["arm"] == baseline}
-    groups: dict[tuple[str, str], list[float]] = {}
-    for row in rows:
-        if row["arm"] != baseline and (row["mode"], row["seed"]) in reference:
-            difference = row["miou"] - reference[row["mode"], row["seed"]]
-            groups.setdefault((row["arm"], row["mode"]), []).append(difference)
-    return [
-        {"arm": arm, "mode": mode, "seeds": len(values)}
-        | dict(zip(("difference", "low", "high"), mean_interval(values), strict=True))
-        for (arm, mode), values in groups.items()
-    ]
-
-
 def markdown_table(results: dict[str, Any]) -> str:
     """
     The summary as a Markdown table, arms by modes, mIoU in per cent, with what it does not show below it.

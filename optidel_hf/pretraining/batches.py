@@ -19,7 +19,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_STD as STD
 
 from optidel_hf.pretraining.augmentation import augment
 from optidel_hf.pretraining.draws import Augmentation, draw
-from optidel_hf.pretraining.residency import Pool
+from optidel_hf.pretraining.residency import Pool, SequentialPool
 from optidel_hf.pretraining.tiles import grid_side
 
 
@@ -63,14 +63,22 @@ class Batches:
         grid_side(self.tiles, self.size)  # refuses a view without whole tiles
 
     @property
-    def pools(self) -> list[Pool]:
-        """Where images come from."""
-        return [self.pool]
+    def parts(self) -> list[Batches]:
+        """Those that take turns: these alone."""
+        return [self]
 
     @property
     def n_images(self) -> int:
         """How many different images the pool has given, or can give."""
         return self.pool.n_images // self.tiles
+
+    def n_shown(self, steps: int) -> int:
+        """How many images a run of so many steps is of: all of a table's, of a stream those that it has shown."""
+        if not isinstance(self.pool, SequentialPool):
+            return self.n_images
+        if not self.n_images:  # a run that was finished has read nothing
+            next(self.after(steps))
+        return min(steps * self.batch_size, self.n_images)
 
     def images_of(self, step: int) -> list[int] | list[str]:
         """Which images a global batch shows, after `step` finished steps: of a mosaic's tiles, where each is from."""
@@ -122,12 +130,15 @@ class BatchesInTurn:
         self.first, self.last, self.turn = first, last, turn
 
     @property
-    def pools(self) -> list[Pool]:
-        return [self.first.pool, self.last.pool]
+    def parts(self) -> list[Batches]:
+        return [self.first, self.last]
 
     @property
     def n_images(self) -> int:
         return self.first.n_images + self.last.n_images
+
+    def n_shown(self, steps: int) -> int:
+        return self.first.n_shown(self.turn) + self.last.n_shown(steps - self.turn)
 
     def images_of(self, step: int) -> list[int] | list[str]:
         return (self.first if step < self.turn else self.last).images_of(step)

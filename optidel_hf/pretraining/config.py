@@ -244,6 +244,9 @@ class PretrainConfig:
                 raise ValueError(f"{name} must not be negative, but is {getattr(self, name)}.")
         if not 0 <= self.last_share < 1:
             raise ValueError(f"last_share must be a share, at least 0 and below 1, not {self.last_share}.")
+        if self.last_share and not 0 < self.last_steps < self.steps:
+            share = f"last_share {self.last_share:g} of {self.steps} steps"
+            raise ValueError(f"{share} is {self.last_steps} of them: there must be some before and some after.")
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"mask_ratio must lie between 0 and 1, not at {self.mask_ratio}.")
         if not 0 < self.augmentation().min_scale <= 1:

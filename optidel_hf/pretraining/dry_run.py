@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from optidel_hf.pretraining.rates import synchronize
-from optidel_hf.pretraining.residency import ResidentPool
+from optidel_hf.pretraining.residency import Pool, ResidentPool
 from optidel_hf.pretraining.trainer import Pretrainer
 
 
@@ -68,12 +68,18 @@ def rehearse(pretrainer: Pretrainer) -> Rehearsal:
         encoder_parameters=encoder,
         state_bytes=(4 * parameters + 12 * trained) // sharing,
         activation_bytes=activations,
-        image_bytes=sum(pool.images.numel() for pool in pretrainer.batches.pools if isinstance(pool, ResidentPool)),
+        image_bytes=sum(_bytes_on_device(part.pool) for part in pretrainer.batches.parts),
         checkpoint_bytes=4 * parameters + 8 * trained,
         seconds_a_step=seconds,
         images_per_second=speed,
         fraction_of_peak=speed / pretrainer.peak_images_per_second(),
     )
+
+
+def _bytes_on_device(pool: Pool) -> int:
+    if isinstance(pool, ResidentPool) and pool.images.device.type == pool.device.type:
+        return pool.images.numel()
+    return 0
 
 
 def describe(pretrainer: Pretrainer, rehearsal: Rehearsal) -> str:

@@ -57,7 +57,7 @@ class Monitor:
         config ([`PretrainConfig`]): says how often.
         accelerator (`Accelerator`): has the trackers.
         evaluation (`Callable`, *optional*): scores a copy of the encoder; the main process calls it.
-        first (`Callable`): the run's first views `(B, 3, T, T)` and their mask noise `(B, L)`, for the pictures.
+        first (`Callable`): the run's first `PICTURES` views `(B, 3, T, T)` and their mask noise `(B, L)`.
         start (`int`): steps that were taken before; evaluations of later ones are cut off.
     """
 
@@ -96,8 +96,8 @@ class Monitor:
         return self.evaluation is not None and every > 0 and step % every == 0
 
     def _draw(self, objective: Objective, step: int) -> None:
-        views, noise = self.first()
-        picture = draw_grid(reconstruct(objective.model, views[:PICTURES], noise[:PICTURES]))
+        views, noise = (part.to(objective.model.device) for part in self.first())
+        picture = draw_grid(reconstruct(objective.model, views, noise))
         folder = self.out / "reconstructions"
         folder.mkdir(exist_ok=True)
         picture.save(folder / f"step-{step:06d}.png")

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 import psutil
 import torch
+from joblib import cpu_count
 
 from optidel_hf.errors import UserError
 from optidel_hf.pretraining.draws import sample_order
@@ -79,12 +80,12 @@ def place(
     Raises:
         `UserError`: if the images have another shape, there are none, or they cannot lie there.
     """
-    workers = workers or max(1, (os.cpu_count() or 1) // _processes_here())
+    workers = workers or max(1, cpu_count() // _processes_here())
     if isinstance(images, StreamedImages):
         if residency in ("device", "ram"):
             raise UserError(f"--residency {residency}: an archive is read from its start; give stream, or a table.")
         return SequentialPool(images, device, seed, workers)
-    if isinstance(images, torch.Tensor):
+    if not isinstance(images, StoredImages):
         _check(images)
         if residency == "stream":
             raise UserError("--residency stream: these images are in memory already; give device or ram.")
@@ -264,6 +265,8 @@ def _processes_here() -> int:
 
 
 def _check(images: torch.Tensor) -> None:
+    if not isinstance(images, torch.Tensor):
+        raise UserError(f"Images must be a datasets.Dataset or a uint8 tensor (N, 3, S, S), not {type(images)}.")
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
         raise UserError(f"Images must be a uint8 tensor (N, 3, S, S), not {images.dtype} {tuple(images.shape)}.")
     if len(images) == 0:

@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 
 from optidel_hf.errors import UserError
 from optidel_hf.images import ImageRejected, centre_square, cut_square, open_image
-from optidel_hf.sources import find_image_column, open_dataset
+from optidel_hf.sources import find_image_column, open_dataset, undecoded
 
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class StoredImages:
 
     def __init__(self, dataset: Dataset, image_column: str, size: int) -> None:
         self.dataset, self.image_column, self.size = dataset, image_column, size
-        self.rows = dataset.select_columns(image_column)
+        self.rows = undecoded(dataset.select_columns(image_column)).with_format(None)
         self.names = dataset["source"] if "source" in dataset.column_names else None
         self.lineage = dataset.select_columns("tiles") if isinstance(dataset.features.get("tiles"), List) else None
 
@@ -184,6 +184,7 @@ def open_images(
     image_column: str | None = None,
     limit: int | None = None,
     stream: bool = False,
+    flag: str = "image_column",
 ) -> StoredImages | StreamedImages:
     """
     Open a pool of images where it is stored.
@@ -195,6 +196,7 @@ def open_images(
         image_column (`str`, *optional*): needed where there are several.
         limit (`int`, *optional*): take the first images only.
         stream (`bool`, *optional*, defaults to `False`): read a dataset on the Hub without downloading it first.
+        flag (`str`, *optional*, defaults to `"image_column"`): what names the column, for messages.
 
     Raises:
         `UserError`: if nothing is there, or no image is in it.
@@ -202,7 +204,7 @@ def open_images(
     archives = dataset.endswith(".tar")
     if archives or (stream and not _is_local(dataset)):
         rows = _stream_archives(dataset) if archives else _stream_hub(dataset, split, revision)
-        column = find_image_column(rows, image_column)
+        column = find_image_column(rows, image_column, flag)
         rows = rows.select_columns(column).cast_column(column, Image(decode=False))
         rows = rows if limit is None else rows.take(limit)
         which = _names_and_sizes(dataset) if archives else dataset
@@ -212,7 +214,7 @@ def open_images(
         raise UserError(f"limit is {limit}: take at least one image, or leave it out for all of them.")
     opened = open_dataset(dataset, split, revision)
     opened = opened if limit is None else opened.select(range(min(limit, len(opened))))
-    return StoredImages(opened, find_image_column(opened, image_column), size)
+    return StoredImages(opened, find_image_column(opened, image_column, flag), size)
 
 
 def decode(value: Any, size: int) -> torch.Tensor | str:

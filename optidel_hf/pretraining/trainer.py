@@ -18,6 +18,7 @@ and the number of processes and of accumulated parts changes the result through 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import logging
@@ -34,8 +35,10 @@ import transformers
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
+from datasets import Dataset
 from safetensors import SafetensorError
 from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from transformers import PretrainedConfig, PreTrainedModel, get_cosine_schedule_with_warmup
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -48,13 +51,14 @@ from optidel_hf.pretraining.checkpoints import require_writable, resume_checkpoi
 from optidel_hf.pretraining.config import PretrainConfig, at_checkpoint_sizes
 from optidel_hf.pretraining.draws import Augmentation
 from optidel_hf.pretraining.metrics import StepLog, read_metrics
-from optidel_hf.pretraining.monitoring import Evaluation, Monitor
+from optidel_hf.pretraining.monitoring import PICTURES, Evaluation, Monitor
 from optidel_hf.pretraining.objectives import OBJECTIVES, Objective
 from optidel_hf.pretraining.rates import flops_per_image, matmul_rate
 from optidel_hf.pretraining.residency import place
 from optidel_hf.pretraining.stored import StoredImages, StreamedImages
 from optidel_hf.pretraining.termination import Termination
 from optidel_hf.pretraining.trackers import resolve_tracker, tracking
+from optidel_hf.sources import find_image_column
 
 
 __all__ = ["PretrainConfig", "Pretrainer"]
@@ -74,8 +78,9 @@ class Pretrainer:
     Args:
         config ([`PretrainConfig`]):
             What to train, for how long, and where it goes.
-        images (`torch.Tensor` of shape `(N, 3, S, S)`, [`StoredImages`] or [`StreamedImages`]):
-            RGB images, uint8, or where they are stored; see [`~optidel_hf.pretraining.stored.open_images`].
+        images (`torch.Tensor` of shape `(N, 3, S, S)`, `datasets.Dataset`, [`StoredImages`] or [`StreamedImages`]):
+            RGB images, uint8, or where they are stored; see [`~optidel_hf.pretraining.stored.open_images`]. A dataset
+            has one image column.
         description (`str`, *optional*, defaults to `"pretrain"`):
             What the progress bar is headed with.
         last (as `images`, *optional*):
@@ -99,17 +104,21 @@ class Pretrainer:
     def __init__(
         self,
         config: PretrainConfig,
-        images: Images,
+        images: Images | Dataset,
         description: str = "pretrain",
         evaluation: Evaluation | None = None,
-        last: Images | None = None,
+        last: Images | Dataset | None = None,
     ) -> None:
-        config = at_checkpoint_sizes(_with_tiles(config, images))
-        config = replace(config, report_to=resolve_tracker(config.report_to))
+        _refuse_curation(Path(config.output_dir))
+        config = at_checkpoint_sizes(config)
+        images, last = (_stored(given, config.image_size) for given in (images, last))
+        config = replace(_with_tiles(config, images), report_to=resolve_tracker(config.report_to))
         self.config, self.description, self.out = config, description, Path(config.output_dir)
         self.evaluation = evaluation
         self.streamed = isinstance(images, StreamedImages)
         self.accelerator = _accelerator(config)
+        if self.sharded:
+            _shard_in_float32_but_for_weights(self.accelerator)
         _check_batch(config.batch_size, self.accelerator.num_processes, config.gradient_accumulation_steps)
         check_last(config.last_share, last)
         objective = self._build()
@@ -160,7 +169,7 @@ class Pretrainer:
         batches = self.batches.after(start)
         tracker = tracking(self.accelerator, config.report_to, self.out, asdict(config), resumed=start > 0)
         with tracker, Termination(self.accelerator) as termination, self._log(start) as log:
-            monitor = Monitor(config, self.accelerator, self.evaluation, self._first_views, start)
+            monitor = Monitor(config, self.accelerator, self.evaluation, lambda: self._first_views, start)
             self._look(monitor, start, log)
             for step in range(start + 1, config.steps + 1):
                 lr = self.schedule.get_last_lr()[0]
@@ -268,9 +277,11 @@ class Pretrainer:
         """The images of step number `step`, counted from 1: sources or rows of a table, or places in a stream."""
         return self.batches.images_of(step - 1)
 
+    @functools.cached_property
     def _first_views(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """For the pictures; kept, as a stream would be read from its start for each."""
         views, noise = next(self.batches.after(0))
-        return views[0], noise
+        return views[0][:PICTURES].cpu(), noise[:PICTURES].cpu()
 
     def _look(self, monitor: Monitor, step: int, log: StepLog) -> None:
         if monitor.is_due(step):
@@ -296,7 +307,8 @@ class Pretrainer:
         accelerator, losses = self.accelerator, []
         for views, noise in itertools.islice(batches, self.config.gradient_accumulation_steps):
             with accelerator.accumulate(self.objective):
-                loss = self.objective(*views, noise=noise)
+                with accelerator.autocast() if self.sharded else nullcontext():  # else Accelerate has wrapped forward
+                    loss = self.objective(*views, noise=noise)
                 accelerator.backward(loss)
             losses.append(loss.detach())
         grad_norm = accelerator.clip_grad_norm_(self.objective.parameters(), self.config.max_grad_norm)
@@ -312,10 +324,8 @@ class Pretrainer:
         final = [line["loss"] for line in metrics[-FINAL_STEPS:]]
         rates = [line["images_per_second"] for line in metrics]
         device = self.accelerator.device
-        if not self.batches.n_images:  # a stream, of which a run that was finished has read nothing
-            next(self.batches.after(self.config.steps))
         return {
-            "n_images": self.batches.n_images,
+            "n_images": self.batches.n_shown(self.config.steps),
             "augmentation": asdict(self.config.augmentation()),
             "peak_learning_rate": self.config.peak_learning_rate,
             "parameters": self.model.num_parameters(),
@@ -352,6 +362,8 @@ def _with_tiles(config: PretrainConfig, images: torch.Tensor | StoredImages | St
 
 def _accelerator(config: PretrainConfig) -> Accelerator:
     device = resolve_device(config.device)
+    if device.type == "cuda" and device.index is not None:  # Accelerate takes the current one
+        torch.cuda.set_device(device)
     # Accelerate keeps one precision for the whole process and refuses another: a second run may want its own.
     AcceleratorState._reset_state()
     return Accelerator(
@@ -365,6 +377,30 @@ def _accelerator(config: PretrainConfig) -> Accelerator:
         log_with=None if config.report_to == "none" else config.report_to,
         project_dir=config.output_dir,
     )
+
+
+def _shard_in_float32_but_for_weights(accelerator: Accelerator) -> None:
+    """
+    Have FSDP in bf16 compute what DDP computes: inputs, the target, the loss and sums of gradients in float32.
+
+    Accelerate's own policy would cast all of them; with this one autocast casts what may be cast.
+    """
+    plugin = accelerator.state.fsdp_plugin
+    if accelerator.mixed_precision == "bf16" and plugin.fsdp_version == 2:
+        plugin.mixed_precision_policy = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
+
+
+def _stored(images: Any, size: int) -> Any:
+    """A dataset's images where they are stored; all else as it is."""
+    return StoredImages(images, find_image_column(images), size) if isinstance(images, Dataset) else images
+
+
+def _refuse_curation(out: Path) -> None:
+    """Refuse a curation's own folder, whose `config.json` and card a model's would replace."""
+    if (out / "inputs.parquet").exists():
+        raise UserError(f"--output_dir {out} is a curation's: give the model another folder, such as {out / 'vit'}.")
 
 
 def check_last(share: float, last: Images | str | None) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from datasets import Dataset, Features, Image
 from safetensors.torch import save_file
 from tiny_reference import picture, save_mae, tiny_mae
 from transformers import ViTConfig, ViTModel
@@ -220,6 +221,31 @@ def test_masks_are_never_read(downstream: Path, tmp_path: Path, capsys: pytest.C
     said = capsys.readouterr().out
     assert "24 frames, 23 groups), bits per value, raw pixels" in said
     assert "downstream.json beside each model" in said
+
+
+def test_of_images_and_masks_in_one_table_a_column_is_named(
+    downstream: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [str(path) for path in sorted((downstream / "images").glob("validation_*"))[:3]]
+    pairs = Dataset.from_dict({"image": paths, "mask": paths}, features=Features({"image": Image(), "mask": Image()}))
+    pairs.to_parquet(tmp_path / "pairs.parquet")
+    command = ["information", "--models", f"a={save_mae(tmp_path / 'mae', tiny_mae())}", "--device", "cpu"]
+    command += ["--curation_dir", str(tmp_path / "none"), "--images", str(tmp_path / "pairs.parquet")]
+    assert main(command) == 2
+    assert "name one with --image_column" in capsys.readouterr().err
+    assert main([*command, "--image_column", "image"]) == 0
+    assert "3 frames" in capsys.readouterr().out
+
+
+def test_a_model_that_cannot_be_written_to_is_judged(
+    downstream: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = {name: save_mae(tmp_path / name, tiny_mae()) for name in ("a", "b")}
+    (tmp_path / "a" / "downstream.json").mkdir()  # as it cannot be written on a disk for reading only
+    judged = judge(names, tmp_path, "cpu", str(downstream / "images"), "validation")
+    assert json.loads((tmp_path / "downstream.json").read_text()) == judged
+    assert json.loads((tmp_path / "b" / "downstream.json").read_text()) == judged["b"]
+    assert f"{tmp_path / 'a' / 'downstream.json'} is not written" in caplog.text
 
 
 def test_a_contrastive_model_is_judged_by_its_own_projection(downstream: Path, tmp_path: Path) -> None:

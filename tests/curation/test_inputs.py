@@ -172,3 +172,10 @@ def test_changed_groups_are_refused(parquet: Path, tmp_path: Path) -> None:
     first = listed(grouped, tmp_path / "grouped")
     assert listed(grouped, tmp_path / "grouped") == first
     assert "--group_column was given then" in refused(plain, tmp_path / "grouped")
+
+
+def test_the_sample_has_a_folder_and_no_name_in_python() -> None:
+    with pytest.raises(
+        UserError, match="'embedded' is the command line's name for the sample, which `optidel sample`"
+    ):
+        open_sources(InputConfig())

@@ -242,6 +242,27 @@ def test_runs_inside_map_with_declared_features(tiny_sam: str, image_folder: Pat
     assert set(patches["source"]) == {f"s{i}" for i in range(5)}
 
 
+@pytest.mark.parametrize("kind", ["numpy", "arrow", "torch", "pandas"])
+def test_a_datasets_format_is_followed_or_refused_in_words(image_folder: Path, kind: str) -> None:
+    extractor = SamPatchExtractor(PatchConfig(unit="image", patch_size=16), "cpu")
+    images = undecoded(sorted(image_folder.glob("*.png"))[:2]).with_format(kind)
+    options = {"batched": True, "features": extractor.features, "remove_columns": images.column_names}
+    if kind in ("arrow", "pandas"):
+        with pytest.raises(UserError, match="take the dataset's format off, by with_format"):
+            images.map(extractor, **options)
+        return
+    assert images.map(extractor, **options)["source"] == ["s0", "s1"]
+    decoded = images.cast_column("image", ImageFeature()).with_format(kind)
+    with pytest.raises(UserError, match="An image came as an array: take the dataset's format off"):
+        decoded.map(extractor, **options)
+
+
+def test_an_image_without_a_group_is_its_own() -> None:
+    extractor = SamPatchExtractor(PatchConfig(unit="image", patch_size=16), "cpu")
+    rows = extractor({"image": frames()[:3], "source": ["a", "b", "c"], "group": ["video", None, ""]})
+    assert rows["group"] == ["video", "b", "c"]
+
+
 @pytest.fixture(params=["fork", "spawn"])
 def start_method(request: pytest.FixtureRequest) -> Iterator[str]:
     """How `map(num_proc=...)` starts its processes: forked by default, spawned where the parent has used CUDA."""

@@ -85,6 +85,11 @@ def test_from_the_hub_and_the_command_line(
     assert said.startswith("optidel rebuild: --selection me/nothing is neither a file or folder here nor a dataset")
 
 
+def test_the_flag_that_names_the_sources_is_told(out: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--source no/where is neither a folder or file here nor a dataset"):
+        rebuild(RebuildConfig(str(out), "no/where", str(tmp_path / "again")))
+
+
 def test_missing_sources_are_named_and_nothing_is_written(out: Path, images: Path, tmp_path: Path) -> None:
     for name in SOURCES[:2]:
         (images / name).unlink()

@@ -11,7 +11,6 @@ from optidel_hf.evaluation.statistics import (
     bootstrap_correction,
     markdown_table,
     mean_interval,
-    paired_differences,
     summarise,
 )
 
@@ -50,13 +49,6 @@ def test_summary_has_one_row_for_every_arm_and_mode() -> None:
     assert [row["miou_mean"] for row in summary] == pytest.approx([0.5, 0.3, 0.7])
     assert summary[1]["miou_low"] == summary[1]["miou_high"] == pytest.approx(0.3)
     assert summary[2]["miou_low"] is None
-
-
-def test_paired_differences_remove_what_seeds_share() -> None:
-    difference, *others = paired_differences(runs(base=[0.2, 0.5, 0.8], better=[0.3, 0.6, 0.9]), "base")
-    assert not others
-    assert (difference["arm"], difference["seeds"]) == ("better", 3)
-    assert [difference[key] for key in ("difference", "low", "high")] == pytest.approx([0.1, 0.1, 0.1])
 
 
 def test_table_shows_means_intervals_and_seeds() -> None:

@@ -22,6 +22,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from optidel_hf.errors import Preempted, UserError
 from optidel_hf.pretraining import trainer
 from optidel_hf.pretraining.metrics import read_metrics
+from optidel_hf.pretraining.objectives.mae import MaskedAutoencoding
 from optidel_hf.pretraining.trainer import Pretrainer
 
 from .test_launch_configs import launch_arguments
@@ -77,6 +78,12 @@ def test_the_last_steps_may_be_on_other_images(tmp_path, stopped: int) -> None:
     assert straight == _images_read(pretrainer("stopped"), stop_after=stopped) + _images_read(pretrainer("stopped"))
     shown = pretrainer("straight").batches
     assert [row for step in range(STEPS) for row in shown.images_of(step)] == [number % 20 for number in straight]
+
+
+@pytest.mark.parametrize("share", [0.1, 0.9])
+def test_a_share_of_no_step_or_of_all_is_refused(tmp_path, share: float) -> None:
+    with pytest.raises(ValueError, match=f"last_share {share:g} of 4 steps is {round(4 * share)} of them"):
+        tiny_config(tmp_path, steps=4, last_share=share)
 
 
 def test_last_images_and_their_share_go_together(images, tmp_path) -> None:
@@ -135,6 +142,8 @@ def _sharded_rank(*arguments: Any, **changes: Any) -> None:
         PartialState._shared_state["distributed_type"] = DistributedType.FSDP
         accelerator.state._shared_state["distributed_type"] = DistributedType.FSDP
         accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()  # from the environment
+        if accelerator.mixed_precision != "no":
+            accelerator.state.fsdp_plugin.set_mixed_precision(accelerator.mixed_precision)
         return accelerator
 
     trainer._accelerator = sharding
@@ -146,6 +155,13 @@ def _sharded_rank(*arguments: Any, **changes: Any) -> None:
         save(pretrainer)
 
     Pretrainer.save = checked  # type: ignore[method-assign]
+    forward = MaskedAutoencoding.forward
+
+    def in_float32(objective: MaskedAutoencoding, views: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        assert views.dtype == noise.dtype == torch.float32
+        return forward(objective, views, noise=noise)
+
+    MaskedAutoencoding.forward = in_float32  # type: ignore[assignment]
     run_child(*arguments, **changes)
 
 
@@ -175,3 +191,11 @@ def test_a_sharded_model_trains_resumes_and_is_saved_as_a_whole_one(images, tmp_
     resumed = read_metrics(sharded / "metrics.jsonl")
     assert [line["loss"] for line in resumed] == [line["loss"] for line in straight]
     assert all(torch.equal(weight, saved[name]) for name, weight in load_file(sharded / "model.safetensors").items())
+
+
+def test_a_sharded_model_in_bf16_is_trained_as_a_whole_one_is(images, tmp_path) -> None:
+    changes = {"steps": 4, "mixed_precision": "bf16"}
+    expected = _losses(images, tmp_path / "whole", **changes)
+    _sharded_run(tmp_path / "sharded", images, **changes)
+    losses = [line["loss"] for line in read_metrics(tmp_path / "sharded" / "metrics.jsonl")]
+    np.testing.assert_allclose(losses, expected, rtol=2e-3)

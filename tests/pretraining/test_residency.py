@@ -82,6 +82,32 @@ def test_archives_train_and_a_resumed_run_goes_on_where_it_was(tmp_path) -> None
     assert lines[0] == lines[1]
 
 
+def test_of_a_stream_only_what_was_shown_is_counted(tmp_path) -> None:
+    archive(tmp_path / "a.tar", pictures(60))
+    config = tiny_config(tmp_path / "out", steps=4, batch_size=4, last_share=0.5, reconstruct_every=1)
+
+    def count() -> list[int]:
+        streamed = open_images(str(tmp_path / "*.tar"), size=32)
+        pretrainer = Pretrainer(config, streamed, last=_stored(32))
+        pretrainer.train()
+        pretrainer.save()
+        shown = [part.n_shown(2) for part in pretrainer.batches.parts]
+        assert json.loads((tmp_path / "out" / "pretrain_config.json").read_text())["n_images"] == sum(shown)
+        return shown
+
+    assert count() == count() == [8, 11]  # as well of a run that was finished
+
+
+def test_pictures_read_a_stream_once(tmp_path, monkeypatch) -> None:
+    archive(tmp_path / "a.tar", pictures(20))
+    streamed, begun = open_images(str(tmp_path / "*.tar"), size=32), []
+    epochs = streamed._epochs
+    monkeypatch.setattr(streamed, "_epochs", lambda seed: begun.append(seed) or epochs(seed))
+    Pretrainer(tiny_config(tmp_path / "out", steps=4, batch_size=4, reconstruct_every=1), streamed).train()
+    assert len(begun) == 2  # the training's and the pictures'
+    assert len(list((tmp_path / "out" / "reconstructions").iterdir())) == 5
+
+
 def test_an_archive_is_decoded_ahead_and_skips_what_it_cannot_read(tmp_path, caplog) -> None:
     archive(tmp_path / "a.tar", pictures(8))
     with open(tmp_path / "a.tar", "r+b") as file:

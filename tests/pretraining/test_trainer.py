@@ -13,16 +13,19 @@ import numpy as np
 import pytest
 import torch
 from children import CHILDREN
+from datasets import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, ViTMAEForPreTraining, ViTModel
 
 from optidel_hf.errors import UserError
 from optidel_hf.files import alone_in
+from optidel_hf.pretraining import trainer
 from optidel_hf.pretraining.checkpoints import start_over
 from optidel_hf.pretraining.metrics import read_metrics
 from optidel_hf.pretraining.trainer import Pretrainer, parameter_groups
 
+from .test_stored import BROKEN, pictures, png, table
 from .tiny import TINY_SIZES, run_child, run_launched, tiny_config, torchrun
 
 
@@ -180,6 +183,33 @@ def test_an_output_that_another_process_is_at_work_in_is_left_to_it(images, tmp_
         _run(images, tmp_path, steps=2, resume="never")
     assert not list(tmp_path.iterdir())
     _run(images, tmp_path, steps=2)
+
+
+def test_the_gpu_that_is_asked_for_is_taken(tmp_path, monkeypatch) -> None:
+    taken: list[torch.device] = []
+    monkeypatch.setattr(trainer, "resolve_device", torch.device)
+    monkeypatch.setattr(trainer, "Accelerator", lambda **options: options)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    for device in ("cuda:1", "cuda"):
+        assert not trainer._accelerator(tiny_config(tmp_path, device=device))["cpu"]  # type: ignore[index]
+    assert taken == [torch.device("cuda:1")]
+
+
+def test_a_curations_own_folder_is_left_to_it(images, tmp_path) -> None:
+    (tmp_path / "inputs.parquet").touch()
+    with pytest.raises(UserError, match=f"{tmp_path} is a curation's: give the model another folder, such as"):
+        Pretrainer(tiny_config(tmp_path), images)
+
+
+@pytest.mark.parametrize("kind", [None, "torch", "numpy"])
+def test_a_dataset_is_trained_on_whatever_its_format_and_broken_images(tmp_path, caplog, kind: str | None) -> None:
+    values = [png(pixels) for pixels in pictures(6)]
+    values[2] = BROKEN
+    dataset = table(values).cast_column("image", Image()).with_format(kind)
+    Pretrainer(tiny_config(tmp_path, steps=2), dataset).train()
+    assert caplog.text.count("is left out, the next one takes its place") == 1
+    with pytest.raises(UserError, match=r"Images must be a datasets\.Dataset or a uint8 tensor"):
+        Pretrainer(tiny_config(tmp_path), np.zeros((4, 3, 32, 32), np.uint8))  # type: ignore[arg-type]
 
 
 def test_another_configuration_or_other_images_are_refused(images, tmp_path) -> None:

@@ -151,7 +151,7 @@ def select(
     Raises:
         `UserError`: if the budget rounds to nothing or exceeds the patches, or a column is missing.
     """
-    require_table(table, "The table to select from")
+    require_table(table, "The table to select from", (Dataset, pa.Table))
     _check(table, strategy, score, keep, diversity, hardness_weight, distance, explain)
     check_numbers(seed, tiles_per_mosaic, images, trim)
     chooser, columns = STRATEGIES[strategy], _Columns(table)
