@@ -10,15 +10,21 @@ import pytest
 from datasets import Dataset, DatasetDict, Image, IterableDataset
 
 from optidel_hf import SamPatchExtractor, VInformationScorer, curated_dataset, fit_scorer, select
+from optidel_hf.curation.contrastive_scoring import calibrate_contrastive
 from optidel_hf.curation.patches import PatchConfig
+from optidel_hf.curation.reference import ReferenceConfig, calibrate_checkpoint
+from optidel_hf.curation.scoring import ScoreConfig
 from optidel_hf.errors import UserError
 
 
 SPLITS = DatasetDict(train=Dataset.from_dict({"source": ["a"]}), test=Dataset.from_dict({"source": ["b"]}))
 STREAM = IterableDataset.from_generator(lambda: iter([{"source": "a"}]))
+GIVEN = (ReferenceConfig("given"), ScoreConfig())
 USES: dict[str, Callable[[Any], Any]] = {
     "select": lambda table: select(table, budget=0.5),
     "fit_scorer": lambda table: fit_scorer(table, "unused"),
+    "calibrate_checkpoint": lambda table: calibrate_checkpoint(table, "unused", *GIVEN),
+    "calibrate_contrastive": lambda table: calibrate_contrastive(table, "unused", "given"),
     "curated_dataset": lambda table: curated_dataset(table, ANY, SPLITS["train"]),
     "its images": lambda table: curated_dataset(SPLITS["train"], ANY, table),
 }

@@ -171,6 +171,7 @@ def calibrate_checkpoint(
     """
     if config.reference is None:
         raise UserError("There is no checkpoint to calibrate: name one in ReferenceConfig.reference, or fit_scorer.")
+    require_table(patches, "`patches`")
     forget_loaded()
     output, where = Path(output_dir), str(resolve_device(device))
     if (output / agreement.FILE).exists():

@@ -20,11 +20,11 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
-import psutil
 import torch
 from joblib import cpu_count
 
 from optidel_hf.errors import UserError
+from optidel_hf.memory import free_memory
 from optidel_hf.pretraining.draws import sample_order
 from optidel_hf.pretraining.stored import StoredImages, StreamedImages, decode
 from optidel_hf.pretraining.tiles import grid_side, take_tiles
@@ -103,7 +103,7 @@ def choose_residency(images: torch.Tensor | StoredImages, device: torch.device) 
     size = images.shape[-1] if isinstance(images, torch.Tensor) else images.size
     needed = len(images) * 3 * size * size
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
-    memory = psutil.virtual_memory().available // _processes_here()
+    memory = free_memory() // _processes_here()
     if device.type == "cuda":
         chosen = "device" if needed <= DEVICE_SHARE * free else "ram" if needed <= RAM_SHARE * memory else "stream"
     else:

@@ -176,6 +176,12 @@ def test_little_information_is_hard() -> None:
     assert chosen_sources(table, "easiest", 2, score="pvi") == ["0", "2"]
 
 
+def test_a_row_without_a_group_is_its_sources() -> None:
+    columns = pool(4, group=["video", None, "", None], source=["a", "b", "c", "b"]).with_format("numpy")[:]
+    group = read_candidates(columns, None, np.ones(4, bool), False).group  # by source: a, b, b, c
+    assert group.tolist() == [2, 0, 0, 1]
+
+
 def test_scores_of_two_models_are_ranked_apart() -> None:
     # Fold 1's model finds everything harder by 10: among all, its patches alone would be chosen.
     table = pool(8, cond_entropy=[1, 2, 3, 4, 11, 12, 13, 14], fold=[0, 0, 0, 0, 1, 1, 1, 1])

@@ -160,14 +160,13 @@ def test_auto_chooses_by_size_and_says_so(monkeypatch, caplog) -> None:
     caplog.set_level(logging.INFO)
     stored = _stored()
     needed = 11 * 3 * 16 * 16
-    memory = type("Memory", (), {"available": 2 * needed})
-    monkeypatch.setattr(residency.psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(residency, "free_memory", lambda: 2 * needed)
     assert choose_residency(stored, CPU) == "device"
-    memory.available = 2 * needed - 2
+    monkeypatch.setattr(residency, "free_memory", lambda: 2 * needed - 2)
     assert choose_residency(stored, CPU) == "stream"
     assert "residency stream: 11 images of 16 px are 0.00 GB; 0.0 GB of memory are free" in caplog.text
     gpu = torch.device("cuda", 0)
-    memory.available = 2 * needed
+    monkeypatch.setattr(residency, "free_memory", lambda: 2 * needed)
     for free, chosen in ((4 * needed, "device"), (4 * needed - 4, "ram")):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, free))
         assert choose_residency(stored, gpu) == chosen

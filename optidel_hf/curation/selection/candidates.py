@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from optidel_hf.errors import UserError
+from optidel_hf.sources import is_missing
 
 
 NUISANCES = ("border", "text", "saturation", "defocus")
@@ -74,7 +75,8 @@ def read_candidates(
             learning = np.stack([over_median_within(gain, fold), rank_within(error, fold)], axis=1)
     embedding = columns["embedding"][rows].astype(np.float32) if embeddings else None
     nuisances = {name: columns[name][rows] for name in NUISANCES if name in set(columns)}
-    group = _codes(columns["group"][rows])
+    named = zip(columns["group"][rows], sources[rows])  # a row without a group is its source's
+    group = _codes(np.array([source if is_missing(group) else group for group, source in named]))
     return Candidates(rows, _codes(sources[rows]), group, hardness, standard, embedding, nuisances, learning)
 
 
