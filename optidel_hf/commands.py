@@ -97,6 +97,7 @@ def pretrain(arguments: Sequence[str]) -> None:
     from optidel_hf.pretraining.stored import open_images
     from optidel_hf.pretraining.trainer import Pretrainer, check_last
     from optidel_hf.processes import process_rank, share_cores
+    from optidel_hf.publishing.cards import hub_id
     from optidel_hf.publishing.hub import PublishConfig
 
     share_cores()
@@ -110,7 +111,9 @@ def pretrain(arguments: Sequence[str]) -> None:
         require_writable(Path(config.output_dir))
     dataset = images.dataset if images.dataset != EMBEDDED else str(sample_curated(make=not images.dry_run))
     where = {"size": config.image_size, "stream": config.residency == "stream"}
-    told = {name: getattr(images, name) for name in ("split", "revision", "image_column", "limit")}
+    facts = dataset_facts(dataset, images.revision)  # of what is read now: the Hub may have other images tomorrow
+    told = {name: getattr(images, name) for name in ("split", "image_column", "limit")}
+    told["revision"] = facts["revision"] or images.revision
     stored = open_images(dataset, **where, **told)
     told = {"split": images.last_split, "image_column": images.last_image_column}
     last = open_images(images.last_dataset, **where, **told, flag="last_image_column") if images.last_dataset else None
@@ -118,17 +121,17 @@ def pretrain(arguments: Sequence[str]) -> None:
     if images.dry_run:
         say(_rehearsed(trainer))
         return
+    if config.model:
+        facts |= {"weights": checkpoint_fingerprint(config.model), "base_model": hub_id(config.model)}
     trainer.train()
     trainer.save()
     if process_rank()[0] == 0:
         command = shlex.join(["accelerate", "launch", "recipes/pretrain.py", *arguments])
-        facts = {"command": command, "images_sha256": trainer.told["images"]}
+        facts |= {"command": command, "images_sha256": trainer.told["images"]}
         if images.last_dataset:
             facts |= {"last_dataset": images.last_dataset, "last_images_sha256": trainer.told["last_images"]}
             facts["last_images"] = trainer.batches.parts[-1].n_shown(config.last_steps)
-        if config.model:
-            facts["weights"] = checkpoint_fingerprint(config.model)
-        _finish_model(config.output_dir, facts | dataset_facts(dataset, images.revision), publish)
+        _finish_model(config.output_dir, facts, publish)
 
 
 def _finish_model(folder: str, facts: dict[str, Any], publish: Any) -> None:

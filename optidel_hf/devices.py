@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -59,3 +61,11 @@ def hardware(device: torch.device) -> str:
 def _available(kind: str) -> bool:
     module = getattr(torch.backends, "mps", None) if kind == "mps" else getattr(torch, kind, None)
     return module is not None and module.is_available()
+
+
+@contextmanager
+def forked_rng(device: torch.device) -> Iterator[None]:
+    """Put torch's generators of the CPU and of `device` back at the end; no other device is touched."""
+    on_device = {"devices": [device], "device_type": device.type} if device.type != "cpu" else {"devices": []}
+    with torch.random.fork_rng(**on_device):
+        yield

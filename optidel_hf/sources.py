@@ -142,7 +142,8 @@ def hub_commit(repo: str, revision: str | None = None) -> str:
         return str(HfApi().dataset_info(repo, revision=revision).sha)
     except (OSError, ValueError) as error:  # offline, no such revision
         raise UserError(
-            f"--dataset {repo}: the Hub does not tell its commit ({error}): give it by --revision."
+            f"--dataset {repo} is neither a folder or file here, and the Hub does not tell its commit ({error}): give "
+            "it by --revision."
         ) from None
 
 

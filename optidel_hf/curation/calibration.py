@@ -17,6 +17,7 @@ from typing import NamedTuple
 import pyarrow.parquet as pq
 from transformers import AutoImageProcessor, ViTMAEForPreTraining
 
+from optidel_hf.checkpoints import checkpoint_fingerprint
 from optidel_hf.curation import vinfo
 from optidel_hf.errors import UserError
 from optidel_hf.files import read_json
@@ -148,6 +149,12 @@ def load_calibration(folder: str | Path, fold: int) -> Calibration:
     if not path.exists():
         raise UserError(f"{folder} is no reference folder ({path} is missing): make one with `optidel score`.")
     return Calibration.load(path)
+
+
+def given_weights(folder: str | Path) -> list[str]:
+    """What tells the weights that a reference folder's calibrations are of from others, where they lie elsewhere."""
+    told = [Calibration.load(path) for path in sorted(Path(folder).glob("fold-*/calibration.json"))]
+    return [checkpoint_fingerprint(one.model, one.revision) for one in told if one.model != FITTED_HERE]
 
 
 @lru_cache(maxsize=2)

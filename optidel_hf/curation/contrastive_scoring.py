@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import AutoImageProcessor, ViTModel
 
-from optidel_hf.checkpoints import folder_fingerprint, require_kind
+from optidel_hf.checkpoints import checkpoint_fingerprint, folder_fingerprint, require_kind
 from optidel_hf.curation.contrastive import (
     SATURATED,
     CandidateBank,
@@ -45,6 +45,7 @@ from optidel_hf.devices import resolve_device
 from optidel_hf.errors import UserError
 from optidel_hf.files import read_json, write_text
 from optidel_hf.images import centre_square, cut_square, open_image
+from optidel_hf.processes import take_one_thread_in_a_pool
 from optidel_hf.tables import batch_column, require_table
 
 
@@ -138,8 +139,10 @@ class ContrastiveScorer:
     patches_per_batch: int = 64
 
     def __getstate__(self) -> dict[str, Any]:
-        """The fields, and what is in the folder now: the cache of `map` tells other models from these by it."""
-        return self.__dict__ | {"models": folder_fingerprint(self.folder)}
+        """The fields, and what is in the folder and its backbone's: the cache of `map` tells other models by it."""
+        path = Path(self.folder) / FACTS_FILE
+        weights = _weights(ContrastiveFacts.load(path).backbone) if path.exists() else None
+        return self.__dict__ | {"models": folder_fingerprint(self.folder), "weights": weights}
 
     @property
     def features(self) -> Features:
@@ -148,6 +151,7 @@ class ContrastiveScorer:
 
     def __call__(self, batch: dict[str, list[Any]], rank: int | None = None) -> dict[str, Any]:
         """Score the patches of `batch` (columns `image` and the keys)."""
+        take_one_thread_in_a_pool(self.device)
         facts, bank = load_contrastive(self.folder)
         encoder = load_encoder(facts.backbone, str(resolve_device(self.device, rank)))
         first, second = embed_views(encoder, batch, facts.seed, self.patches_per_batch)
@@ -266,14 +270,24 @@ def load_encoder(backbone: str, device: str) -> Encoder:
     Raises:
         `UserError`: if it is not there, has no image processor, or is a model of another kind.
     """
-    folder = Path(backbone)
-    name = str(folder / "backbone") if (folder / "backbone").is_dir() else backbone
+    folder, name = Path(backbone), _encoder_name(backbone)
     require_kind("backbone", name, None, "vit", "google/vit-base-patch16-224-in21k")
     options: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True}
     model = ViTModel.from_pretrained(name, add_pooling_layer=False, **options)
     processor = AutoImageProcessor.from_pretrained(name)
     head = _read_head(folder / HEAD_FILE).to(device) if (folder / HEAD_FILE).exists() else None
     return Encoder(model.to(device).eval(), head, tuple(processor.image_mean), tuple(processor.image_std))
+
+
+def _encoder_name(backbone: str) -> str:
+    """The encoder of a pre-training's folder, which has its head beside it; of all else it is itself."""
+    inside = Path(backbone) / "backbone"
+    return str(inside) if inside.is_dir() else backbone
+
+
+def _weights(backbone: str) -> list[str]:
+    """What tells an encoder's weights, and its head's, from others."""
+    return [checkpoint_fingerprint(name) for name in dict.fromkeys((_encoder_name(backbone), backbone))]
 
 
 def _read_head(path: Path) -> nn.Sequential:

@@ -42,6 +42,7 @@ from optidel_hf.curation.curation_config import CurationConfig, refuse_early
 from optidel_hf.curation.heldout import hold_out
 from optidel_hf.curation.inputs import inputs_hash, list_inputs, open_sources
 from optidel_hf.curation.mosaic import grid_side
+from optidel_hf.curation.patch_config import PatchConfig
 from optidel_hf.curation.patches import NO_PATCH, PATCH_FEATURES, SamPatchExtractor
 from optidel_hf.curation.pilot import settle_strategy
 from optidel_hf.curation.reference import ReferenceConfig, assign_folds, calibrate_checkpoint, fit_scorer
@@ -240,6 +241,8 @@ class _Run:
             tile = size // grid_side(self.config.selection.tiles_per_mosaic)
             sizes = {"image_size": size, "tile_size": tile, "images_per_shard": self.config.images_per_shard}
             facts = {**sizes, "counts": {**self._funnel(), **funnel}, "hash": self.chain.curated.hash}
+            if self.config.patches.unit != PatchConfig.unit:
+                facts["unit"] = self.config.patches.unit
             publish_selection(chosen, self._find_source, folder, self.published, facts)
         wait_for([self.published], self.first)
 

@@ -27,6 +27,7 @@ from optidel_hf.curation import vinfo
 from optidel_hf.curation.calibration import (
     Calibration,
     Reference,
+    given_weights,
     load_calibration,
     load_early,
     load_folds,
@@ -117,8 +118,8 @@ class VInformationScorer:
     device: str = "auto"
 
     def __getstate__(self) -> dict[str, Any]:
-        """The fields, and what is in the folder now."""
-        return self.__dict__ | {"models": folder_fingerprint(self.reference)}
+        """The fields, and what is in the folder and in a checkpoint elsewhere that it names."""
+        return self.__dict__ | {"models": folder_fingerprint(self.reference), "given": given_weights(self.reference)}
 
     @property
     def features(self) -> Features:

@@ -101,7 +101,7 @@ def fresh_backbone(like: Backbone, seed: int) -> Backbone:
         seed (`int`): seed of the weights.
     """
     config = ViTConfig.from_dict(like.encoder.config.to_dict())
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         encoder = ViTModel(config, add_pooling_layer=False)
         projection = encoder.embeddings.patch_embeddings.projection.weight.data

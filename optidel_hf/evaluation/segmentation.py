@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from optidel_hf.devices import PRECISIONS, resolve_device, resolve_precision
+from optidel_hf.devices import PRECISIONS, forked_rng, resolve_device, resolve_precision
 from optidel_hf.errors import UserError
 from optidel_hf.evaluation.backbone import Backbone, fresh_backbone, load_backbone
 from optidel_hf.evaluation.downstream import DownstreamSet, list_pairs, load_downstream, shared_image
@@ -198,7 +198,7 @@ def _run(
     train_set = data[config.train_split]
     labelled = train_set.subset(labelled_rows(len(train_set), config.labels, seed))
     device = resolve_device(config.device)
-    with torch.random.fork_rng():  # the head's weights and dropout are the seed's, and the caller's state is kept
+    with forked_rng(device):  # the head's weights and dropout are the seed's, and the caller's state is kept
         torch.manual_seed(seed)
         model = Segmenter(start(seed), train_set.images.shape[-1]).to(device)
         train(

@@ -25,7 +25,7 @@ import torch
 
 from optidel_hf.curation.heldout import LEAST_GROUPS, Frames, hold_out, judge_on, readable_frames
 from optidel_hf.curation.inputs import open_sources
-from optidel_hf.devices import resolve_device, resolve_precision
+from optidel_hf.devices import forked_rng, resolve_device, resolve_precision
 from optidel_hf.errors import UserError
 from optidel_hf.evaluation.backbone import Backbone, load_backbone
 from optidel_hf.evaluation.downstream import DownstreamSet
@@ -238,7 +238,7 @@ def _downstream(
     """The confusions `(N, C, C)` of one run; labels, head and order are the draw's, the encoder stays as it is."""
     candidates = judges.candidates
     labelled = candidates.subset(labelled_rows(len(candidates), labels, draw))
-    with torch.random.fork_rng():  # the head's weights are the draw's, and the caller's state is kept
+    with forked_rng(resolve_device(grid.device)):  # the head's weights are the draw's, and the caller's state is kept
         torch.manual_seed(draw)
         device = resolve_device(grid.device)
         segmenter = Segmenter(copy.deepcopy(encoder), candidates.images.shape[-1]).to(device)

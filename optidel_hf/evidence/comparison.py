@@ -222,7 +222,10 @@ def _collect_series(rows: pa.Table) -> list[Series]:
     names = ("arm", "budget", "labels", "mode", "seed", "confusion")
     for arm, budget, labels, mode, seed, flat in zip(*(rows[name] for name in names)):
         key = (arm.as_py(), Setting(budget.as_py(), labels.as_py()), mode.as_py())
-        found.setdefault(key, {})[seed.as_py()] = flat.values.to_numpy().reshape(-1, CLASSES, CLASSES)
+        runs = found.setdefault(key, {})
+        if seed.as_py() in runs:
+            raise UserError("The results hold several runs of one cell: give the results.parquet of one grid.")
+        runs[seed.as_py()] = flat.values.to_numpy().reshape(-1, CLASSES, CLASSES)
     return [Series(*key, runs) for key, runs in found.items()]
 
 

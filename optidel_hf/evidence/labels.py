@@ -79,8 +79,9 @@ def list_test_pairs(config: ReproduceConfig) -> list[Pair]:
 def near_images(candidates: Sequence[Pair], others: Sequence[Pair], distance: int) -> np.ndarray:
     """Which candidates have a dHash within `distance` bits of any other image's, `(n,)` bool."""
     ours, theirs = (_hashes(pairs) for pairs in (candidates, others))
-    differing = np.bitwise_count(ours[:, None] ^ theirs[None]).sum(axis=2, dtype=np.int64)
-    return (differing <= distance).any(axis=1)
+    # One at a time: all pairs of a large set at once would not lie in memory.
+    differing = (np.bitwise_count(one ^ theirs).sum(axis=1, dtype=np.int64) for one in ours)
+    return np.array([(bits <= distance).any() for bits in differing], dtype=bool)
 
 
 def _hashes(pairs: Sequence[Pair]) -> np.ndarray:

@@ -22,6 +22,7 @@ import torch
 from accelerate import Accelerator
 from transformers import ViTModel
 
+from optidel_hf.devices import forked_rng
 from optidel_hf.pretraining.config import PretrainConfig
 from optidel_hf.pretraining.metrics import keep_lines, read_metrics
 from optidel_hf.pretraining.objectives import Objective
@@ -40,9 +41,8 @@ Evaluation = Callable[[ViTModel], dict[str, float]]
 def undisturbed(device: torch.device) -> Iterator[None]:
     """Put the random generators of torch (CPU and `device`), NumPy and Python back at the end."""
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - what an evaluation may still use
-    forked = {"device_type": device.type} if device.type != "cpu" else {}
     try:
-        with torch.random.fork_rng(devices=[device] if forked else [], **forked):
+        with forked_rng(device):
             yield
     finally:
         random.setstate(python)

@@ -32,6 +32,7 @@ PROVENANCE = "provenance.json"
 CHOICE = (
     "strategy",
     "score",
+    "unit",
     "hardness_weight",
     "seed",
     "budget",
@@ -85,7 +86,7 @@ def render_model_card(
         library_name="transformers",
         pipeline_tag=TASK,
         tags=["optidel", "vit_mae" if run["objective"] == "mae" else "vit", "self-supervised-learning"],
-        base_model=hub_id(run.get("model")),
+        base_model=data["base_model"] if "base_model" in data else hub_id(run.get("model")),
         datasets=[data["hub_id"]] if data.get("hub_id") else None,
         metrics=["mean_iou"] if scores else None,
         model_name=(model_id or folder.name).split("/")[-1] if scores else None,
@@ -116,7 +117,7 @@ def write_provenance(pretrain_dir: str | Path, facts: dict[str, Any]) -> Path:
         pretrain_dir (`str` or `Path`): The `--output_dir` of a pre-training.
         facts (`dict`): `name` of the data, its `hub_id` and `revision` (or `None`), `curation` (or `None` for images
             that were not curated; else as [`selection_facts`] returns), `images_sha256` of the pixels, `command`, and
-            for a model that did not begin with random weights `weights`, their hash.
+            for a model that did not begin with random weights `weights`, their hash, and `base_model`, its Hub id.
 
     Returns:
         `Path`: The file that was written.

@@ -21,13 +21,16 @@ MOSAICS_DRAWN = 12
 PATCH_SIDE, MOSAIC_SIDE = 120, 224
 HARD_WHEN_LOW = ("pvi",)
 """Scores of which a low value means a hard patch."""
+HARDNESS = ("cond_entropy", "pvi", "recon_error", "difficulty")
+"""Scores that tell how well the reference model predicts a patch."""
 
 T = TypeVar("T")
 
 
 def patch_sheets(record: CurationRecord) -> list[dict[str, Any]]:
     """
-    The hardest, the easiest, the chosen and, where the selection names them, the dropped key patches.
+    The hardest and easiest (of another score the highest and lowest), the chosen and, where the selection names them,
+    the dropped key patches.
 
     Args:
         record (`CurationRecord`): The curation.
@@ -39,20 +42,21 @@ def patch_sheets(record: CurationRecord) -> list[dict[str, Any]]:
     if not record.columns or not shards(folder):
         return []
     score, order = by_hardness(record)
+    (top, of_top), (bottom, of_bottom) = _ends(score)
     keys = _chosen_keys(record)
     dropped = {patch_key(row): row["reason"] for row in record.facts.get("dropped", [])[:PATCHES_DRAWN]}
     spaced = _spaced(keys, PATCHES_DRAWN)
     where = find_rows(folder, {*spaced, *dropped})
     sheets = [
         (
-            "Hardest",
-            f"The key patches that the reference model predicts worst, by {score}; a frame marks the chosen. Mostly "
-            "blur, glare or text here would mean that the score finds nuisances rather than content.",
+            top,
+            f"The key patches {of_top}; a frame marks the chosen. Mostly blur, glare or text here would mean that the "
+            "score finds nuisances rather than content.",
             [record.row(index) for index in order[::-1][:PATCHES_DRAWN]],
         ),
         (
-            "Easiest",
-            f"The key patches that the reference model predicts best, by {score}; a frame marks the chosen.",
+            bottom,
+            f"The key patches {of_bottom}; a frame marks the chosen.",
             [record.row(index) for index in order[:PATCHES_DRAWN]],
         ),
         ("Chosen", "Chosen key patches, evenly spaced from the first rank to the last.", _found(where, spaced)),
@@ -89,7 +93,7 @@ def mosaic_sheet(record: CurationRecord) -> list[dict[str, Any]]:
 
 def by_hardness(record: CurationRecord) -> tuple[str, np.ndarray]:
     """
-    The key patches from the easiest to the hardest.
+    The key patches from the easiest to the hardest, or from the lowest of another score to its highest.
 
     Returns:
         `tuple[str, np.ndarray]`: The score that orders them (the selection's own, `difficulty` where it has none) and
@@ -100,6 +104,14 @@ def by_hardness(record: CurationRecord) -> tuple[str, np.ndarray]:
     values = record.columns[score]
     order = np.argsort(-values if score in HARD_WHEN_LOW else values, kind="stable")
     return score, order[np.isfinite(values[order])]
+
+
+def _ends(score: str) -> tuple[tuple[str, str], tuple[str, str]]:
+    """What the two ends of the order by a score are called: title and description."""
+    if score in HARDNESS:
+        worst, best = (f"that the reference model predicts {how}, by {score}" for how in ("worst", "best"))
+        return ("Hardest", worst), ("Easiest", best)
+    return (f"Highest {score}", f"with the highest {score}"), (f"Lowest {score}", f"with the lowest {score}")
 
 
 def _patch_tiles(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from datasets.fingerprint import Hasher
 from safetensors.torch import save_file
 from tiny_reference import picture, save_mae, tiny_mae, tiny_patches
 from torch.nn.functional import normalize
@@ -175,6 +177,32 @@ def test_it_maps_over_a_dataset_and_pickles_to_its_configuration(calibrated: Pat
     assert scored.features == scorer.features
     assert pickle.loads(pickle.dumps(scorer)) == scorer
     assert len(pickle.dumps(scorer)) < 1000
+
+
+def test_two_processes_score_as_one_does(calibrated: Path) -> None:
+    patches, scorer = tiny_patches(6), ContrastiveScorer(str(calibrated), "cpu")
+    options = {"batched": True, "features": scorer.features, "remove_columns": patches.column_names}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)  # forked from a parent with several threads, a child with as many waits for ever
+    try:
+        alone = patches.map(scorer, load_from_cache_file=False, **options)
+        together = patches.map(scorer, load_from_cache_file=False, num_proc=2, **options)
+    finally:
+        torch.set_num_threads(threads)
+    np.testing.assert_allclose(together["contrastive_pvi"], alone["contrastive_pvi"], atol=1e-4)
+
+
+def test_other_weights_of_the_backbone_are_another_scorer(backbone: str, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(backbone, tmp_path / "backbone"))
+    scorer = ContrastiveScorer(
+        calibrate_contrastive(tiny_patches(96), tmp_path / "out", str(own), device="cpu"), "cpu"
+    )
+    before = Hasher.hash(scorer)
+    assert before == Hasher.hash(scorer)
+    model = ViTModel.from_pretrained(own / "backbone", add_pooling_layer=False)
+    model.layernorm.weight.data += 1
+    model.save_pretrained(own / "backbone")
+    assert Hasher.hash(scorer) != before
 
 
 class Lazy(dict[str, Any]):

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 from optidel_hf.errors import UserError
 from optidel_hf.evidence.inference import miou_interval, paired_interval
 from optidel_hf.evidence.page import detectable, read_evidence
+from optidel_hf.evidence.summary import summary_text
 from optidel_hf.publishing.panels.evidence import evidence_panel
 
 
@@ -54,8 +56,28 @@ def test_the_report_shows_the_intervals_of_the_inference(results: Path) -> None:
         "low": pytest.approx(100 * found.low),
         "high": pytest.approx(100 * found.high),
         "detectable": pytest.approx(100 * detectable(own, other)),
+        "seeds": SEEDS,
     }
     assert (row["own"]["low"], row["own"]["high"]) == (pytest.approx(100 * alone.low), pytest.approx(100 * alone.high))
+
+
+def test_a_contrast_counts_the_seeds_that_both_arms_have(results: Path) -> None:
+    table = pq.read_table(results)
+    late = pc.and_(pc.equal(table["arm"], "random_images"), pc.greater(table["seed"], 1))
+    pq.write_table(table.filter(pc.invert(late)), results)
+    panel = evidence_panel(read_evidence(results))
+    assert panel
+    told = {(row["baseline"], row["seeds"]) for row in panel["primary"]}
+    assert told == {("random_images", 2), ("full", SEEDS)}
+    assert not any(row["above"] for row in panel["primary"] if row["seeds"] < SEEDS)
+
+
+def test_several_grids_in_one_file_are_refused(results: Path) -> None:
+    table = pq.read_table(results)
+    pq.write_table(pa.concat_tables([table, table.slice(0, 1)]), results)
+    for read in (lambda: read_evidence(results), lambda: summary_text(pq.read_table(results))):
+        with pytest.raises(UserError, match="several runs of one cell: give the"):
+            read()
 
 
 def test_a_file_that_is_no_grid_is_refused(tmp_path: Path) -> None:

@@ -70,6 +70,16 @@ def rewrite(folder: Path, **changes: Any) -> None:
     (folder / "pretrain_config.json").write_text(json.dumps(RUN | changes))
 
 
+def with_facts(curation: Path, out: Path, **changes: Any) -> Path:
+    """A copy of a curation whose selection says other things of itself."""
+    shutil.copytree(curation, out)
+    table = pq.read_table(out / "selection.parquet")
+    told = json.loads(table.schema.metadata[b"optidel"]) | changes
+    table = table.replace_schema_metadata({b"optidel": json.dumps(told).encode()})
+    pq.write_table(table, out / "selection.parquet")
+    return out
+
+
 def snippets(card: str) -> str:
     return "\n".join(re.findall(r"```python\n(.*?)```", card, re.DOTALL))
 
@@ -98,9 +108,41 @@ def test_a_card_names_the_images_of_the_last_steps(model_folder: Path) -> None:
     card = render_model_card(model_folder)
     assert "\nmy frames, 1,000 images.\n" in card
     assert (
-        "\nThey were used as they are, without curation.\n\nThe last 20 % of the steps were taken on other images: "
-        "whole, 234 images, identified by `fedcba`.\n"
+        "\nThey were used as they are: no curation's list (`selection.parquet`) was found beside them.\n\n"
+        "The last 20 % of the steps were taken on other images: whole, 234 images, identified by `fedcba`.\n"
     ) in card
+
+
+def test_a_base_model_is_what_it_was_when_training_began(model_folder: Path) -> None:
+    rewrite(model_folder, model="models/warm-start")  # a folder that is not there where the card is written
+    for told, linked in ({"base_model": None}, False), ({"base_model": "you/warm-start"}, True):
+        write_provenance(model_folder, RAW | told | {"weights": "0123"})
+        assert ("base_model: you/warm-start" in render_model_card(model_folder)) == linked
+        assert "base_model: models" not in render_model_card(model_folder)
+
+
+@pytest.mark.parametrize(
+    ("tiles", "said"), [(1, "whole images, cut to squares"), (4, "mosaics of 4 whole images each")]
+)
+def test_whole_images_are_not_called_patches(
+    curation: Path, model_folder: Path, tmp_path: Path, tiles: int, said: str
+) -> None:
+    out = with_facts(curation, tmp_path / "out", unit="image", tiles_per_mosaic=tiles)
+    write_provenance(model_folder, RAW | {"curation": curation_facts(out)})
+    dataset, model = render_dataset_card(out), render_model_card(model_folder)
+    assert f"curated images for pre-training: {said}, chosen from" in dataset
+    assert f"They are {said}, " in model
+    assert "patches from" not in model
+    assert ("A mosaic has seams" in dataset) == (tiles > 1)
+
+
+def test_another_score_is_not_the_papers(curation: Path, tmp_path: Path) -> None:
+    cards = {
+        score: render_dataset_card(with_facts(curation, tmp_path / score, strategy="hardest", score=score))
+        for score in ("cond_entropy", "contrast")
+    }
+    assert "as the OptiDEL paper does" in cards["cond_entropy"]
+    assert "`hardest` ranks by `contrast` here, which is not the OptiDEL paper's score." in cards["contrast"]
 
 
 def test_a_curation_is_credited_for_its_curated_images_alone(curation: Path) -> None:
@@ -147,7 +189,7 @@ def test_a_dataset_of_the_hub_is_named_with_its_commit(curation: Path, tmp_path:
 
 def test_model_card_without_curation_and_results(model_folder: Path) -> None:
     card = write_model_card(model_folder).read_text()
-    assert "without curation" in card
+    assert "no curation's list" in card
     assert "was not evaluated" in card
     assert "None" not in card
     assert ModelCard(card).data.license == "unknown"
@@ -239,18 +281,13 @@ def test_the_dataset_loads_with_its_card_beside_it(curation: Path, tmp_path: Pat
 
 
 def test_only_what_was_ranked_by_hardness_is_called_hard(curation: Path, tmp_path: Path) -> None:
-    out = shutil.copytree(curation, tmp_path / "out")
-    table = pq.read_table(out / "selection.parquet")
-    facts = json.loads(table.schema.metadata[b"optidel"]) | {"strategy": "optidel"}
     for weight, score, said in (
         (1.0, "difficulty", "hard patches after trimming"),
         (1.0, "learnability", "`optidel` by learnability: patches"),
         (0.0, "difficulty", "`optidel` without hardness: patches"),
     ):
-        facts |= {"hardness_weight": weight, "score": score}
-        told = table.replace_schema_metadata({b"optidel": json.dumps(facts).encode()})
-        pq.write_table(told, out / "selection.parquet")
-        card = render_dataset_card(out)
+        told = {"strategy": "optidel", "hardness_weight": weight, "score": score}
+        card = render_dataset_card(with_facts(curation, tmp_path / f"{score}-{weight}", **told))
         assert said in card
         assert ("They are hard" in card) == said.startswith("hard")
 

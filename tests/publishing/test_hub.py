@@ -25,7 +25,7 @@ from optidel_hf.evaluation import metrics
 from optidel_hf.evaluation.backbone import load_backbone
 from optidel_hf.publishing import transfer
 from optidel_hf.publishing.cards import write_provenance
-from optidel_hf.publishing.hub import PublishConfig, push_dataset, push_metric, push_model
+from optidel_hf.publishing.hub import PublishConfig, find_file, push_dataset, push_metric, push_model
 
 
 SHARDS = [*(f"scores/shard-{i:05d}-of-00003.parquet" for i in range(3)), "curated/shard-00000-of-00001.parquet"]
@@ -368,3 +368,9 @@ def test_a_flag_for_another_kind_of_folder_is_refused(
     (folder / holds).touch()
     assert cli.main(["push", "--folder", str(folder), "--repo_id", "me/x", *flag.split()]) == 2
     assert refusal in capsys.readouterr().err
+
+
+def test_without_a_connection_a_file_is_not_taken_for_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="cannot be told without the Hub"):
+        find_file("me/frames", "selection.parquet", "a" * 40)

@@ -174,6 +174,16 @@ def test_without_a_score_difficulty_orders_the_sheets(curation: Path) -> None:
     assert by_hardness(record)[0] == "difficulty"
 
 
+def test_of_another_score_the_ends_are_not_called_hard_and_easy(curation: Path) -> None:
+    record = read_curation(curation)
+    assert [sheet["title"] for sheet in patch_sheets(record)][:2] == ["Hardest", "Easiest"]
+    record.facts["score"] = "contrast"
+    highest, lowest, *_ = patch_sheets(record)
+    assert (highest["title"], lowest["title"]) == ("Highest contrast", "Lowest contrast")
+    assert "with the highest contrast" in highest["caption"]
+    assert highest["tiles"][0]["title"].endswith(f"contrast {record.columns['contrast'].max():.3g}")
+
+
 def test_sheets_draw_what_they_say(curation: Path) -> None:
     record = read_curation(curation)
     hardest = patch_sheets(record)[0]["tiles"]

@@ -45,6 +45,7 @@ FACTS = {
     "vinfo_held_out": "(iii) held-out V-information",
 }
 """What an arm's data were and cost: column to heading."""
+FEWEST_SEEDS = 5  # that support a claim, as in `optidel_hf.evidence`, which this does not know
 
 
 class Interval(Protocol):
@@ -140,6 +141,8 @@ def _group(table: pa.Table) -> dict[tuple, Runs]:
     for row, flat in zip(table.drop_columns("confusion").to_pylist(), table["confusion"]):
         row["confusion"] = flat.values.to_numpy().reshape(-1, CLASSES, CLASSES)
         rows.setdefault(tuple(row[name] for name in KEYS), []).append(row)
+    if any(len({row["seed"] for row in part}) < len(part) for part in rows.values()):
+        raise UserError("The results hold several runs of one cell: give the results.parquet of one grid.")
     return {
         key: Runs(
             float(np.mean([row["miou"] for row in part])),
@@ -172,7 +175,8 @@ def _difference(first: Runs, second: Runs, judge: Evidence) -> dict[str, float |
     if len({len(runs.confusion[seed]) for runs in (first, second) for seed in seeds}) != 1:
         return None
     pair = _stack(first, seeds), _stack(second, seeds)
-    return _in_points(judge.paired_interval(*pair)) | {"detectable": _percent(judge.detectable(*pair))}
+    detectable = _percent(judge.detectable(*pair))
+    return _in_points(judge.paired_interval(*pair)) | {"detectable": detectable, "seeds": len(seeds)}
 
 
 def _stack(runs: Runs, seeds: Iterable[int]) -> np.ndarray:
@@ -188,8 +192,8 @@ def _primary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     found = [row for row in rows if PRIMARY.items() <= row.items()]
     found = [row for row in found if row["split"] == "test"] or found
     return [
-        {"mode": row["mode"], "split": row["split"], "seeds": row["seeds"], "baseline": arm, **row[name]}
-        | {"above": (row[name]["low"] or 0) > 0}
+        {"mode": row["mode"], "split": row["split"], "baseline": arm, **row[name]}
+        | {"above": (row[name]["low"] or 0) > 0 and row[name]["seeds"] >= FEWEST_SEEDS}
         for row in found
         for name, arm in BASELINES.items()
         if row[name]
