@@ -25,27 +25,23 @@ import logging
 import os
 from contextlib import nullcontext
 from dataclasses import asdict, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import accelerate
 import torch
 import transformers
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, InitProcessGroupKwargs
+from accelerate.utils import DistributedType
 from datasets import Dataset
 from safetensors import SafetensorError
 from torch import nn
-from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from transformers import PretrainedConfig, PreTrainedModel, get_cosine_schedule_with_warmup
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from optidel_hf.devices import resolve_device, resolve_precision
 from optidel_hf.errors import Preempted, UserError
 from optidel_hf.files import alone_in
+from optidel_hf.pretraining.accelerator import make_accelerator, shard_in_float32_but_for_weights
 from optidel_hf.pretraining.batches import Batches, BatchesInTurn, Views, image_processor
 from optidel_hf.pretraining.checkpoints import require_writable, resume_checkpoint, save_checkpoint, start_over
 from optidel_hf.pretraining.config import PretrainConfig, at_checkpoint_sizes
@@ -116,9 +112,9 @@ class Pretrainer:
         self.config, self.description, self.out = config, description, Path(config.output_dir)
         self.evaluation = evaluation
         self.streamed = isinstance(images, StreamedImages)
-        self.accelerator = _accelerator(config)
+        self.accelerator = make_accelerator(config)
         if self.sharded:
-            _shard_in_float32_but_for_weights(self.accelerator)
+            shard_in_float32_but_for_weights(self.accelerator)
         _check_batch(config.batch_size, self.accelerator.num_processes, config.gradient_accumulation_steps)
         check_last(config.last_share, last)
         objective = self._build()
@@ -358,38 +354,6 @@ def _with_tiles(config: PretrainConfig, images: torch.Tensor | StoredImages | St
     if isinstance(images, torch.Tensor):
         raise UserError("--tile_augmentation: a tensor does not tell how many tiles it has; give --tiles_per_mosaic.")
     return replace(config, tiles_per_mosaic=images.tiles_per_mosaic)
-
-
-def _accelerator(config: PretrainConfig) -> Accelerator:
-    device = resolve_device(config.device)
-    if device.type == "cuda" and device.index is not None:  # Accelerate takes the current one
-        torch.cuda.set_device(device)
-    # Accelerate keeps one precision for the whole process and refuses another: a second run may want its own.
-    AcceleratorState._reset_state()
-    return Accelerator(
-        cpu=device.type == "cpu",
-        mixed_precision=resolve_precision(config.mixed_precision, device),
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        # Steps here are the global batch's; by default Accelerate would advance the schedule once for every process.
-        step_scheduler_with_optimizer=False,
-        # A probe or a large checkpoint may take the first process longer than the ten minutes that NCCL waits for it.
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=1))],
-        log_with=None if config.report_to == "none" else config.report_to,
-        project_dir=config.output_dir,
-    )
-
-
-def _shard_in_float32_but_for_weights(accelerator: Accelerator) -> None:
-    """
-    Have FSDP in bf16 compute what DDP computes: inputs, the target, the loss and sums of gradients in float32.
-
-    Accelerate's own policy would cast all of them; with this one autocast casts what may be cast.
-    """
-    plugin = accelerator.state.fsdp_plugin
-    if accelerator.mixed_precision == "bf16" and plugin.fsdp_version == 2:
-        plugin.mixed_precision_policy = MixedPrecisionPolicy(
-            param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
-        )
 
 
 def _stored(images: Any, size: int) -> Any:

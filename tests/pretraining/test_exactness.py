@@ -135,7 +135,7 @@ def _sharded_rank(*arguments: Any, **changes: Any) -> None:
     """
     launched = prepare_multi_gpu_env(launch_arguments("gpu8_fsdp.yaml"))
     os.environ.update({name: value for name, value in launched.items() if name.startswith("FSDP_")})
-    whole = trainer._accelerator
+    whole = trainer.make_accelerator
 
     def sharding(config: Any) -> Any:
         accelerator = whole(config)
@@ -146,7 +146,7 @@ def _sharded_rank(*arguments: Any, **changes: Any) -> None:
             accelerator.state.fsdp_plugin.set_mixed_precision(accelerator.mixed_precision)
         return accelerator
 
-    trainer._accelerator = sharding
+    trainer.make_accelerator = sharding
     save = Pretrainer.save
 
     def checked(pretrainer: Pretrainer) -> None:

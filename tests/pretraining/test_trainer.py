@@ -20,7 +20,7 @@ from transformers import AutoImageProcessor, ViTMAEForPreTraining, ViTModel
 
 from optidel_hf.errors import UserError
 from optidel_hf.files import alone_in
-from optidel_hf.pretraining import trainer
+from optidel_hf.pretraining import accelerator
 from optidel_hf.pretraining.checkpoints import start_over
 from optidel_hf.pretraining.metrics import read_metrics
 from optidel_hf.pretraining.trainer import Pretrainer, parameter_groups
@@ -187,11 +187,11 @@ def test_an_output_that_another_process_is_at_work_in_is_left_to_it(images, tmp_
 
 def test_the_gpu_that_is_asked_for_is_taken(tmp_path, monkeypatch) -> None:
     taken: list[torch.device] = []
-    monkeypatch.setattr(trainer, "resolve_device", torch.device)
-    monkeypatch.setattr(trainer, "Accelerator", lambda **options: options)
+    monkeypatch.setattr(accelerator, "resolve_device", torch.device)
+    monkeypatch.setattr(accelerator, "Accelerator", lambda **options: options)
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
     for device in ("cuda:1", "cuda"):
-        assert not trainer._accelerator(tiny_config(tmp_path, device=device))["cpu"]  # type: ignore[index]
+        assert not accelerator.make_accelerator(tiny_config(tmp_path, device=device))["cpu"]  # type: ignore[index]
     assert taken == [torch.device("cuda:1")]
 
 
