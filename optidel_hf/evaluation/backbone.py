@@ -19,7 +19,7 @@ from transformers.utils import CONFIG_NAME
 
 from optidel_hf.checkpoints import has_file, quiet_about_unused_weights, refuse_pickle
 from optidel_hf.errors import UserError
-from optidel_hf.pretraining.objectives.vit import sincos_positions
+from optidel_hf.pretraining.objectives.vit import initialise, seeded
 
 
 logger = logging.getLogger(__name__)
@@ -93,21 +93,17 @@ def fresh_backbone(like: Backbone, seed: int) -> Backbone:
     """
     An untrained encoder with the architecture and normalisation of another: the arm without pre-training.
 
-    It starts as a MAE encoder starts (sine-cosine positions, Xavier patch projection, the rest as transformers
-    initialises a ViT), so that it differs from the other arms in nothing but the training.
+    It starts as pre-training starts a new one ([`initialise`]), so that it differs from the other arms in nothing but
+    the training.
 
     Args:
         like ([`Backbone`]): gives architecture and normalisation.
         seed (`int`): seed of the weights.
     """
     config = ViTConfig.from_dict(like.encoder.config.to_dict())
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         encoder = ViTModel(config, add_pooling_layer=False)
-        projection = encoder.embeddings.patch_embeddings.projection.weight.data
-        torch.nn.init.xavier_uniform_(projection.view(projection.shape[0], -1))
-    grid = config.image_size // config.patch_size
-    encoder.embeddings.position_embeddings.data[0] = sincos_positions(grid, config.hidden_size)
+        initialise(encoder, encoder.embeddings, encoder.embeddings.position_embeddings)
     return Backbone(encoder.eval(), like.mean, like.std)
 
 

@@ -22,7 +22,7 @@ import numpy as np
 
 
 TOLERANCE = 1e-9
-"""A point is violated where its margin is below one by more than this."""
+"""A point is violated where its margin is below one by more than this, times the length of the weights above one."""
 CANDIDATES = 8
 """Points that an inner solve sees, over the dimensions: those of the smallest margins."""
 
@@ -176,8 +176,9 @@ def _solve_pool(supports: _Supports, points: np.ndarray) -> None:
         supports_now = supports.take(rows)
         supports_now.refresh()
         # Draw by draw: the points of many rows, gathered, would be a copy of the pools.
-        margins = np.stack([points[row] @ weights for row, weights in zip(rows, supports_now.optimum()[1])])
-        violated = margins.min(axis=1) < 1 - TOLERANCE
+        _, weights = supports_now.optimum()
+        margins = np.stack([points[row] @ w for row, w in zip(rows, weights)])
+        violated = _violated(margins, weights)
         if not violated.any():
             return
         rows, supports_now = rows[violated], supports_now.take(violated)
@@ -192,13 +193,18 @@ def _solve_candidates(supports: _Supports, points: np.ndarray, index: np.ndarray
     while True:
         multipliers, weights = supports.optimum()
         margins = _times(points, weights)
-        rows = np.flatnonzero((entering >= 0) | (margins.min(axis=1) < 1 - TOLERANCE))
+        rows = np.flatnonzero((entering >= 0) | _violated(margins, weights))
         if not len(rows):
             return
         chosen = np.where(entering < 0, margins.argmin(axis=1), entering)[rows]
         lack = 1 - margins[rows, chosen]
         joined = _step(supports, rows, points[rows, chosen], index[rows, chosen], lack, multipliers[rows])
         entering[rows] = np.where(joined, -1, chosen)
+
+
+def _violated(margins: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Draws in which a point is violated; a margin's rounding grows with the weights, which are long at small angles."""
+    return margins.min(axis=1) < 1 - TOLERANCE * np.maximum(1, np.linalg.norm(weights, axis=1))
 
 
 def _step(

@@ -13,7 +13,7 @@ from transformers import AutoConfig, BertConfig, BertModel, ViTModel
 from optidel_hf.errors import UserError
 from optidel_hf.evaluation.backbone import IMAGENET_MEAN, fresh_backbone, load_backbone
 from optidel_hf.pretraining.objectives.mae import build_mae
-from optidel_hf.pretraining.objectives.vit import load
+from optidel_hf.pretraining.objectives.vit import build_vit, load
 
 
 DECODER = {
@@ -77,6 +77,14 @@ def test_fresh_encoder_is_seeded_and_knows_positions(vit_folder: Path) -> None:
     # the same patch everywhere: only positions can make tokens differ
     tokens = first.encoder(torch.ones(1, 3, 32, 32)).last_hidden_state[0, 1:]
     assert tokens.std(dim=0).mean() > 0.1
+
+
+def test_fresh_encoder_is_what_pretraining_starts_from(vit_folder: Path) -> None:
+    like = load_backbone(str(vit_folder))
+    fresh = fresh_backbone(like, 3).encoder.state_dict()
+    start = build_vit(None, 3, "sdpa", **like.encoder.config.to_dict()).state_dict()
+    assert fresh.keys() == start.keys()
+    assert all(torch.equal(fresh[name], start[name]) for name in start)
 
 
 def test_fingerprint_sees_one_weight(vit_folder: Path) -> None:

@@ -54,6 +54,15 @@ def test_optimality_conditions_hold_on_the_study_pools(strategy):
     assert np.linalg.norm(solutions[-1].weights, axis=1).min() > 300  # badly conditioned, as the study is
 
 
+@pytest.mark.timeout(60)
+def test_weights_too_long_for_an_absolute_tolerance_are_found():
+    pools = [draw_pool(TheoryConfig(dimension=3, ratios=[5000]), 5000, draw) for draw in range(2)]
+    points = np.stack([points[shuffled] for points, _, shuffled in pools])
+    (solution,) = solve_nested(points, [15_000])
+    assert np.linalg.norm(solution.weights, axis=1).max() > 5000
+    assert kkt_residual(points, solution).max() < 1e-6
+
+
 def test_the_residual_sees_each_condition_broken():
     points = np.array([[[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]])
     support = np.array([[0, 1]])
