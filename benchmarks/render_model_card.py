@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from optidel_hf.publishing.cards import PROVENANCE, render_model_card, write_provenance
+from optidel_hf.publishing.cards import render_model_card
+from optidel_hf.publishing.provenance import FILE, write_provenance
 
 
 DEMO = Path("runs/demo")
@@ -18,7 +19,7 @@ DEMO = Path("runs/demo")
 def main() -> None:
     model = DEMO / "models" / "optidel-5"
     said = {"name": "the embedded sample's curated subset", "command": "make demo"}
-    write_provenance(model, json.loads((model / PROVENANCE).read_text()) | said)
+    write_provenance(model, json.loads((model / FILE).read_text()) | said)
     card = render_model_card(
         model,
         DEMO / "evaluation" / "results.json",

@@ -97,8 +97,8 @@ def pretrain(arguments: Sequence[str]) -> None:
     from optidel_hf.pretraining.stored import open_images
     from optidel_hf.pretraining.trainer import Pretrainer, check_last
     from optidel_hf.processes import process_rank, share_cores
-    from optidel_hf.publishing.cards import hub_id
     from optidel_hf.publishing.hub import PublishConfig
+    from optidel_hf.publishing.provenance import dataset_facts, hub_id
 
     share_cores()
     configs = (ImagesConfig, PretrainConfig, ProbeConfig, PublishConfig)
@@ -127,17 +127,15 @@ def pretrain(arguments: Sequence[str]) -> None:
     trainer.save()
     if process_rank()[0] == 0:
         command = shlex.join(["accelerate", "launch", "recipes/pretrain.py", *arguments])
-        facts |= {"command": command, "images_sha256": trainer.told["images"]}
-        if images.last_dataset:
-            facts |= {"last_dataset": images.last_dataset, "last_images_sha256": trainer.told["last_images"]}
-            facts["last_images"] = trainer.batches.parts[-1].n_shown(config.last_steps)
+        facts |= {"command": command, "last_dataset": images.last_dataset}
         _finish_model(config.output_dir, facts, publish)
 
 
 def _finish_model(folder: str, facts: dict[str, Any], publish: Any) -> None:
     """A model's provenance and card, and the push that was asked for."""
-    from optidel_hf.publishing.cards import write_model_card, write_provenance
+    from optidel_hf.publishing.cards import write_model_card
     from optidel_hf.publishing.hub import push_model
+    from optidel_hf.publishing.provenance import write_provenance
 
     write_provenance(folder, facts)
     write_model_card(folder, license=publish.license)
@@ -433,22 +431,3 @@ def embedded_evaluation() -> list[str]:
         pretrain([])
     flags = ["--models", f"optidel={model}", "none", "--dataset", str(SAMPLE_DIR / "downstream")]
     return [*flags, "--output_dir", "runs/evaluate"]
-
-
-def dataset_facts(dataset: str, revision: str | None = None) -> dict[str, Any]:
-    """What a model card says of its data: its name and, where a curation made it, how."""
-    from optidel_hf.publishing.cards import hub_id, selection_facts
-    from optidel_hf.publishing.hub import find_file
-    from optidel_hf.sources import hub_commit
-
-    repo = hub_id(dataset)
-    commit = hub_commit(repo, revision) if repo else None
-    selection = find_file(repo, "selection.parquet", commit) if repo else _selection_of(Path(dataset))
-    curation = selection_facts(selection) if selection and selection.exists() else None
-    return {"name": dataset, "hub_id": repo, "revision": commit, "curation": curation}
-
-
-def _selection_of(dataset: Path) -> Path | None:
-    """The list of the curation whose curated images a folder, or tables in it, are; other stages lie beside them."""
-    folder = dataset if dataset.is_dir() else dataset.parent
-    return folder.parent / "selection.parquet" if folder.name == "curated" else None

@@ -322,6 +322,8 @@ class Pretrainer:
         device = self.accelerator.device
         return {
             "n_images": self.batches.n_shown(self.config.steps),
+            "images_sha256": self.told["images"],
+            **self._last_facts(),
             "augmentation": asdict(self.config.augmentation()),
             "peak_learning_rate": self.config.peak_learning_rate,
             "parameters": self.model.num_parameters(),
@@ -332,6 +334,13 @@ class Pretrainer:
             "precision": self.accelerator.mixed_precision,
             "versions": {package.__name__: package.__version__ for package in (torch, transformers, accelerate)},
         }
+
+    def _last_facts(self) -> dict[str, Any]:
+        """The images of the last steps, where these are others."""
+        if "last_images" not in self.told:
+            return {}
+        shown = self.batches.parts[-1].n_shown(self.config.last_steps)
+        return {"last_images": shown, "last_images_sha256": self.told["last_images"]}
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -6,13 +6,11 @@ The templates are strict: a figure that a run did not record is an error that na
 from __future__ import annotations
 
 import ast
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData, RepoCard, SpaceCardData
@@ -21,26 +19,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 from optidel_hf.errors import UserError
 from optidel_hf.files import read_json, write_text
 from optidel_hf.publishing.measures import chosen_rows, held_out_text, judged_unit, pilot_text, set_measures
+from optidel_hf.publishing.provenance import hub_id, read_provenance, selection_facts
 from optidel_hf.publishing.records import SCORES, CurationRecord, funnel, read_curation, shards
 
 
 TASK = "image-feature-extraction"
 SIZE_CATEGORIES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 PRECISIONS = {"no": "float32", "bf16": "bfloat16 mixed"}
-PROVENANCE = "provenance.json"
-"""Beside a model: what its card says of its data (`name`, `hub_id`, `revision`, `curation`) and of its command."""
-CHOICE = (
-    "strategy",
-    "score",
-    "unit",
-    "hardness_weight",
-    "seed",
-    "budget",
-    "tiles_per_mosaic",
-    "tile_size",
-    "image_size",
-    "hash",
-)
 CONFIGS = {
     "default": ("curated/shard-*.parquet", "the curated images with the lineage of every tile"),
     "selection": ("selection.parquet", "the list of tiles: with the source images it makes the curated images again"),
@@ -61,8 +46,8 @@ def render_model_card(
     The card of a pre-trained model.
 
     Args:
-        pretrain_dir (`str` or `Path`): The `--output_dir` of a pre-training, with its `pretrain_config.json` and the
-            `provenance.json` that the command line writes beside it.
+        pretrain_dir (`str` or `Path`): The `--output_dir` of a pre-training, with its `pretrain_config.json` and,
+            from the command line, `provenance.json`.
         results (`str` or `Path`, *optional*): The `results.json` of an evaluation, or the folder that holds it.
         model_id (`str`, *optional*): What the usage snippets load: a Hub id or a path, defaults to `pretrain_dir`.
         arm (`str`, *optional*): The name under which this model stands in the results; its scores become the
@@ -76,7 +61,8 @@ def render_model_card(
         UserError: If a file or a figure is missing, or the results have no such arm.
     """
     folder = Path(pretrain_dir)
-    run, data = read_json(folder / "pretrain_config.json"), read_json(folder / PROVENANCE)
+    run = read_json(folder / "pretrain_config.json")
+    data = read_provenance(folder, run)
     evaluation = _read_results(results) if results else None
     scores = _eval_results(evaluation, arm) if evaluation and arm else None
     if evaluation and arm:
@@ -107,22 +93,6 @@ def render_model_card(
         license=license,
     )
     return str(ModelCard(card))
-
-
-def write_provenance(pretrain_dir: str | Path, facts: dict[str, Any]) -> Path:
-    """
-    Writes what a model's card says of its data and command as `provenance.json` into the model's folder.
-
-    Args:
-        pretrain_dir (`str` or `Path`): The `--output_dir` of a pre-training.
-        facts (`dict`): `name` of the data, its `hub_id` and `revision` (or `None`), `curation` (or `None` for images
-            that were not curated; else as [`selection_facts`] returns), `images_sha256` of the pixels, `command`, and
-            for a model that did not begin with random weights `weights`, their hash, and `base_model`, its Hub id.
-
-    Returns:
-        `Path`: The file that was written.
-    """
-    return write_text(json.dumps(facts, indent=2) + "\n", Path(pretrain_dir) / PROVENANCE)
 
 
 def write_model_card(pretrain_dir: str | Path, *args: Any, **kwargs: Any) -> Path:
@@ -232,12 +202,6 @@ def render_metric_card(module: str | Path, repo_id: str) -> str:
     return str(RepoCard(card))
 
 
-def hub_id(name: str | None) -> str | None:
-    """A model's or dataset's name, if it is one on the Hub; a local folder or file pattern is nothing to link to."""
-    known = name is not None and re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists()
-    return name if known else None
-
-
 def curation_facts(curation: CurationRecord | str | Path) -> dict[str, Any]:
     """
     What a card says about how a curation's images were chosen: the [`selection_facts`] of its selection.
@@ -252,25 +216,6 @@ def curation_facts(curation: CurationRecord | str | Path) -> dict[str, Any]:
     if not (folder / "selection.parquet").is_file():
         raise UserError(f"{folder} holds no selection.parquet: run `curate` to its end before writing a card.")
     return selection_facts(folder / "selection.parquet")
-
-
-def selection_facts(path: str | Path) -> dict[str, Any]:
-    """
-    What a selection says of itself, wherever it lies.
-
-    Args:
-        path (`str` or `Path`): A `selection.parquet`.
-
-    Returns:
-        `dict`: How its patches were chosen (`strategy`, `score`, `seed`, `budget`, `tiles_per_mosaic`, `tile_size`,
-        `image_size`), from how many (`sources`, `chosen`, `mosaics`), and the `hash` over all that determined them;
-        `None` for what it does not say.
-    """
-    table = pq.read_table(path, columns=["mosaic"])
-    facts = json.loads((table.schema.metadata or {}).get(b"optidel", b"{}"))
-    mosaics = pc.count_distinct(table["mosaic"]).as_py()
-    counts = {"sources": facts.get("counts", {}).get("inputs"), "chosen": table.num_rows, "mosaics": mosaics}
-    return {name: facts.get(name) for name in CHOICE} | counts
 
 
 def curation_inputs(record: CurationRecord) -> list[dict[str, Any]]:

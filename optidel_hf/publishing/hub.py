@@ -10,9 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
 from optidel_hf.errors import UserError
 from optidel_hf.publishing.cards import published_configs, render_dataset_card, render_metric_card, render_model_card
 from optidel_hf.publishing.pictures import contact_sheet, score_histograms
@@ -79,21 +76,6 @@ def _refuse_given(config: PushConfig, kind: str, *names: str) -> None:
     """Refuse flags that `kind` of folder has no use for, as whoever gives them expects something of them."""
     if given := " and ".join(f"--{name}" for name in names if getattr(config, name)):
         raise UserError(f"{given} says nothing of {kind}, which --folder {config.folder} is: leave it out.")
-
-
-def find_file(repo_id: str, name: str, revision: str | None = None) -> Path | None:
-    """
-    A file of a dataset on the Hub, downloaded, or `None` if the dataset has no such file.
-
-    Raises:
-        `UserError`: if the Hub cannot be asked.
-    """
-    try:
-        return Path(hf_hub_download(repo_id, name, repo_type="dataset", revision=revision))
-    except LocalEntryNotFoundError as error:
-        raise UserError(f"Whether {repo_id} has {name} cannot be told without the Hub ({error}).") from None
-    except EntryNotFoundError:
-        return None
 
 
 def push_dataset(

@@ -203,7 +203,7 @@ def _solve_candidates(supports: _Supports, points: np.ndarray, index: np.ndarray
 
 
 def _violated(margins: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Draws in which a point is violated; a margin's rounding grows with the weights, which are long at small angles."""
+    """Draws in which a point is violated; a margin's rounding grows with the weights."""
     return margins.min(axis=1) < 1 - TOLERANCE * np.maximum(1, np.linalg.norm(weights, axis=1))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 import os
 import signal
 from pathlib import Path
@@ -78,6 +80,17 @@ def test_the_last_steps_may_be_on_other_images(tmp_path, stopped: int) -> None:
     assert straight == _images_read(pretrainer("stopped"), stop_after=stopped) + _images_read(pretrainer("stopped"))
     shown = pretrainer("straight").batches
     assert [row for step in range(STEPS) for row in shown.images_of(step)] == [number % 20 for number in straight]
+
+
+def test_the_record_says_which_images_were_seen(tmp_path) -> None:
+    first, last = _numbered()[:20], _numbered()[20:25]
+    pretrainer = Pretrainer(tiny_config(tmp_path, steps=STEPS, last_share=0.2), first, last=last)
+    pretrainer.train()
+    pretrainer.save()
+    record = json.loads((tmp_path / "pretrain_config.json").read_text())
+    assert (record["n_images"], record["last_images"]) == (25, 5)
+    hashes = tuple(hashlib.sha256(pool.numpy().data).hexdigest()[:16] for pool in (first, last))
+    assert (record["images_sha256"], record["last_images_sha256"]) == hashes
 
 
 @pytest.mark.parametrize("share", [0.1, 0.9])

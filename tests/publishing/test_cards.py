@@ -16,7 +16,6 @@ from huggingface_hub import DatasetCard, ModelCard
 from PIL import Image
 from transformers import ViTImageProcessorPil, ViTMAEConfig, ViTMAEForPreTraining, ViTModel
 
-from optidel_hf.commands import dataset_facts
 from optidel_hf.errors import UserError
 from optidel_hf.evaluation.metrics.normdel import normdel
 from optidel_hf.publishing.cards import (
@@ -27,8 +26,8 @@ from optidel_hf.publishing.cards import (
     render_model_card,
     write_dataset_card,
     write_model_card,
-    write_provenance,
 )
+from optidel_hf.publishing.provenance import dataset_facts, write_provenance
 from optidel_hf.publishing.records import read_curation
 
 
@@ -111,6 +110,18 @@ def test_a_card_names_the_images_of_the_last_steps(model_folder: Path) -> None:
         "\nThey were used as they are: no curation's list (`selection.parquet`) was found beside them.\n\n"
         "The last 20 % of the steps were taken on other images: whole, 234 images, identified by `fedcba`.\n"
     ) in card
+
+
+def test_a_model_trained_in_python_has_a_card(model_folder: Path) -> None:
+    (model_folder / "provenance.json").unlink()
+    rewrite(model_folder, images_sha256="0123", model="facebook/vit-mae-base")
+    card = render_model_card(model_folder)
+    assert "\n# ViT, 32 px, pre-trained on unnamed images\n" in card
+    assert "\nunnamed images, 1,234 images.\nIts images are identified by `0123`.\nWhat they are was not" in card
+    assert "| starts from | facebook/vit-mae-base |" in card
+    assert "```bash" not in card
+    rewrite(model_folder, images_sha256="0123", last_share=0.2, last_images=234, last_images_sha256="fedcba")
+    assert "on other images: unnamed images, 234 images, identified by `fedcba`" in render_model_card(model_folder)
 
 
 def test_a_base_model_is_what_it_was_when_training_began(model_folder: Path) -> None:

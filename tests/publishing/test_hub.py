@@ -24,8 +24,8 @@ from optidel_hf.errors import UserError
 from optidel_hf.evaluation import metrics
 from optidel_hf.evaluation.backbone import load_backbone
 from optidel_hf.publishing import transfer
-from optidel_hf.publishing.cards import write_provenance
-from optidel_hf.publishing.hub import PublishConfig, find_file, push_dataset, push_metric, push_model
+from optidel_hf.publishing.hub import PublishConfig, push_dataset, push_metric, push_model
+from optidel_hf.publishing.provenance import find_file, write_provenance
 
 
 SHARDS = [*(f"scores/shard-{i:05d}-of-00003.parquet" for i in range(3)), "curated/shard-00000-of-00001.parquet"]
