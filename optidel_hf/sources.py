@@ -18,6 +18,7 @@ from optidel_hf.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # by which `load_dataset` describes images
 TABLE_FORMATS = {".parquet": "parquet", ".arrow": "arrow"}
 IMAGE_EXTENSIONS = frozenset(ImageFolder.EXTENSIONS)
 HUB_SHARD = re.compile(r"(train|validation|test)-\d{5}-of-\d{5}")
@@ -159,7 +160,7 @@ def _open_folder(path: Path, split: str | None) -> Dataset:
     if not files:
         raise UserError(f"{path} holds no image{_elsewhere(path)}.")
     _refuse_mask_folders(path, files)
-    described = any(path.rglob("metadata.*"))
+    described = any(file.name in METADATA_FILES for file in _walk(path))
     return _load_image_folder(path, split, files) if split or described else _list_image_folder(path, files)
 
 

@@ -81,6 +81,14 @@ def test_metadata_of_a_folder_becomes_columns(tmp_path: Path, caplog: pytest.Log
     assert "1 of 3 images are in no split and no row of metadata" in caplog.text
 
 
+def test_files_called_metadata_that_describe_no_image_leave_nothing_out(tmp_path: Path) -> None:
+    fill(tmp_path, "train_0.png", "frame_1.png")
+    (tmp_path / ".cache").mkdir()
+    for name in ("metadata.json", "metadata.xml", ".cache/metadata.csv"):
+        (tmp_path / name).write_text("{}")
+    assert sources(tmp_path) == ["frame_1.png", "train_0.png"]
+
+
 def test_odd_names_and_extensions(tmp_path: Path) -> None:
     names = ["A.PNG", "b c#%[1].Jpg", "x'y\".JPEG", "ünï cödé/内視鏡.png"]
     opened = open_dataset(str(fill(tmp_path, *names)))

@@ -146,8 +146,8 @@ class ContrastiveScorer:
 
     @property
     def features(self) -> Features:
-        """Declared output features: the keys and the two scores."""
-        return Features({**KEY_FEATURES, **{name: Value("float32") for name in COLUMNS}})
+        """Declared output features: the keys, the two scores, and `fold`, 0 as one model scores every row."""
+        return Features({**KEY_FEATURES, **{name: Value("float32") for name in COLUMNS}, "fold": Value("int8")})
 
     def __call__(self, batch: dict[str, list[Any]], rank: int | None = None) -> dict[str, Any]:
         """Score the patches of `batch` (columns `image` and the keys)."""
@@ -158,7 +158,8 @@ class ContrastiveScorer:
         pvi = information(bank.loss(first, second, batch["group"], facts.temperature), bank.candidates)
         columns = dict(zip(COLUMNS, (pvi, facts.ceiling - pvi)))
         keys: dict[str, Any] = {name: batch[name] for name in KEY_FEATURES}
-        return {**keys, **{name: values.float().numpy() for name, values in columns.items()}}
+        scores = {name: values.float().numpy() for name, values in columns.items()}
+        return {**keys, **scores, "fold": np.zeros(len(pvi), np.int8)}
 
 
 def calibrate_contrastive(

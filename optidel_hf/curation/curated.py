@@ -34,7 +34,7 @@ from optidel_hf.curation.shards import (
 from optidel_hf.errors import UserError
 from optidel_hf.images import ACCEPTED, encode_png, open_image
 from optidel_hf.processes import process_rank
-from optidel_hf.sources import undecoded
+from optidel_hf.sources import find_image_column, undecoded
 from optidel_hf.tables import require_table
 
 
@@ -96,7 +96,7 @@ def curated_dataset(scored: Dataset, selection: Selection, images: Dataset, size
     Args:
         scored (`datasets.Dataset`): the table that the selection was made from.
         selection ([`Selection`]).
-        images (`datasets.Dataset`): the source images, undecoded, with `source` names or file paths.
+        images (`datasets.Dataset`): the source images, in a column of any name, with `source` names or file paths.
         size (`int`, *optional*, defaults to 64): side of the curated images, in pixels.
 
     Returns:
@@ -108,14 +108,14 @@ def curated_dataset(scored: Dataset, selection: Selection, images: Dataset, size
     for table, what in ((scored, "`scored`"), (images, "`images`")):
         require_table(table, what)
     check_grid(int(selection.slot.max()) + 1, size)
-    values = undecoded(images)["image"]
-    names = images["source"] if "source" in images.column_names else [value["path"] for value in values]
+    values = undecoded(images)[find_image_column(images)]
+    names = images["source"] if "source" in images.column_names else [value and value["path"] for value in values]
     rows: dict[str, int] = {}
-    for row, name in enumerate(map(str, names)):
-        if rows.setdefault(name, row) != row:
+    for row, name in enumerate(names):
+        if name is not None and rows.setdefault(str(name), row) != row:
             raise UserError(
-                f"Images {rows[name]} and {row} are both called '{name}', so that nothing tells whose a patch is: add "
-                "a column 'source' of unique names before patches are cut."
+                f"Images {rows[str(name)]} and {row} are both called '{name}', so that nothing tells whose a patch is: "
+                "add a column 'source' of unique names before patches are cut."
             )
     chosen = draft_selection(scored.with_format("arrow")[:], selection)
     if unknown := set(chosen["source"].to_pylist()) - set(rows):

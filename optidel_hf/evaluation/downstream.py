@@ -118,6 +118,13 @@ def shared_image(first: Sequence[Pair], second: Sequence[Pair]) -> str | None:
     return next((pair[0] for pair in first if _identity(pair) in there), None)
 
 
+def refuse_unknown(excluded: Sequence[str], listed: Iterable[Sequence[Pair]], where: str) -> None:
+    """Refuse to exclude a name that no listed image has: it would be mistyped, and its image stay."""
+    known = {name for pairs in listed for name, *_ in pairs}
+    if unknown := [name for name in excluded if name not in known]:
+        raise UserError(f"--exclude {unknown[0]}: no image of {where} has this name; one is called '{min(known)}'.")
+
+
 def _identity(pair: Pair) -> Any:
     name, image, _ = pair
     return (name, image["bytes"] or image["path"]) if isinstance(image, dict) else image

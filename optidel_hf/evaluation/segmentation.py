@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from optidel_hf.devices import PRECISIONS, forked_rng, resolve_device, resolve_precision
 from optidel_hf.errors import UserError
 from optidel_hf.evaluation.backbone import Backbone, fresh_backbone, load_backbone
-from optidel_hf.evaluation.downstream import DownstreamSet, list_pairs, load_downstream, shared_image
+from optidel_hf.evaluation.downstream import DownstreamSet, list_pairs, load_downstream, refuse_unknown, shared_image
 from optidel_hf.evaluation.metrics.normdel.normdel import normdel
 from optidel_hf.evaluation.protocol import Segmenter, labelled_rows, score, train
 from optidel_hf.evaluation.statistics import markdown_table, summarise
@@ -100,6 +100,8 @@ class EvaluateConfig:
         for name in ("seeds", "steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.image_size is not None and self.image_size < 1:
+            raise ValueError(f"image_size must be at least 1, got {self.image_size}.")
         if self.seed < 0:
             raise ValueError(f"seed must be at least 0, got {self.seed}.")
         for name in ("learning_rate", "probe_learning_rate"):
@@ -239,10 +241,9 @@ def _finished_or_run(out: Path, key: dict[str, Any], run: Callable[[], dict[str,
 def _refuse_shared(config: EvaluateConfig) -> None:
     """Refuse splits of which one has images of the other, as `train` has all of `train_val`."""
     columns, excluded = (config.image_column, config.mask_column), set(config.exclude)
-    train, test = (
-        [pair for pair in list_pairs(config.dataset, split, *columns) if pair[0] not in excluded]
-        for split in (config.train_split, config.test_split)
-    )
+    listed = [list_pairs(config.dataset, split, *columns) for split in (config.train_split, config.test_split)]
+    refuse_unknown(config.exclude, listed, config.dataset)
+    train, test = ([pair for pair in pairs if pair[0] not in excluded] for pairs in listed)
     if name := shared_image(train, test):
         raise UserError(
             f"'{name}' is in split '{config.train_split}' and in '{config.test_split}': name two that are apart."

@@ -26,6 +26,7 @@ from optidel_hf.evaluation.downstream import (
     Pair,
     list_pairs,
     load_pairs,
+    refuse_unknown,
     shared_image,
 )
 from optidel_hf.evidence.comparison import TEST
@@ -100,11 +101,7 @@ def _hash(pair: Pair) -> np.ndarray:
 
 def _refuse_unknown(config: ReproduceConfig) -> None:
     splits = (config.label_split, config.validation_split, config.test_split)
-    known = {name for split in splits for name, *_ in list_pairs(config.downstream, split)}
-    if unknown := [name for name in config.exclude if name not in known]:
-        raise UserError(
-            f"--exclude {unknown[0]}: no image of {config.downstream} has this name; one is called '{min(known)}'."
-        )
+    refuse_unknown(config.exclude, [list_pairs(config.downstream, split) for split in splits], config.downstream)
 
 
 def _kept(config: ReproduceConfig, split: str, limits: tuple[str, str] | None = None) -> list[Pair]:

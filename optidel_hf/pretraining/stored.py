@@ -203,6 +203,8 @@ def open_images(
     """
     archives = dataset.endswith(".tar")
     if archives or (stream and not _is_local(dataset)):
+        if archives and (split or revision):
+            raise UserError(f"--dataset {dataset}: archives have neither splits nor revisions; give those to be read.")
         rows = _stream_archives(dataset) if archives else _stream_hub(dataset, split, revision)
         column = find_image_column(rows, image_column, flag)
         rows = rows.select_columns(column).cast_column(column, Image(decode=False))

@@ -35,6 +35,8 @@ NUISANCES = ("contrast", "area", "side")
 """What a score should not merely repeat: a patch's contrast, its mask's area, its side in source pixels."""
 
 REASONS_LISTED = 10
+NO_PATCH = "SAM found no key patch that passed the filters"
+"""The reason of images that could be used, and so count in the budget, but gave nothing."""
 
 Row = tuple[int, int]
 """A row of a stage's folder: the number in the shard's name, which all stages share, and the row within it."""
@@ -55,6 +57,7 @@ class CurationRecord:
         sources (`int`): Source images that were listed.
         held_out (`int`): Source images that no stage sees.
         rejected (`Counter`): Source images that could not be used, by reason.
+        without_patch (`int`): Source images that could be used and gave no key patch.
         with_patches (`int`): Source images that gave at least one key patch.
         patches (`int`): Key patches.
         columns (`dict[str, np.ndarray]`): Scores, nuisances and `fold` of all key patches, float64 of shape
@@ -75,6 +78,7 @@ class CurationRecord:
     sources: int
     held_out: int
     rejected: Counter[str]
+    without_patch: int
     with_patches: int
     patches: int
     columns: dict[str, np.ndarray]
@@ -126,6 +130,7 @@ def read_curation(curation_dir: str | Path) -> CurationRecord:
     score_shards = shards(folder / "scores")
     columns, offsets = _read_scores(score_shards)
     selection, facts = read_selection(folder / "selection.parquet")
+    rejected = _count_rejected(folder / "rejected")
     stages = {path.parent.name: read_json(path) for path in sorted(folder.glob("*/config.json"))}
     return CurationRecord(
         folder=folder,
@@ -133,7 +138,8 @@ def read_curation(curation_dir: str | Path) -> CurationRecord:
         stages=stages,
         sources=inputs.num_rows,
         held_out=_count_held_out(folder / "held_out.parquet"),
-        rejected=_count_rejected(folder / "rejected"),
+        without_patch=rejected.pop(NO_PATCH, 0),
+        rejected=rejected,
         with_patches=with_patches,
         patches=patches,
         columns=columns,
@@ -165,6 +171,7 @@ def funnel(record: CurationRecord) -> list[dict[str, Any]]:
         ("image", "source images read", record.sources, []),
         *([("image", "held out", record.held_out, ["seen by no stage"])] if record.held_out else []),
         ("image", "rejected", record.rejected.total(), reasons),
+        *([("image", "without a key patch", record.without_patch, [])] if record.without_patch else []),
         ("image", "with key patches", record.with_patches, []),
         ("patch", "key patches", record.patches, []),
     ]

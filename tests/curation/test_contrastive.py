@@ -35,6 +35,7 @@ from optidel_hf.curation.contrastive_scoring import (
     load_contrastive,
     load_encoder,
 )
+from optidel_hf.curation.selection import select
 from optidel_hf.errors import UserError
 from optidel_hf.pretraining.batches import image_processor
 
@@ -177,6 +178,8 @@ def test_it_maps_over_a_dataset_and_pickles_to_its_configuration(calibrated: Pat
     assert scored.features == scorer.features
     assert pickle.loads(pickle.dumps(scorer)) == scorer
     assert len(pickle.dumps(scorer)) < 1000
+    chosen = select(scored, 1 / 6, "hardest", score="contrastive_pvi", tiles_per_mosaic=1, images=6).rows
+    assert chosen.tolist() == [np.argmin(scored["contrastive_pvi"])]
 
 
 def test_two_processes_score_as_one_does(calibrated: Path) -> None:

@@ -190,6 +190,9 @@ def test_images_that_cannot_be_told_apart_are_refused() -> None:
     with pytest.raises(UserError, match="'s9' is selected and not among these images"):
         curated_dataset(table, selection(), named([f"s{i}" for i in range(9)]), SIZE)
     decoded = named([f"s{i}" for i in range(10)]).cast_column("image", ImageFeature())
-    assert len(curated_dataset(table, selection(), decoded, SIZE)) == 2
+    assert len(curated_dataset(table, selection(), decoded.rename_column("image", "frame"), SIZE)) == 2
+    unnamed = Dataset.from_dict({"image": [None]}, features=Features({"image": ImageFeature(decode=False)}))
+    with pytest.raises(UserError, match="'s0' is selected and not among these images"):
+        curated_dataset(table, selection(), unnamed, SIZE)
     with pytest.raises(UserError, match=f"image_size {SIZE + 1} is no multiple of 2"):
         curated_dataset(table, selection(), decoded, SIZE + 1)

@@ -307,6 +307,13 @@ def test_numbers_that_no_selection_has_are_refused(wrong: dict[str, Any], said: 
         select(pool(40), 0.1, **wrong)
 
 
+def test_rows_without_a_patch_are_refused_by_their_number() -> None:
+    rejected = {"source": ["broken.png"], "group": ["broken.png"]}
+    table = pa.concat_tables([pool(40).with_format("arrow")[:], pa.table(rejected)], promote_options="default")
+    with pytest.raises(UserError, match="Column 'bbox' is null in row 40: leave out rows that were `rejected`"):
+        select(table, 0.1, "random", tiles_per_mosaic=1)
+
+
 def test_a_spread_over_one_partition_is_refused_with_the_way_out() -> None:
     table = pool(40, pvi=np.full(40, np.nan)).rename_column("pvi", "pvi_std")
     with pytest.raises(UserError, match=r"Column 'pvi_std' is NaN in row 0 .*: score with two --partitions"):

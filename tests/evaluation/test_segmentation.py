@@ -82,6 +82,11 @@ def test_splits_that_overlap_are_refused(settings: dict[str, Any], tmp_path: Pat
     evaluate_segmentation(EvaluateConfig(**excluded))
 
 
+def test_excluding_a_name_that_is_not_there_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="--exclude tets_0: no image of .* has this name; one is called 't"):
+        evaluate_segmentation(EvaluateConfig(**settings | {"exclude": ["tets_0"]}))
+
+
 def test_runs_of_another_precision_are_not_put_together(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,6 +172,7 @@ def test_what_the_data_cannot_give_is_refused(settings: dict[str, Any]) -> None:
         ({"data_ratio": [0.5]}, "1 values for 2 models"),
         ({"data_ratio": [5, 0]}, "shares from 0 to 1"),
         ({"dataset": ""}, "dataset is needed"),
+        ({"image_size": 0}, "image_size must be at least 1, got 0"),
     ],
 )
 def test_values_that_cannot_be_meant(settings: dict[str, Any], change: dict[str, Any], sentence: str) -> None:

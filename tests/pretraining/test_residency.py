@@ -108,6 +108,13 @@ def test_pictures_read_a_stream_once(tmp_path, monkeypatch) -> None:
     assert len(list((tmp_path / "out" / "reconstructions").iterdir())) == 5
 
 
+def test_a_split_or_revision_of_an_archive_is_refused(tmp_path) -> None:
+    archive(tmp_path / "a.tar", pictures(1))
+    for told in ({"split": "test"}, {"revision": "main"}):
+        with pytest.raises(UserError, match="archives have neither splits nor revisions"):
+            open_images(str(tmp_path / "a.tar"), size=16, **told)
+
+
 def test_an_archive_is_decoded_ahead_and_skips_what_it_cannot_read(tmp_path, caplog) -> None:
     archive(tmp_path / "a.tar", pictures(8))
     with open(tmp_path / "a.tar", "r+b") as file:

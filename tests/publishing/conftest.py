@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 from optidel_hf.publishing.panels.evidence import Evidence
+from optidel_hf.publishing.records import NO_PATCH
 
 
 SIDE, TILE, TILES_PER_MOSAIC = 32, 16, 4
@@ -130,7 +131,7 @@ def write_curation(folder: Path, images: dict[str, np.ndarray], each: int, mosai
     cut = ["image", "source", "group", "bbox", "crop", "upscale", "area"]
     write_shards(folder / "patches", [{key: patch[key] for key in cut} for patch in patches], per_shard)
     write_shards(folder / "scores", [{key: patch[key] for key in scored} for patch in patches], per_shard)
-    reasons = {"blank.png": "no key patch", "broken.png": "broken image", "huge.png": "too many pixels"}
+    reasons = {"blank.png": NO_PATCH, "broken.png": "broken image", "huge.png": "too many pixels"}
     rejected = [{"source": source, "reason": reason} for source, reason in reasons.items()]
     write_shards(folder / "rejected", rejected, 8)
     for fold in range(2):

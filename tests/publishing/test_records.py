@@ -8,19 +8,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from optidel_hf.curation import patches
 from optidel_hf.errors import UserError
+from optidel_hf.publishing import records
 from optidel_hf.publishing.records import find_rows, funnel, patch_key, read_curation, read_rows, shards
 from optidel_hf.publishing.sheets import patch_sheets
 
 
 def test_counts_each_image_once(curation: Path) -> None:
     record = read_curation(curation)
-    assert record.rejected == {"broken image": 1, "too many pixels": 1, "no key patch": 1}
+    assert (record.rejected, record.without_patch) == ({"broken image": 1, "too many pixels": 1}, 1)
+    assert records.NO_PATCH == patches.NO_PATCH
     assert (record.sources, record.with_patches, record.patches, record.mosaics) == (11, 8, 24, 4)
 
 
 def test_funnel_counts_down_from_images_and_from_patches(curation: Path) -> None:
     steps = {step["label"]: (step["count"], step["share"]) for step in funnel(read_curation(curation))}
+    assert (steps["rejected"], steps["without a key patch"]) == ((2, 2 / 11), (1, 1 / 11))
     assert steps["with key patches"] == (8, 8 / 11)
     assert steps["eligible"] == (22, 22 / 24)
     assert steps["chosen"] == (16, 16 / 24)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset
 
 from optidel_hf.curation.mosaic import grid_side
@@ -235,6 +236,11 @@ class _Columns(Mapping[str, np.ndarray]):
         if name not in self._cache:
             column = self._read(name).combine_chunks()
             nested = pa.types.is_nested(column.type)
+            if nested and column.null_count:
+                row = pc.index(column.is_null(), True).as_py()
+                raise UserError(
+                    f"Column '{name}' is null in row {row}: leave out rows that were `rejected`, or unscored."
+                )
             values = (column.flatten() if nested else column).to_numpy(zero_copy_only=False)
             self._cache[name] = values.reshape(len(column), -1) if nested else values
         return self._cache[name]
