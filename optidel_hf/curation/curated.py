@@ -114,7 +114,7 @@ def curated_dataset(scored: Dataset, selection: Selection, images: Dataset, size
     for row, name in enumerate(names):
         if name is not None and rows.setdefault(str(name), row) != row:
             raise UserError(
-                f"Images {rows[str(name)]} and {row} are both called '{name}', so that nothing tells whose a patch is: "
+                f"Images {rows[str(name)]} and {row} are both called '{name}', so nothing tells whose a patch is: "
                 "add a column 'source' of unique names before patches are cut."
             )
     chosen = draft_selection(scored.with_format("arrow")[:], selection)

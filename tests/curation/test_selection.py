@@ -310,7 +310,7 @@ def test_numbers_that_no_selection_has_are_refused(wrong: dict[str, Any], said: 
 def test_rows_without_a_patch_are_refused_by_their_number() -> None:
     rejected = {"source": ["broken.png"], "group": ["broken.png"]}
     table = pa.concat_tables([pool(40).with_format("arrow")[:], pa.table(rejected)], promote_options="default")
-    with pytest.raises(UserError, match="Column 'bbox' is null in row 40: leave out rows that were `rejected`"):
+    with pytest.raises(UserError, match="Column 'bbox' is null in row 40: leave out what was `rejected`"):
         select(table, 0.1, "random", tiles_per_mosaic=1)
 
 

@@ -83,7 +83,7 @@ def test_splits_that_overlap_are_refused(settings: dict[str, Any], tmp_path: Pat
 
 
 def test_excluding_a_name_that_is_not_there_is_refused(settings: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="--exclude tets_0: no image of .* has this name; one is called 't"):
+    with pytest.raises(UserError, match=r"--exclude tets_0: no image of .* has this name; one is called 't"):
         evaluate_segmentation(EvaluateConfig(**settings | {"exclude": ["tets_0"]}))
 
 

@@ -238,9 +238,7 @@ class _Columns(Mapping[str, np.ndarray]):
             nested = pa.types.is_nested(column.type)
             if nested and column.null_count:
                 row = pc.index(column.is_null(), True).as_py()
-                raise UserError(
-                    f"Column '{name}' is null in row {row}: leave out rows that were `rejected`, or unscored."
-                )
+                raise UserError(f"Column '{name}' is null in row {row}: leave out what was `rejected`.")
             values = (column.flatten() if nested else column).to_numpy(zero_copy_only=False)
             self._cache[name] = values.reshape(len(column), -1) if nested else values
         return self._cache[name]
