@@ -88,7 +88,7 @@ def holds_information(experiment: int, groups: int, truth: float) -> bool:
 def coverage(holds: Callable[..., bool], experiments: int, *case: object) -> str:
     """Per cent of the experiments whose interval holds the truth, and in brackets without the widening for few."""
     shares = []
-    for widening in (heldout.bootstrap_correction, lambda count, confidence=0.95: 1.0):
+    for widening in (heldout.bootstrap_correction, lambda count: 1.0):
         with (
             mock.patch.object(heldout, "bootstrap_correction", widening),
             mock.patch.object(inference, "bootstrap_correction", widening),

@@ -39,8 +39,8 @@ def line(draw: ImageDraw.ImageDraw, points: Sequence[Point], colour: str, width:
     draw.line([(x * SCALE, y * SCALE) for x, y in points], colour, round(width * SCALE), "curve")
 
 
-def dot(draw: ImageDraw.ImageDraw, at: Point, colour: str, radius: float = 3.5, filled: bool = True) -> None:
+def dot(draw: ImageDraw.ImageDraw, at: Point, colour: str, filled: bool = True) -> None:
     """A disc with a thin edge of paper, or a ring."""
-    x, y, r = at[0] * SCALE, at[1] * SCALE, radius * SCALE
+    x, y, r = at[0] * SCALE, at[1] * SCALE, 3.5 * SCALE
     inside, edge = (colour, PAPER) if filled else (PAPER, colour)
     draw.ellipse((x - r, y - r, x + r, y + r), inside, edge, SCALE if filled else round(1.5 * SCALE))

@@ -49,16 +49,15 @@ def mask_area(logits: Tensor, threshold: float = 0.0) -> Tensor:
     return share @ width @ height
 
 
-def stability_score(logits: Tensor, threshold: float = 0.0, offset: float = 1.0) -> Tensor:
-    """IoU of the mask thresholded `offset` above and `offset` below: `(N,)` in [0, 1], 0 for an empty mask."""
-    outer = mask_area(logits, threshold - offset)
-    inner = mask_area(logits, threshold + offset)
+def stability_score(logits: Tensor, offset: float = 1.0) -> Tensor:
+    """IoU of the mask thresholded at `offset` and at `-offset`: `(N,)` in [0, 1], 0 for an empty mask."""
+    outer, inner = mask_area(logits, -offset), mask_area(logits, offset)
     return torch.where(outer > 0, inner / outer.clamp_min(1e-9), torch.zeros_like(outer))
 
 
-def pixel_boxes(logits: Tensor, scale: tuple[float, float], size: tuple[int, int], threshold: float = 0.0) -> Tensor:
+def pixel_boxes(logits: Tensor, scale: tuple[float, float], size: tuple[int, int]) -> Tensor:
     """
-    Boxes of `{logits > threshold}` in whole pixels of the source image, with segment-anything's inclusive edges.
+    Boxes of `{logits > 0}` in whole pixels of the source image, with segment-anything's inclusive edges.
 
     The first and the last pixel along each axis whose centre lies inside the mask, under bilinear interpolation of the
     logits. For the extent along x the logits are interpolated at the pixels' rows only, and the sign changes within a
@@ -68,17 +67,16 @@ def pixel_boxes(logits: Tensor, scale: tuple[float, float], size: tuple[int, int
         logits (`Tensor` of shape `(N, h, w)`): with the padding beside the image, as stock interpolates it too.
         scale (`tuple[float, float]`): source pixels per logit pixel along x and y.
         size (`tuple[int, int]`): width and height of the source image.
-        threshold (`float`, *optional*, defaults to 0.0).
 
     Returns:
         `Tensor` of shape `(N, 4)`, xyxy, float32; zeros for masks in which no pixel centre lies.
     """
     at_once = max(1, LOGITS_AT_ONCE // (sum(size) * max(logits.shape[1:])))
-    return torch.cat([_pixel_boxes(part, scale, size, threshold) for part in logits.split(at_once)])
+    return torch.cat([_pixel_boxes(part, scale, size) for part in logits.split(at_once)])
 
 
-def _pixel_boxes(logits: Tensor, scale: tuple[float, float], size: tuple[int, int], threshold: float) -> Tensor:
-    values = (logits - threshold).float()
+def _pixel_boxes(logits: Tensor, scale: tuple[float, float], size: tuple[int, int]) -> Tensor:
+    values = logits.float()
     along_x = _extent(values, scale, size)
     along_y = _extent(values.transpose(1, 2), scale[::-1], size[::-1])
     boxes = torch.stack([edge for pair in zip(along_x, along_y) for edge in pair], dim=-1)

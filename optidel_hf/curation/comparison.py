@@ -26,7 +26,7 @@ from optidel_hf.curation.selection.objective import MEMORY, Directions, Objectiv
 from optidel_hf.curation.selection.optidel import Turns, deal, optidel
 from optidel_hf.curation.selection.outliers import cut_outliers
 from optidel_hf.curation.selection.select import STRATEGIES, read_pool
-from optidel_hf.curation.shards import existing_shards, read_columns
+from optidel_hf.curation.shards import existing_shards, read_columns, read_rows
 from optidel_hf.errors import UserError
 
 
@@ -110,7 +110,7 @@ def compare(curation_dir: str | Path, budget: float, tiles: int) -> list[Compare
     if not known.issuperset(NEEDED):
         return []
     drawn = _spaced_groups(read_columns(folder, ["group"])["group"])
-    table = _read(shards, [*NEEDED, *(name for name in CUT_BY if name in known)], drawn)
+    table = read_rows(folder, drawn.tolist(), [*NEEDED, *(name for name in CUT_BY if name in known)])
     images = pc.count_distinct(table["source"]).as_py()
     eligible = np.sort(read_pool(table).rows)
     table, drawn = table.take(eligible), drawn[eligible]
@@ -149,14 +149,3 @@ def _spaced_groups(group: pa.ChunkedArray) -> np.ndarray:
     """Rows of whole groups, evenly spaced in the order of their names, about `POOL` at most."""
     codes = np.unique(group.to_numpy(zero_copy_only=False).astype(str), return_inverse=True)[1]
     return np.flatnonzero(codes % -(-len(codes) // POOL) == 0)
-
-
-def _read(shards: list[Path], columns: list[str], rows: np.ndarray) -> pa.Table:
-    """Some rows of all shards, one shard in memory at a time."""
-    start, parts = 0, []
-    for path in shards:
-        count = pq.read_metadata(path).num_rows
-        inside = rows[(rows >= start) & (rows < start + count)] - start
-        parts.append(pq.read_table(path, columns=columns).take(inside))
-        start += count
-    return pa.concat_tables(parts)

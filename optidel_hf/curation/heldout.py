@@ -44,10 +44,11 @@ from torch import Tensor
 from transformers import ViTMAEForPreTraining
 
 from optidel_hf.curation import contrastive
+from optidel_hf.curation.calibration import Reference, open_reference
 from optidel_hf.curation.contrastive import fit_temperature
 from optidel_hf.curation.contrastive_scoring import HEAD_FILE, draw_bank, embed_views, load_encoder
+from optidel_hf.curation.folds import take_share
 from optidel_hf.curation.inputs import InputConfig, group_images, open_sources
-from optidel_hf.curation.reference import open_reference
 from optidel_hf.curation.scoring import ScoreConfig, load_pixels, measure
 from optidel_hf.curation.vinfo import LEAST_VARIANCE
 from optidel_hf.devices import resolve_device
@@ -109,15 +110,7 @@ def hold_out(groups: Sequence[str], share: float, seed: int = 0) -> set[str]:
     images = Counter(groups)
     if share and len(images) < 2:
         raise UserError("--held_out needs at least two groups of images, and these are all of one.")
-    order = sorted(images, key=lambda name: _hash(f"held out {seed}:{name}"))
-    largest = max(order, key=images.__getitem__, default=None)
-    held: set[str] = set()
-    wanted = share * len(groups)
-    for group in order:
-        if wanted > 0 and group != largest:
-            held.add(group)
-            wanted -= images[group]
-    return held
+    return take_share(images, share, key=lambda name: _hash(f"held out {seed}:{name}"))
 
 
 def _hash(name: str) -> str:
@@ -238,12 +231,7 @@ def readable_frames(frames: Dataset, groups: list[str], which: str) -> Frames:
 
 def _judge_masked(checkpoint: str, frames: Frames, device: str) -> dict[str, Any]:
     reference = open_reference(checkpoint, None, device)
-    starts = range(0, len(frames.images), FRAMES_AT_ONCE)
-    parts = [
-        measure_frames(reference.model, load_pixels(frames.images[start : start + FRAMES_AT_ONCE], reference))
-        for start in starts
-    ]
-    figures = information(Moments(*(np.concatenate(values) for values in zip(*parts))), frames.groups)
+    figures = information(measure_images(reference, frames.images), frames.groups)
     target = "normalised" if reference.model.config.norm_pix_loss else "raw"
     return {**figures, "target": target, "masks": MASKS, "partitions": PARTITIONS}
 
@@ -276,6 +264,16 @@ def _judge_contrastive(checkpoint: str, frames: Frames, device: str) -> dict[str
         "candidates": bank.candidates,
         "temperature": temperature,
     }
+
+
+def measure_images(reference: Reference, images: list[Any]) -> Moments:
+    """[`measure_frames`] over undecoded images, a part of them in memory at a time."""
+    starts = range(0, len(images), FRAMES_AT_ONCE)
+    parts = [
+        measure_frames(reference.model, load_pixels(images[start : start + FRAMES_AT_ONCE], reference))
+        for start in starts
+    ]
+    return Moments(*(np.concatenate(values) for values in zip(*parts)))
 
 
 @torch.inference_mode()

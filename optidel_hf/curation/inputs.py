@@ -223,8 +223,8 @@ def _refuse_other_inputs(inputs: pa.Table, dataset: Dataset, path: Path) -> None
     now = dict(zip(dataset["source"], _sizes(dataset)))
     changes = [f"'{name}' is new" for name in now if name not in before]
     changes += [f"'{name}' is gone" for name in before if name not in now]
-    changes += changes or [f"'{name}' has changed" for name in now if now[name] != before[name]]
-    changes += changes or _regrouped(inputs, dataset)
+    changes = changes or [f"'{name}' has changed" for name in now if now[name] != before[name]]
+    changes = changes or _regrouped(inputs, dataset)
     if changes:
         raise UserError(
             f"{path} lists {len(before)} images and the dataset now has {len(now)}: {changes[0]}. "

@@ -28,9 +28,8 @@ import pyarrow as pa
 from datasets import Dataset, Image
 from scipy.stats import t as student
 
-from optidel_hf.curation.heldout import FRAMES_AT_ONCE, Moments, hold_out, information, measure_frames
+from optidel_hf.curation.heldout import hold_out, information, measure_images
 from optidel_hf.curation.reference import Reference, ReferenceConfig, decode_patches, training_config
-from optidel_hf.curation.scoring import load_pixels
 from optidel_hf.curation.selection import mosaics_in_budget, select
 from optidel_hf.curation.shards import read_rows
 from optidel_hf.errors import UserError
@@ -170,12 +169,9 @@ class MaePilot:
         trainer.train()
         processor = image_processor(config.image_size)
         model = Reference(trainer.model.eval(), tuple(processor.image_mean), tuple(processor.image_std))
-        images = self._read(judged)["image"]
-        starts = range(0, len(images), FRAMES_AT_ONCE)
-        parts = [measure_frames(model.model, load_pixels(images[s : s + FRAMES_AT_ONCE], model)) for s in starts]
+        moments = measure_images(model, self._read(judged)["image"])
         shutil.rmtree(self.folder, ignore_errors=True)
-        moments = Moments(*(np.concatenate(values) for values in zip(*parts)))
-        return information(moments, ["judged"] * len(images))["v_information"]
+        return information(moments, ["judged"] * len(judged))["v_information"]
 
     def _read(self, rows: np.ndarray) -> Dataset:
         table = read_rows(self.patches, rows.tolist()).select(["image", "source"])

@@ -39,13 +39,14 @@ from optidel_hf.curation.curated import (
     to_arrow,
 )
 from optidel_hf.curation.curation_config import CurationConfig, refuse_early
+from optidel_hf.curation.folds import assign_folds
 from optidel_hf.curation.heldout import hold_out
 from optidel_hf.curation.inputs import inputs_hash, list_inputs, open_sources
 from optidel_hf.curation.mosaic import grid_side
 from optidel_hf.curation.patch_config import PatchConfig
 from optidel_hf.curation.patches import NO_PATCH, PATCH_FEATURES, SamPatchExtractor
 from optidel_hf.curation.pilot import settle_strategy
-from optidel_hf.curation.reference import ReferenceConfig, assign_folds, calibrate_checkpoint, fit_scorer
+from optidel_hf.curation.reference import ReferenceConfig, calibrate_checkpoint, fit_scorer
 from optidel_hf.curation.scoring import VInformationScorer
 from optidel_hf.curation.selection import eligible, mosaics_in_budget, refuse_too_few, select
 from optidel_hf.curation.selection_config import AUTO
@@ -262,7 +263,7 @@ class _Run:
         if not len(dataset):  # all of a shard's images gave nothing; `map` would leave the columns out
             return Dataset.from_dict({name: [] for name in features}, features=features)
 
-        def counted(batch: dict[str, list[Any]], rank: int | None = None) -> dict[str, list[Any]]:
+        def counted(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
             result = stage(batch, self.rank if self.world > 1 else None)
             bar.update(len(next(iter(batch.values()))))
             return result

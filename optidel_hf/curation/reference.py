@@ -13,23 +13,19 @@ would cost nothing, but at a high learning rate a model is worse than its steps 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import shutil
-from collections import Counter
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 
 from optidel_hf.curation import agreement, vinfo
 from optidel_hf.curation.calibration import EARLY, FITTED_HERE, Calibration, Reference, forget_loaded, open_reference
+from optidel_hf.curation.folds import assign_folds, hashed, held_out, rows_of, split_fold, write_folds
 from optidel_hf.curation.reliability import (
     MOST_PARTITIONS,
     RELIABLE,
@@ -85,32 +81,6 @@ class ReferenceConfig:
             raise UserError(f"reference_width is {self.reference_width}: it is a multiple of 64, the width of a head.")
 
 
-def assign_folds(groups: Sequence[str], sources: Sequence[str], seed: int = 0) -> dict[str, int]:
-    """
-    Deal whole groups into two folds, balanced in images: largest first to the lighter fold, ties by hash.
-
-    A fold needs two groups, one to train and one to calibrate on: beside a group that outweighs all others goes the
-    smallest of them.
-
-    Args:
-        groups (`Sequence[str]`): group of each patch.
-        sources (`Sequence[str]`): source image of each patch.
-
-    Returns:
-        `dict[str, int]`: the fold in which each group *trains*.
-    """
-    images = _count_images(groups, sources)
-    folds, weight = {}, [0, 0]
-    for group in sorted(images, key=lambda name: (-images[name], _hash(seed, name))):
-        fold = int(weight[1] < weight[0])
-        folds[group] = fold
-        weight[fold] += images[group]
-    sizes = [len(_groups_of(folds, fold)) for fold in (0, 1)]
-    if min(sizes) == 1 and max(sizes) > 2:
-        folds[group] = sizes.index(1)
-    return folds
-
-
 def fit_scorer(
     patches: Dataset,
     output_dir: str | Path,
@@ -143,17 +113,15 @@ def fit_scorer(
     output.mkdir(parents=True, exist_ok=True)
     folds = folds or assign_folds(patches["group"], patches["source"], config.reference_seed)
     patches = _sorted(patches)
-    for fold in (0, 1):
-        _split_fold(patches, folds, fold, config)  # refuses a pool that is too small, before any training
+    parts = [split_fold(patches, folds, fold, config.holdout, config.reference_seed) for fold in (0, 1)]
     write_folds(folds, output)
-    for fold in (0, 1):
+    for fold, (train, held) in enumerate(parts):
         if not (output / f"fold-{fold}").exists():
-            _fit_fold(patches, folds, fold, output, config, score, device)
+            _fit_fold(fold, patches, train, held, output, config, score, device)
         shutil.rmtree(output / f".fold-{fold}.partial", ignore_errors=True)
     if not (output / agreement.FILE).exists():
         # What a fold keeps from its training the other never sees: no model has trained on either's.
-        kept_out = set().union(*(_held_out(_groups_of(folds, fold), patches, config) for fold in (0, 1)))
-        held = _rows_of(patches, kept_out)
+        held = concatenate_datasets([held for _, held in parts])
         agreement.write_agreement(output, held, score, config.second_reference, str(resolve_device(device)))
     return output
 
@@ -178,7 +146,8 @@ def calibrate_checkpoint(
         return output
     own = set(patches["group"])
     # It has trained on none of them, so a single group will do.
-    held = _rows_of(_sorted(patches), _held_out(own, patches, config) or own)
+    kept_out = held_out(own, patches, config.holdout, config.reference_seed)
+    held = rows_of(_sorted(patches), kept_out or own)
     if not (output / "fold-0").exists():
         reference = open_reference(config.reference, config.reference_revision, where)
         _check_target(reference, held, config.reference, score)
@@ -191,29 +160,17 @@ def calibrate_checkpoint(
     return output
 
 
-def write_folds(folds: dict[str, int], output: Path) -> None:
-    """Write `folds.parquet`: the model that *scores* each group, which is the one that did not train on it."""
-    groups, path = sorted(folds), output / "folds.parquet"
-    table = pa.table({"group": groups, "fold": pa.array([1 - folds[group] for group in groups], pa.int8())})
-    if not path.exists():
-        temporary = output / ".folds.parquet.partial"
-        pq.write_table(table, temporary)
-        temporary.rename(path)
-    elif not pq.read_table(path).equals(table):
-        raise UserError(f"{output} holds models of other images, or of another seed: give a new folder, or delete it.")
-
-
 def _fit_fold(
-    patches: Dataset,
-    folds: dict[str, int],
     fold: int,
+    patches: Dataset,
+    train: list[int],
+    held: Dataset,
     output: Path,
     config: ReferenceConfig,
     score: ScoreConfig,
     device: str,
 ) -> None:
-    train, held = _split_fold(patches, folds, fold, config)
-    chosen = sorted(train, key=lambda i: _hash(config.reference_seed, str(i)))[: config.max_reference_patches]
+    chosen = sorted(train, key=lambda i: hashed(config.reference_seed, str(i)))[: config.max_reference_patches]
     partial = output / f".fold-{fold}.partial"
     images = decode_patches(patches.select(sorted(chosen)))
     early = replace(config, reference_steps=max(1, round(EARLY_SHARE * config.reference_steps)))
@@ -233,22 +190,6 @@ def _fit_fold(
     reference = open_reference(str(partial), None, str(resolve_device(device)))
     calibration = _calibrate(reference, held, FITTED_HERE, None, score)
     _publish_fold(partial, output / f"fold-{fold}", calibration)
-
-
-def _split_fold(
-    patches: Dataset, folds: dict[str, int], fold: int, config: ReferenceConfig
-) -> tuple[list[int], Dataset]:
-    """The rows that a fold's model trains on, and the patches that calibrate it."""
-    own = _groups_of(folds, fold)
-    kept_out = _held_out(own, patches, config)
-    train = [i for i, g in enumerate(patches["group"]) if folds[g] == fold and g not in kept_out]
-    held = _rows_of(patches, kept_out)
-    if not train or not len(held):
-        raise UserError(
-            f"Fold {fold} has {len(own)} group(s), too few to train and calibrate a reference model on: "
-            "give more images, or a checkpoint with --reference."
-        )
-    return train, held
 
 
 def _publish_fold(partial: Path, target: Path, calibration: Calibration) -> None:
@@ -364,34 +305,6 @@ def _check_target(reference: Reference, patches: Dataset, name: str, score: Scor
         logger.warning("%s predicts normalised pixels: the null entropy is then nearly constant.", name)
 
 
-def _held_out(groups: Iterable[str], patches: Dataset, config: ReferenceConfig) -> set[str]:
-    """Groups, in hashed order, until they hold their share of the images; never the largest, which trains."""
-    pool = _count_images(patches["group"], patches["source"])
-    images = {group: pool[group] for group in groups if group in pool}
-    order = sorted(images, key=lambda name: _hash(config.reference_seed + 1, name))
-    largest = max(order, key=images.__getitem__, default=None)
-    held: set[str] = set()
-    wanted = config.holdout * sum(images.values())
-    for group in order:
-        if wanted > 0 and group != largest:
-            held.add(group)
-            wanted -= images[group]
-    return held
-
-
-def _groups_of(folds: dict[str, int], fold: int) -> list[str]:
-    return [group for group in folds if folds[group] == fold]
-
-
-def _rows_of(patches: Dataset, groups: set[str]) -> Dataset:
-    return patches.select([row for row, group in enumerate(patches["group"]) if group in groups])
-
-
-def _count_images(groups: Iterable[str], sources: Iterable[str]) -> Counter[str]:
-    """Source images in each group, from the group and the source of every patch."""
-    return Counter(group for group, _ in set(zip(groups, sources)))
-
-
 def decode_patches(patches: Dataset) -> torch.Tensor:
     """Patches of one size as `(n, 3, S, S)` uint8."""
     arrays = [np.asarray(open_image(value)) for value in patches["image"]]
@@ -401,7 +314,3 @@ def decode_patches(patches: Dataset) -> torch.Tensor:
 def _sorted(patches: Dataset) -> Dataset:
     sources, boxes = patches["source"], patches["bbox"]
     return patches.select(sorted(range(len(patches)), key=lambda i: (sources[i], list(boxes[i]))))
-
-
-def _hash(seed: int, name: str) -> str:
-    return hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()

@@ -30,9 +30,9 @@ def spearman_brown(rho: float, partitions: int) -> float:
     return partitions * rho / (1 + (partitions - 1) * rho)
 
 
-def fewest_partitions(rho: float | None, reliable: float = RELIABLE, most: int = MOST_PARTITIONS) -> int:
-    """The fewest partitions whose mean has a reliability of at least `reliable`; `most` where more would be needed."""
+def fewest_partitions(rho: float | None, most: int = MOST_PARTITIONS) -> int:
+    """The fewest partitions whose mean has a reliability of 0.9 at least; `most` where more would be needed."""
     if rho is None or rho <= 0:
         return most
-    needed = reliable * (1 - rho) / (rho * (1 - reliable))
+    needed = RELIABLE * (1 - rho) / (rho * (1 - RELIABLE))
     return min(most, max(1, math.ceil(needed - 1e-9)))  # rounding must not ask for one more

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
+from optidel_hf.curation.mosaic import grid_side
 from optidel_hf.curation.scoring import LEARNABILITY, SCORES
-from optidel_hf.curation.selection import DISTANCES, DIVERSITY, KEEP, STRATEGIES, check_numbers, mosaics_in_budget
+from optidel_hf.curation.selection import DISTANCES, STRATEGIES, Options, mosaics_in_budget
 from optidel_hf.errors import UserError
 
 
@@ -47,15 +48,8 @@ class SelectionConfig:
             raise UserError(f"strategy is '{self.strategy}': choose one of {', '.join((*STRATEGIES, AUTO))}.")
         if self.score is not None and self.score not in (*SCORES, LEARNABILITY):
             raise UserError(f"score is '{self.score}': choose one of {', '.join((*SCORES, LEARNABILITY))}.")
-        if self.keep not in KEEP:
-            raise UserError(f"keep is '{self.keep}': choose one of {', '.join(KEEP)}.")
-        if self.distance not in DISTANCES:
-            raise UserError(f"distance is '{self.distance}': choose one of {', '.join(DISTANCES)}.")
-        if self.diversity not in DIVERSITY:
-            raise UserError(f"diversity is '{self.diversity}': choose one of {', '.join(DIVERSITY)}.")
-        if not 0 <= self.hardness_weight < float("inf"):
-            raise UserError(f"hardness_weight is {self.hardness_weight}: it is 0 (diversity alone) or more.")
-        check_numbers(self.seed, self.tiles_per_mosaic, None, self.trim)
+        Options(**{name.name: getattr(self, name.name) for name in fields(Options)})
+        grid_side(self.tiles_per_mosaic)
         mosaics_in_budget(self.budget, 10**9)
 
     @property

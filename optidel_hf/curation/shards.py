@@ -110,13 +110,13 @@ def read_columns(folder: Path, columns: list[str]) -> pa.Table:
     return pa.concat_tables([read_table(path, columns) for path in existing_shards(folder)])
 
 
-def read_rows(folder: Path, rows: Iterable[int]) -> pa.Table:
-    """Whole rows, by their number over all shards, in ascending order; one shard is in memory at a time."""
+def read_rows(folder: Path, rows: Iterable[int], columns: list[str] | None = None) -> pa.Table:
+    """Rows by their number over all shards, in ascending order; one shard is in memory at a time."""
     wanted, start, taken = sorted(set(rows)), 0, []
     for path in existing_shards(folder):
         count = count_rows(path)
         inside = [row - start for row in wanted if start <= row < start + count]
         if inside:
-            taken.append(read_table(path).take(inside))
+            taken.append(read_table(path, columns).take(inside))
         start += count
     return pa.concat_tables(taken)

@@ -72,8 +72,8 @@ class Stage:
             return
         partial = self.folder.with_name(f".{self.folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
-        visible = shutil.ignore_patterns(".*")
-        shutil.copytree(theirs, partial, copy_function=_link, ignore=visible)
+        hidden = shutil.ignore_patterns(".*")
+        shutil.copytree(theirs, partial, copy_function=_link, ignore=hidden)
         for folder, _, _ in os.walk(partial):  # which took the modes of folders that may be read-only
             os.chmod(folder, os.stat(folder).st_mode | stat.S_IRWXU)
         partial.rename(self.folder)

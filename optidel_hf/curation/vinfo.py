@@ -132,15 +132,15 @@ class DifficultyFit:
         return torch.log(error.clamp_min(1e-12)) - (self.intercept + expected)
 
 
-def fit_difficulty(error: Tensor, variance: Tensor, side: Tensor, tau: float = NOISE_VARIANCE) -> DifficultyFit:
+def fit_difficulty(error: Tensor, variance: Tensor, side: Tensor) -> DifficultyFit:
     """Least squares for [`DifficultyFit`] on held-out samples; all arguments of shape `(n,)`, side in pixels."""
-    design = torch.stack([torch.log(variance + tau), torch.log(side)], dim=1).double().cpu()
+    design = torch.stack([torch.log(variance + NOISE_VARIANCE), torch.log(side)], dim=1).double().cpu()
     target = torch.log(error.clamp_min(1e-12)).double().cpu()
     centre, level = design.mean(0), target.mean()
     # Centred, so that gelsd's least-norm solution gives slope 0 where all sides are equal (whole images of one size).
     slopes = torch.linalg.lstsq(design - centre, (target - level).unsqueeze(1), driver="gelsd").solution.flatten()
     contrast_slope, side_slope = slopes.tolist()
-    return DifficultyFit(float(level - slopes @ centre), contrast_slope, side_slope, tau)
+    return DifficultyFit(float(level - slopes @ centre), contrast_slope, side_slope)
 
 
 def learnability(early_error: Tensor, late_error: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float | None, float |
     return mean, mean - half, mean + half
 
 
-def bootstrap_correction(count: int, confidence: float = CONFIDENCE) -> float:
+def bootstrap_correction(count: int) -> float:
     """
     What a bootstrap's deviations from its estimate are multiplied by: of `count` samples redrawn with replacement the
     variance is (count - 1) / count of what it should be, and the tails are a normal's where Student's t is due.
@@ -40,7 +40,7 @@ def bootstrap_correction(count: int, confidence: float = CONFIDENCE) -> float:
     Returns:
         `float`: 1.02 for 100 samples, 1.22 for 10.
     """
-    upper = (1 + confidence) / 2
+    upper = (1 + CONFIDENCE) / 2
     return float(np.sqrt(count / (count - 1)) * stats.t.ppf(upper, count - 1) / stats.norm.ppf(upper))
 
 

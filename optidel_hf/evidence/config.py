@@ -31,16 +31,7 @@ from optidel_hf.flags import EMBEDDED
 from optidel_hf.pretraining.config import PretrainConfig, at_checkpoint_sizes
 
 
-CORE_ARMS = (
-    "none",
-    "full",
-    "full_mosaics",
-    "random_images",
-    "image_mosaics",
-    "random_patch_mosaics",
-    "hardest",
-    "optidel",
-)
+CORE_ARMS = tuple(name for name, arm in ARMS.items() if arm.core)
 PREFIX = "pretrain_"
 # What the grid itself says of a pre-training.
 OWN_FIELDS = (

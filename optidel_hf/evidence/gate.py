@@ -27,14 +27,10 @@ class Gate:
 
     Args:
         passed (`bool`): Whether both conditions hold in every mode.
-        full_minus_none (`dict[str, Interval]`): By mode, where both were run.
-        oracle_minus_random (`dict[str, Interval]`): By mode, where both were run.
         sentence (`str`): The verdict with its figures.
     """
 
     passed: bool
-    full_minus_none: dict[str, Interval]
-    oracle_minus_random: dict[str, Interval]
     sentence: str
 
 
@@ -50,7 +46,7 @@ def headroom(results: pa.Table) -> Gate:
     passed = bool(judged.modes) and all(
         mode in intervals and intervals[mode].low > 0 for intervals in found for mode in judged.modes
     )
-    return Gate(passed, found[0], found[1], _sentence(judged, passed, found))
+    return Gate(passed, _sentence(judged, passed, found))
 
 
 def _intervals(judged: Judged, a: str, b: str) -> dict[str, Interval]:

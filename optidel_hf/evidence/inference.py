@@ -48,7 +48,10 @@ from optidel_hf.evaluation.statistics import bootstrap_correction
 
 
 CONFIDENCE = 0.95
+TAILS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
 DRAWS = 2000
+POWER = 0.95
+TOLERANCE = 0.005  # of a level that counts as reached: half a point
 FEWEST_SEEDS, MOST_SEEDS = 5, 1000
 """No claim rests on fewer seeds; where more than the latter would be needed, seeds are not the way."""
 
@@ -140,9 +143,7 @@ def pooled_miou(confusion: np.ndarray) -> np.ndarray:
     return np.nanmean(class_iou(confusion.sum(axis=-3)), axis=-1)
 
 
-def paired_interval(
-    a: np.ndarray, b: np.ndarray, draws: int = DRAWS, seed: int = 0, confidence: float = CONFIDENCE
-) -> Interval:
+def paired_interval(a: np.ndarray, b: np.ndarray, draws: int = DRAWS, seed: int = 0) -> Interval:
     """
     The mean over seeds of `a`'s mIoU minus `b`'s, with its interval over seeds and images.
 
@@ -151,19 +152,16 @@ def paired_interval(
         b (`np.ndarray`): Those of the other arm, on the same seeds and images.
         draws (`int`, *optional*, defaults to 2000): Bootstrap draws.
         seed (`int`, *optional*, defaults to 0): Seed of the draws.
-        confidence (`float`, *optional*, defaults to 0.95): Share of experiments whose interval is to cover the truth.
 
     Returns:
         [`Interval`]
     """
-    return _interval(np.stack([a, b]), np.array([1.0, -1.0]), draws, seed, confidence)
+    return _interval(np.stack([a, b]), np.array([1.0, -1.0]), draws, seed)
 
 
-def miou_interval(
-    confusion: np.ndarray, draws: int = DRAWS, seed: int = 0, confidence: float = CONFIDENCE
-) -> Interval:
-    """One arm's mean mIoU over seeds, with its interval over seeds and images; arguments as [`paired_interval`]'s."""
-    return _interval(confusion[None], np.ones(1), draws, seed, confidence)
+def miou_interval(confusion: np.ndarray) -> Interval:
+    """One arm's mean mIoU over seeds, by confusions `(S, N, C, C)`, with its interval over seeds and images."""
+    return _interval(confusion[None], np.ones(1), DRAWS, 0)
 
 
 def variance_components(a: np.ndarray, b: np.ndarray) -> Components:
@@ -183,11 +181,9 @@ def variance_components(a: np.ndarray, b: np.ndarray) -> Components:
     return Components(*(float(np.sqrt(max(0.0, part))) for part in parts))
 
 
-def minimum_detectable_difference(
-    components: Components, seeds: int, images: int, power: float = 0.95, confidence: float = CONFIDENCE
-) -> float:
+def minimum_detectable_difference(components: Components, seeds: int, images: int) -> float:
     """
-    The least true difference whose interval lies off zero with the given power; NaN for one seed.
+    The least true difference whose 95 % interval lies off zero in 95 % of experiments; NaN for one seed.
 
     The seeds' part and the images' part are those of t tests (non-central t), added as variances.
 
@@ -195,18 +191,16 @@ def minimum_detectable_difference(
         components ([`Components`]): Standard deviations of the paired difference.
         seeds (`int`): Seeds of the comparison.
         images (`int`): Images of the comparison.
-        power (`float`, *optional*, defaults to 0.95): Share of experiments that would see it.
-        confidence (`float`, *optional*, defaults to 0.95): That of the interval.
     """
     if min(seeds, images) < 2:
         return np.nan
     over_seeds = (components.seed**2 + components.residual**2 / images) / seeds
     over_images = components.image**2 / images
-    shifts = [_shift(count - 1, power, confidence) for count in (seeds, images)]
+    shifts = [_shift(count - 1) for count in (seeds, images)]
     return float(np.hypot(*np.multiply(shifts, np.sqrt([over_seeds, over_images]))))
 
 
-def seeds_needed(components: Components, images: int, difference: float = 0.01, power: float = 0.95) -> int | None:
+def seeds_needed(components: Components, images: int, difference: float = 0.01) -> int | None:
     """
     Seeds with which a true difference is detected, 5 at least.
 
@@ -215,12 +209,12 @@ def seeds_needed(components: Components, images: int, difference: float = 0.01, 
         components are not known.
     """
     counts = range(FEWEST_SEEDS, MOST_SEEDS + 1)
-    if not minimum_detectable_difference(components, MOST_SEEDS, images, power) <= difference:
+    if not minimum_detectable_difference(components, MOST_SEEDS, images) <= difference:
         return None
     low, high = 0, len(counts) - 1
     while low < high:
         middle = (low + high) // 2
-        enough = minimum_detectable_difference(components, counts[middle], images, power) <= difference
+        enough = minimum_detectable_difference(components, counts[middle], images) <= difference
         low, high = (low, middle) if enough else (middle + 1, high)
     return counts[low]
 
@@ -229,12 +223,9 @@ def steps_to_level(
     curves: np.ndarray,
     steps: np.ndarray,
     level: float | np.ndarray,
-    tolerance: float = 0.005,
-    draws: int = DRAWS,
-    seed: int = 0,
 ) -> Reached:
     """
-    The first checkpoint from which the seeds' mean stays, to the end, no more than `tolerance` below a level.
+    The first checkpoint from which the seeds' mean stays, to the end, no more than half a point below a level.
 
     The interval is over seeds, for these images: the mean curve is redrawn from the multivariate t of its S - 1
     degrees of freedom, so that a seed's checkpoints stay together.
@@ -243,9 +234,6 @@ def steps_to_level(
         curves (`np.ndarray`): mIoU `(S, K)` of each seed at each checkpoint.
         steps (`np.ndarray`): Pre-training steps `(K,)` of the checkpoints, ascending.
         level (`float` or `np.ndarray`): What is to be reached; `(S,)` where it was measured with the same seeds.
-        tolerance (`float`, *optional*, defaults to 0.005): Half a point, as a fraction.
-        draws (`int`, *optional*, defaults to 2000): Draws of the mean curve.
-        seed (`int`, *optional*, defaults to 0): Seed of the draws.
 
     Returns:
         [`Reached`]
@@ -253,14 +241,14 @@ def steps_to_level(
     gaps = curves - np.reshape(level, (-1, 1))
     mean, count = gaps.mean(axis=0), len(gaps)
     at = np.append(np.asarray(steps, np.float64), np.inf)
-    reached = float(at[_first_lasting(mean[None] >= -tolerance)[0]])
+    reached = float(at[_first_lasting(mean[None] >= -TOLERANCE)[0]])
     if count < 2:
         return Reached(reached, np.nan, np.nan, count)
-    rng = np.random.default_rng([seed, 2])
-    shifts = rng.standard_normal((draws, count)) @ (gaps - mean) / np.sqrt(count * (count - 1))
-    shifts /= np.sqrt(rng.chisquare(count - 1, (draws, 1)) / (count - 1))
-    redrawn = at[_first_lasting(mean + shifts >= -tolerance)]
-    low, high = np.quantile(redrawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], method="inverted_cdf")
+    rng = np.random.default_rng([0, 2])
+    shifts = rng.standard_normal((DRAWS, count)) @ (gaps - mean) / np.sqrt(count * (count - 1))
+    shifts /= np.sqrt(rng.chisquare(count - 1, (DRAWS, 1)) / (count - 1))
+    redrawn = at[_first_lasting(mean + shifts >= -TOLERANCE)]
+    low, high = np.quantile(redrawn, TAILS, method="inverted_cdf")
     return Reached(reached, float(low), float(high), count)
 
 
@@ -293,7 +281,7 @@ def rank_correlation(information: np.ndarray, miou: np.ndarray) -> RankCorrelati
     return RankCorrelation(value, float(low), float(high), arms)
 
 
-def _interval(arms: np.ndarray, signs: np.ndarray, draws: int, seed: int, confidence: float) -> Interval:
+def _interval(arms: np.ndarray, signs: np.ndarray, draws: int, seed: int) -> Interval:
     """The interval of the arms' `(A, S, N, C, C)` signed sum of mIoU."""
     seeds, images = arms.shape[1:3]
     difference = float((signs @ pooled_miou(arms)).mean())
@@ -301,10 +289,9 @@ def _interval(arms: np.ndarray, signs: np.ndarray, draws: int, seed: int, confid
         return Interval(difference, np.nan, np.nan, seeds, images)
     by_seed, by_image, residual = _mean_squares(_influence(arms, signs))
     shrink = np.sqrt(max(0.0, by_image - residual) / by_image) if by_image > 0 else 0.0
-    redrawn = bootstrap_correction(images, confidence) * (_redrawn(arms, signs, draws, seed) - difference)
+    redrawn = bootstrap_correction(images) * (_redrawn(arms, signs, draws, seed) - difference)
     student = _student(draws, seeds - 1, seed) * np.sqrt(by_seed / (seeds * images))
-    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
-    low, high = np.quantile(difference + student + shrink * redrawn, tails, method="hazen")
+    low, high = np.quantile(difference + student + shrink * redrawn, TAILS, method="hazen")
     return Interval(difference, float(low), float(high), seeds, images)
 
 
@@ -353,7 +340,7 @@ def _student(draws: int, freedom: int, seed: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=4096)
-def _shift(freedom: int, power: float, confidence: float) -> float:
-    """By how many standard errors a t estimate must lie off zero to be seen with the given power."""
-    edge = stats.t.ppf((1 + confidence) / 2, freedom)
-    return float(optimize.brentq(lambda shift: stats.nct.sf(edge, freedom, shift) - power, 0.0, 10 * edge))
+def _shift(freedom: int) -> float:
+    """By how many standard errors a t estimate must lie off zero to be seen in [`POWER`] of experiments."""
+    edge = stats.t.ppf(TAILS[1], freedom)
+    return float(optimize.brentq(lambda shift: stats.nct.sf(edge, freedom, shift) - POWER, 0.0, 10 * edge))

@@ -85,7 +85,7 @@ def _lesion_like(draw: Draw) -> pa.Table:
     """
     table = _large_enough(draw)
     hardness = rank_within(table["difficulty"].to_numpy(), table["fold"].to_numpy())
-    return draw.select(_with_column(table, "difficulty", hardness * likeness(table, cut(draw.pool, "image").table())))
+    return draw.select(_with_difficulty(table, hardness * likeness(table, cut(draw.pool, "image").table())))
 
 
 def _partly_whole(draw: Draw) -> pa.Table:
@@ -142,12 +142,12 @@ def _large_enough(draw: Draw) -> pa.Table:
 
 def _with_drawn_difficulty(table: pa.Table, seed: int) -> pa.Table:
     """With a difficulty that says nothing: it is drawn, so that no patch is preferred for it."""
-    return _with_column(table, "difficulty", np.random.default_rng(seed).random(len(table)))
+    return _with_difficulty(table, np.random.default_rng(seed).random(len(table)))
 
 
-def _with_column(table: pa.Table, name: str, values: np.ndarray) -> pa.Table:
-    index = table.column_names.index(name)
-    return table.set_column(index, name, pa.array(values, table.schema.field(name).type))
+def _with_difficulty(table: pa.Table, values: np.ndarray) -> pa.Table:
+    place = table.schema.get_field_index("difficulty")
+    return table.set_column(place, "difficulty", pa.array(values, table.schema.field(place).type))
 
 
 def _quantiles(values: np.ndarray) -> np.ndarray:

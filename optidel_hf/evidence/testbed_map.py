@@ -36,18 +36,17 @@ Contrasts = dict[str, dict[Cell, Interval]]
 Pool = TypeVar("Pool", bound=Hashable)
 
 
-def contrasts(results: Mapping[Pool, pa.Table], split: str = VALIDATION) -> dict[str, dict[Pool, Interval]]:
+def contrasts(results: Mapping[Pool, pa.Table]) -> dict[str, dict[Pool, Interval]]:
     """
-    `optidel` minus random images, and minus the full pool, on every pool.
+    `optidel` minus random images, and minus the full pool, on the validation part of every pool.
 
     Args:
         results (`Mapping`): From a pool, for the map its redundancy and junk, to the rows of its `results.parquet`.
-        split (`str`, *optional*, defaults to `"validation"`): Where the arms were judged.
 
     Returns:
         `dict`: From a title, one a contrast and mode, to the intervals; a pool without both arms is left out.
     """
-    judged = {pool: Judged.of(table, split) for pool, table in results.items()}
+    judged = {pool: Judged.of(table, VALIDATION) for pool, table in results.items()}
     found: dict[str, dict[Pool, Interval]] = {}
     for a, b in PAIRS:
         for pool, one in judged.items():
@@ -80,7 +79,7 @@ def draw_map(path: str | Path, found: Contrasts, level: Collection[Cell] = ()) -
     rows = -(-len(found) // 2)
     picture, draw = new_picture(max(HEADING, min(2, len(found)) * width), TOP + rows * height)
     text(draw, (14, 12), "Where selection pays, on synthetic pools: points of mIoU, 95 % interval", 16)
-    _legend(draw, (14, 40))
+    _legend(draw)
     for number, (title, intervals) in enumerate(found.items()):
         corner = number % 2 * width, TOP + number // 2 * height
         _panel(draw, corner, title, intervals, across, upwards, level)
@@ -92,8 +91,8 @@ def panel_size(columns: int, rows: int) -> Point:
     return LEFT + max(2, columns) * CELL_WIDTH + RIGHT, TITLE + rows * CELL_HEIGHT + BOTTOM
 
 
-def _legend(draw: ImageDraw.ImageDraw, at: Point) -> None:
-    x, y = at
+def _legend(draw: ImageDraw.ImageDraw) -> None:
+    x, y = 14.0, 40.0
     for meaning, colour in COLOURS.items():
         _box(draw, (x, y), (14, 12), colour)
         x += 20 + text(draw, (x + 20, y - 1), meaning, 11) + 14

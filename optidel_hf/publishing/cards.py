@@ -20,7 +20,7 @@ from optidel_hf.errors import UserError
 from optidel_hf.files import read_json, write_text
 from optidel_hf.publishing.measures import chosen_rows, held_out_text, judged_unit, pilot_text, set_measures
 from optidel_hf.publishing.provenance import hub_id, read_provenance, selection_facts
-from optidel_hf.publishing.records import SCORES, CurationRecord, funnel, read_curation, shards
+from optidel_hf.publishing.records import SCORES, CurationRecord, funnel, read_curation, read_results, shards
 
 
 TASK = "image-feature-extraction"
@@ -63,7 +63,7 @@ def render_model_card(
     folder = Path(pretrain_dir)
     run = read_json(folder / "pretrain_config.json")
     data = read_provenance(folder, run)
-    evaluation = _read_results(results) if results else None
+    evaluation = read_results(results) if results else None
     scores = _eval_results(evaluation, arm) if evaluation and arm else None
     if evaluation and arm:
         _refuse_other_weights(folder, evaluation, arm)
@@ -288,15 +288,6 @@ def _held_out(path: Path) -> str:
         return "not measured (`optidel information` on a curation that held images out)"
     figures = read_json(path)
     return f"{held_out_text(figures)}, {judged_unit(figures)}"
-
-
-def _read_results(results: str | Path) -> dict[str, Any]:
-    path = Path(results)
-    path = path / "results.json" if path.is_dir() else path
-    told = read_json(path)
-    if "summary" not in told:
-        raise UserError(f"{path} is no results.json of `optidel evaluate`: it has no summary.")
-    return told
 
 
 def _refuse_other_weights(folder: Path, evaluation: dict[str, Any], arm: str) -> None:

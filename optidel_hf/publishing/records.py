@@ -315,6 +315,21 @@ def _floats(column: pa.ChunkedArray) -> np.ndarray:
     return column.cast(pa.float64()).to_numpy()
 
 
+def read_results(results: str | Path) -> dict[str, Any]:
+    """
+    The `results.json` of an evaluation, given by itself or by its folder.
+
+    Raises:
+        `UserError`: if it is another JSON file.
+    """
+    path = Path(results)
+    path = path / "results.json" if path.is_dir() else path
+    told = read_json(path)
+    if "summary" not in told:
+        raise UserError(f"{path} is no results.json of `optidel evaluate`: it has no summary.")
+    return told
+
+
 def read_selection(path: Path) -> tuple[pa.Table | None, dict[str, Any]]:
     """A `selection.parquet` in order of rank, and its metadata; nothing where there is none yet."""
     if not path.is_file():

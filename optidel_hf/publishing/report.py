@@ -24,7 +24,7 @@ from optidel_hf.publishing.measures import pilot_text, set_measures
 from optidel_hf.publishing.panels.evidence import Evidence, evidence_panel
 from optidel_hf.publishing.panels.groups import coverage_panel
 from optidel_hf.publishing.panels.pilot import Errors, pilot_panel
-from optidel_hf.publishing.panels.results import goal_agreement, read_results
+from optidel_hf.publishing.panels.results import goal_agreement, results_panel
 from optidel_hf.publishing.panels.scores import fold_means, nuisance_correlations, score_figures
 from optidel_hf.publishing.panels.strategies import Compared, strategy_panel
 from optidel_hf.publishing.panels.training import reconstructions, training_curves
@@ -66,7 +66,7 @@ def build_report(
         UserError: If one of the folders is missing or no run has written it.
     """
     record = read_curation(curation_dir)
-    evaluated = read_results(results) if results else None
+    evaluated = results_panel(results) if results else None
     script = files("optidel_hf.publishing").joinpath("templates/report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page = (

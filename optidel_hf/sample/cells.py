@@ -130,11 +130,11 @@ def scatter_cells(rng: np.random.Generator, slide: Slide) -> Blobs:
     )
 
 
-def push_apart(place: np.ndarray, radius: np.ndarray, rounds: int = 12) -> np.ndarray:
+def push_apart(place: np.ndarray, radius: np.ndarray) -> np.ndarray:
     """Move discs at `place` (N, 2) off one another, each pair by what it lacks."""
     wanted = radius[:, None] + radius
     np.fill_diagonal(wanted, 0)
-    for _ in range(rounds):
+    for _ in range(12):
         apart = place[:, None] - place  # (N, N, 2)
         distance = np.sqrt((apart**2).sum(axis=2) + 1e-6)
         lacking = np.maximum(wanted - distance, 0) / distance

@@ -19,7 +19,8 @@ from optidel_hf.sample.sam_batches import IMAGE_MEAN, IMAGE_STD
 from optidel_hf.sample.scenes import make_scene
 
 
-HELD_OUT_SERIES = 20_261_124
+HELD_OUT_SERIES = 20_261_124  # seed of the scenes, another than the training's
+SMALLEST_OBJECT = 0.01  # as a fraction of the image: smaller ones are not asked for
 
 
 @dataclass
@@ -42,9 +43,7 @@ def grid_masks(model: SamModel, image: np.ndarray, points_per_side: int) -> tupl
     return output.pred_masks[0], output.iou_scores[0], points
 
 
-def score_scene(
-    model: SamModel, image: np.ndarray, labels: np.ndarray, points_per_side: int, min_area: float
-) -> SceneScores:
+def score_scene(model: SamModel, image: np.ndarray, labels: np.ndarray, points_per_side: int) -> SceneScores:
     """Compare the grid's masks, enlarged to the scene, with its objects; a mask's own is the one under its point."""
     logits, predicted, points = grid_masks(model, image, points_per_side)
     masks = F.interpolate(logits, labels.shape, mode="bilinear").flatten(0, 1).flatten(1) > 0  # (N, S * S)
@@ -57,7 +56,7 @@ def score_scene(
         logits.shape[1]
     )
     true = iou.gather(1, under[:, None])[:, 0] * (under > 0)
-    large = objects.sum(1) >= min_area * labels.size
+    large = objects.sum(1) >= SMALLEST_OBJECT * labels.size
     large[0] = False
     return SceneScores(iou.amax(0)[large].numpy(), predicted.flatten().numpy(), true.numpy())
 
@@ -65,18 +64,14 @@ def score_scene(
 def evaluate_sam(
     model: SamModel,
     scenes: int = 100,
-    series: int = HELD_OUT_SERIES,
     points_per_side: int = 16,
-    min_area: float = 0.01,
 ) -> dict[str, float]:
     """Score a SAM on scenes that it was not trained on.
 
     Args:
         model (`SamModel`): in float32, with a square input.
         scenes (`int`, *optional*, defaults to 100): scenes to paint.
-        series (`int`, *optional*): seed of their series, another than the training's.
         points_per_side (`int`, *optional*, defaults to 16): side of the point grid.
-        min_area (`float`, *optional*, defaults to 0.01): objects under this fraction of the image are not asked for.
 
     Returns:
         `dict`: `best_iou` (mean over objects of the best IoU of any mask), `best_iou_error` (its standard error, over
@@ -84,9 +79,9 @@ def evaluate_sam(
         with true IoU, all masks of all scenes), `iou_error` (mean absolute error of the predicted IoU).
     """
     side = model.config.vision_config.image_size
-    painted = (make_scene(series, index, side) for index in range(scenes))
+    painted = (make_scene(HELD_OUT_SERIES, index, side) for index in range(scenes))
     scores = [
-        score_scene(model, image, labels, points_per_side, min_area)
+        score_scene(model, image, labels, points_per_side)
         for image, labels in tqdm(painted, total=scenes, unit="scene")
     ]
     best = np.concatenate([score.best for score in scores])

@@ -125,8 +125,8 @@ def initial_model(config: SamTrainingConfig) -> SamModel:
 
 
 @torch.no_grad()
-def attend_to_the_prompt(model: SamModel, gain: float = 3.0) -> None:
-    """Let cross-attention begin at the prompt: one projection, `gain` times as large, for queries and keys.
+def attend_to_the_prompt(model: SamModel) -> None:
+    """Let cross-attention begin at the prompt: one projection, three times as large, for queries and keys.
 
     Attention scores are then inner products of Fourier features, largest where token and image position coincide, so
     the masks depend on the point from the first step. The two projections are not tied: training moves them apart.
@@ -136,7 +136,7 @@ def attend_to_the_prompt(model: SamModel, gain: float = 3.0) -> None:
     for layer in transformer.layers:
         attentions += [layer.cross_attn_token_to_image, layer.cross_attn_image_to_token]
     for attention in attentions:
-        attention.q_proj.weight.mul_(gain)
+        attention.q_proj.weight.mul_(3)
         attention.k_proj.weight.copy_(attention.q_proj.weight)
         attention.q_proj.bias.zero_()
         attention.k_proj.bias.zero_()

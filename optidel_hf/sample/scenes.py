@@ -26,10 +26,10 @@ def _glints(canvas: Canvas, count: int) -> None:
         canvas.paint(shape, np.full(3, 0.97), canvas.rng.uniform(0.6, 1), label=False)
 
 
-def _any_shape(canvas: Canvas, low: float, high: float) -> Shape:
+def _any_shape(canvas: Canvas) -> Shape:
     if canvas.rng.random() < 0.15:
-        return tube(canvas, _size(canvas, low, high) * 0.4, _size(canvas, 3 * low, 3 * high))
-    return star(canvas, str(canvas.rng.choice(["ellipse", "blob", "polygon"])), _size(canvas, low, high))
+        return tube(canvas, _size(canvas, 0.03, 0.24) * 0.4, _size(canvas, 3 * 0.03, 3 * 0.24))
+    return star(canvas, str(canvas.rng.choice(["ellipse", "blob", "polygon"])), _size(canvas, 0.03, 0.24))
 
 
 def paint_everyday(canvas: Canvas) -> None:
@@ -38,7 +38,7 @@ def paint_everyday(canvas: Canvas) -> None:
     whole = (slice(0, canvas.side), slice(0, canvas.side))
     canvas.rgb[:] = texture(canvas, whole, rng.uniform(0.1, 0.9, 3))
     for _ in range(rng.integers(3, 17)):
-        shape = _any_shape(canvas, 0.03, 0.24)
+        shape = _any_shape(canvas)
         if rng.random() < 0.4:
             shadow = Shape(shape.window, shift(shape.height, rng.integers(-5, 6, 2), order=0, cval=-9), shape.size)
             canvas.paint(shadow, np.zeros(3), rng.uniform(0.1, 0.5), edge=3, label=False)

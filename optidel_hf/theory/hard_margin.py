@@ -22,7 +22,7 @@ import numpy as np
 
 
 TOLERANCE = 1e-9
-"""A point is violated where its margin is below one by more than this, times the length of the weights above one."""
+"""A point is violated where its margin is below one by more than this, or than the rounding of long weights."""
 CANDIDATES = 8
 """Points that an inner solve sees, over the dimensions: those of the smallest margins."""
 
@@ -203,8 +203,9 @@ def _solve_candidates(supports: _Supports, points: np.ndarray, index: np.ndarray
 
 
 def _violated(margins: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Draws in which a point is violated; a margin's rounding grows with the weights."""
-    return margins.min(axis=1) < 1 - TOLERANCE * np.maximum(1, np.linalg.norm(weights, axis=1))
+    """Draws in which a point is violated; the multipliers, whose sum rounds, add up to the weights' squared length."""
+    rounding = 64 * np.finfo(np.float64).eps * (weights**2).sum(axis=1)
+    return margins.min(axis=1) < 1 - np.maximum(TOLERANCE, rounding)
 
 
 def _step(

@@ -18,7 +18,8 @@ from transformers import ViTConfig, ViTMAEForPreTraining, ViTModel
 
 from optidel_hf.curation import reference
 from optidel_hf.curation.calibration import Calibration, Reference, load_folds, load_reference, open_reference
-from optidel_hf.curation.reference import assign_folds, calibrate_checkpoint, fit_scorer
+from optidel_hf.curation.folds import assign_folds, held_out
+from optidel_hf.curation.reference import calibrate_checkpoint, fit_scorer
 from optidel_hf.curation.reliability import fewest_partitions, spearman_brown
 from optidel_hf.curation.scoring import ScoreConfig, VInformationScorer, load_pixels, measure_patches
 from optidel_hf.curation.vinfo import fit_difficulty
@@ -196,7 +197,7 @@ def test_the_largest_group_trains() -> None:
     groups = ["large"] * 20 + ["small"] + ["other"] * 2
     patches = Dataset.from_dict({"group": groups, "source": [f"{i}" for i in range(23)]})
     for seed in range(20):
-        held = reference._held_out({"large", "small", "other"}, patches, tiny_config(reference_seed=seed))
+        held = held_out({"large", "small", "other"}, patches, share=0.1, seed=seed)
         assert held in ({"other"}, {"small", "other"})  # 2.3 images are wanted
 
 

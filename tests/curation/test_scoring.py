@@ -16,9 +16,9 @@ from tiny_reference import picture, save_mae, tiny_mae, tiny_patches
 from transformers import ViTModel
 
 from optidel_hf.curation.calibration import FITTED_HERE, Calibration, Reference, open_reference
+from optidel_hf.curation.folds import write_folds
 from optidel_hf.curation.masking import mask_partition, mask_ratio
 from optidel_hf.curation.nuisance import NUISANCES, nuisances
-from optidel_hf.curation.reference import write_folds
 from optidel_hf.curation.scoring import (
     KEY_FEATURES,
     SCORES,

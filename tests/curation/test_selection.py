@@ -107,7 +107,7 @@ def test_what_is_missing_is_named() -> None:
         UserError, match="'hard' is not known: choose one of optidel, hardest, easiest, medium, random"
     ):
         select(pool(8), 0.5, strategy="hard")
-    with pytest.raises(UserError, match="keep is 'middle': choose 'far' or 'near'"):
+    with pytest.raises(UserError, match="keep is 'middle': choose one of far, near"):
         select(pool(8), 0.5, keep="middle")
     with pytest.raises(UserError, match="'random' needs column 'crop'"):
         select(pool(8).remove_columns("crop"), 0.5, "random", explain=True)

@@ -27,27 +27,26 @@ def test_it_passes_where_both_differences_lie_above_zero(results):
     gate = headroom(results)
     assert gate.passed
     assert gate.sentence.startswith("Headroom (validation part, 5 % of the pool, 100 labels;")
-    assert set(gate.full_minus_none) == set(gate.oracle_minus_random) == {"finetune", "probe"}
-    assert gate.full_minus_none["probe"].seeds == 3
+    assert gate.sentence.count("on 3 seeds") == 4
 
 
 def test_one_mode_without_the_oracle_is_not_passed(results):
     gate = headroom(without(results, arm="oracle", mode="probe"))
     assert not gate.passed
-    assert list(gate.oracle_minus_random) == ["finetune"]
     assert "oracle minus random_images, probed: not run" in gate.sentence
+    assert gate.sentence.count("not run") == 1
 
 
 def test_a_pool_that_harms_is_not_passed():
     gate = headroom(results_table(ARMS | {"none": 0.75}, seeds=3))
-    assert gate.full_minus_none["finetune"].high < 0
+    assert "full minus none, fine-tuned: −" in gate.sentence
     assert not gate.passed
     assert gate.sentence.startswith("No headroom shown")
 
 
 def test_the_pool_is_compared_before_any_arm_with_a_budget_is_there():
     gate = headroom(results_table({"none": 0.6, "full": 0.7}, seeds=3, labels=16, modes=["probe"]))
-    assert gate.full_minus_none["probe"].low > 0
+    assert "full minus none, probed: +" in gate.sentence
     assert not gate.passed
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from optidel_hf.errors import UserError
-from optidel_hf.publishing.panels.results import read_results
+from optidel_hf.publishing.panels.results import results_panel
 from optidel_hf.publishing.panels.scores import fold_means
 from optidel_hf.publishing.panels.training import read_curve
 from optidel_hf.publishing.records import read_curation
@@ -217,4 +217,4 @@ def test_calibration_is_the_squared_error_over_the_fitted_variance(curation: Pat
 def test_another_json_file_is_no_evaluation(tmp_path: Path) -> None:
     (tmp_path / "evaluate_config.json").write_text('{"arms": []}')
     with pytest.raises(UserError, match=r"evaluate_config.json is no results.json of `optidel evaluate`"):
-        read_results(tmp_path / "evaluate_config.json")
+        results_panel(tmp_path / "evaluate_config.json")

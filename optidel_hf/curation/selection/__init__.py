@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
+from optidel_hf.curation.selection.choice import DISTANCES, Options
 from optidel_hf.curation.selection.select import (
-    DISTANCES,
-    DIVERSITY,
-    KEEP,
     STRATEGIES,
     Selection,
-    check_numbers,
     eligible,
     mosaics_in_budget,
     refuse_too_few,
@@ -18,11 +15,9 @@ from optidel_hf.curation.selection.select import (
 
 __all__ = [
     "DISTANCES",
-    "DIVERSITY",
-    "KEEP",
     "STRATEGIES",
+    "Options",
     "Selection",
-    "check_numbers",
     "eligible",
     "mosaics_in_budget",
     "refuse_too_few",

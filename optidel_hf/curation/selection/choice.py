@@ -7,7 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from optidel_hf.errors import UserError
 
+
+KEEP = ("far", "near")
+DISTANCES = ("cosine", "euclidean")
+DIVERSITY = ("coverage", "logdet")
 ENLARGED = "dropped: enlarged too much"
 OUTLIER = "dropped: outlier cut, at the very top of the ranking"
 UNLEARNT = "dropped: hard, and longer training does not help"
@@ -38,6 +43,9 @@ class Options:
         diversity (`str`): what is maximised beside hardness, `"coverage"` or `"logdet"` (`optidel`).
         hardness_weight (`float`): how much hardness counts against diversity (`optidel`).
         distance (`str`): to the cluster's centre, `"cosine"` or `"euclidean"` (`prototypes`, `semdedup`, `meddel`).
+
+    Raises:
+        `UserError`: for a value that cannot be meant.
     """
 
     seed: int
@@ -47,6 +55,17 @@ class Options:
     diversity: str = "coverage"
     hardness_weight: float = 1.0
     distance: str = "cosine"
+
+    def __post_init__(self) -> None:
+        for name, values in (("keep", KEEP), ("diversity", DIVERSITY), ("distance", DISTANCES)):
+            if getattr(self, name) not in values:
+                raise UserError(f"{name} is '{getattr(self, name)}': choose one of {', '.join(values)}.")
+        if not 0 <= self.hardness_weight < np.inf:
+            raise UserError(f"hardness_weight is {self.hardness_weight}: it is 0 (diversity alone) or more.")
+        if self.trim is not None and not 0 <= self.trim < 1:
+            raise UserError(f"trim is {self.trim}: it is the fraction of patches that is cut, from 0 to below 1.")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed is {self.seed}: it is 0 or more, below 2**32.")
 
 
 @dataclass(frozen=True)

@@ -64,9 +64,6 @@ STRATEGIES = {
     "ccs": Strategy(ccs, score="difficulty", embedding=False),
     "zcore": Strategy(zcore, score=None, embedding=True),
 }
-KEEP = ("far", "near")
-DISTANCES = ("cosine", "euclidean")
-DIVERSITY = ("coverage", "logdet")
 MAX_LOST_TO_UPSCALE = 0.1
 MAX_LISTED = 100
 
@@ -153,8 +150,11 @@ def select(
         `UserError`: if the budget rounds to nothing or exceeds the patches, or a column is missing.
     """
     require_table(table, "The table to select from", (Dataset, pa.Table))
-    _check(table, strategy, score, keep, diversity, hardness_weight, distance, explain)
-    check_numbers(seed, tiles_per_mosaic, images, trim)
+    options = Options(seed, trim, keep, max_distance, diversity, hardness_weight, distance)
+    grid_side(tiles_per_mosaic)
+    if images is not None and images < 1:
+        raise UserError(f"images is {images}: it is the number of usable source images.")
+    _check_columns(table, strategy, score, explain)
     chooser, columns = STRATEGIES[strategy], _Columns(table)
     score = chooser.score and (score or chooser.score)
     images = len(set(columns["source"])) if images is None else images
@@ -163,7 +163,6 @@ def select(
     allowed = eligible(columns["upscale"], max_upscale)
     candidates = read_candidates(columns, score, allowed, chooser.embedding)
     refuse_too_few(len(candidates), budget, images, tiles_per_mosaic)
-    options = Options(seed, trim, keep, max_distance, diversity, hardness_weight, distance)
     choice = chooser.choose(candidates, count, options)
     clusters = np.full(count, -1, dtype=np.int32) if choice.clusters is None else choice.clusters[choice.chosen]
     mosaic, slot = pair(candidates.source[choice.chosen], clusters, tiles_per_mosaic)
@@ -183,10 +182,10 @@ def select(
     return Selection(candidates.rows[choice.chosen], mosaic, slot, clusters, facts, reasons)
 
 
-def read_pool(table: Dataset | pa.Table, score: str = "difficulty", max_upscale: float = 2.0) -> Candidates:
+def read_pool(table: Dataset | pa.Table, max_upscale: float = 2.0) -> Candidates:
     """What `optidel` chooses from: a table's patches that are not enlarged too much, with score and embedding."""
     columns = _Columns(table)
-    return read_candidates(columns, score, eligible(columns["upscale"], max_upscale), embeddings=True)
+    return read_candidates(columns, "difficulty", eligible(columns["upscale"], max_upscale), embeddings=True)
 
 
 def mosaics_in_budget(budget: float, images: int) -> int:
@@ -255,26 +254,9 @@ class _Columns(Mapping[str, np.ndarray]):
         return self._table[name]
 
 
-def _check(
-    table: Dataset | pa.Table,
-    strategy: str,
-    score: str | None,
-    keep: str,
-    diversity: str,
-    hardness_weight: float,
-    distance: str,
-    explain: bool,
-) -> None:
+def _check_columns(table: Dataset | pa.Table, strategy: str, score: str | None, explain: bool) -> None:
     if strategy not in STRATEGIES:
         raise UserError(f"Strategy '{strategy}' is not known: choose one of {', '.join(STRATEGIES)}.")
-    if keep not in KEEP:
-        raise UserError(f"keep is '{keep}': choose 'far' or 'near', as seen from the cluster's centre.")
-    if diversity not in DIVERSITY:
-        raise UserError(f"diversity is '{diversity}': choose 'coverage' or 'logdet'.")
-    if not 0 <= hardness_weight < np.inf:
-        raise UserError(f"hardness_weight is {hardness_weight}: it is 0 (diversity alone) or more.")
-    if distance not in DISTANCES:
-        raise UserError(f"distance is '{distance}': choose 'cosine' or 'euclidean'.")
     default, embedding = STRATEGIES[strategy].score, STRATEGIES[strategy].embedding
     needed = ["source", "group", "bbox", "upscale"] + ["crop"] * explain
     needed += [score or default, "fold"] if default else []
@@ -282,17 +264,6 @@ def _check(
     missing = [name for name in needed if name not in table.column_names]
     if missing:
         raise UserError(f"Strategy '{strategy}' needs column '{missing[0]}': add it with VInformationScorer.")
-
-
-def check_numbers(seed: int, tiles_per_mosaic: int, images: int | None, trim: float | None) -> None:
-    """Refuse, with a `UserError`, numbers that no selection has."""
-    grid_side(tiles_per_mosaic)
-    if trim is not None and not 0 <= trim < 1:
-        raise UserError(f"trim is {trim}: it is the fraction of patches that is cut, from 0 to below 1.")
-    if not 0 <= seed < 2**32:
-        raise UserError(f"seed is {seed}: it is 0 or more, below 2**32.")
-    if images is not None and images < 1:
-        raise UserError(f"images is {images}: it is the number of usable source images.")
 
 
 def eligible(upscale: np.ndarray, limit: float) -> np.ndarray:

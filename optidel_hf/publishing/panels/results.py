@@ -7,17 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from optidel_hf.errors import UserError
-from optidel_hf.files import read_json
 from optidel_hf.publishing.figures import intervals, number
 from optidel_hf.publishing.panels.scores import rank_correlation
-from optidel_hf.publishing.records import CurationRecord
+from optidel_hf.publishing.records import CurationRecord, read_results
 
 
 MIOU = ("miou_mean", "miou_low", "miou_high")
 
 
-def read_results(results: str | Path) -> dict[str, Any]:
+def results_panel(results: str | Path) -> dict[str, Any]:
     """
     The evaluation's summary, as a table and one chart a mode.
 
@@ -30,11 +28,7 @@ def read_results(results: str | Path) -> dict[str, Any]:
     Raises:
         `UserError`: if it is another JSON file.
     """
-    path = Path(results)
-    told = read_json(path / "results.json" if path.is_dir() else path)
-    if not (isinstance(told, dict) and "summary" in told):
-        raise UserError(f"{path} is no results.json of `optidel evaluate`: it has no summary.")
-    summary = told["summary"]
+    summary = read_results(results)["summary"]
     rows = [row | {key: None if row[key] is None else 100 * row[key] for key in MIOU} for row in summary]
     modes: dict[str, list[tuple[str, float, float | None, float | None]]] = {}
     for row in rows:
