@@ -271,14 +271,15 @@ def theory(arguments: Sequence[str]) -> None:
     import json
 
     from optidel_hf.theory.figure import draw_theory
-    from optidel_hf.theory.study import TheoryConfig
+    from optidel_hf.theory.study import TheoryConfig, run_study
     from optidel_hf.theory.summary import best_strategies, results
 
     config, output = _parse((TheoryConfig, TheoryOutputConfig), arguments, "theory", theory.__doc__)
     folder = Path(output.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    study = draw_theory(folder / "theory.png", config)
+    study = run_study(config)
     (folder / "theory.json").write_text(json.dumps(results(config, study), indent=1) + "\n")
+    draw_theory(folder / "theory.png", config, study)
     say("\n".join([*best_strategies(config, study), f"figure: {folder / 'theory.png'}"]))
 
 

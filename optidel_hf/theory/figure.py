@@ -10,7 +10,7 @@ from PIL import ImageDraw
 
 from optidel_hf.drawing import GRID, INK, Point, dot, line, new_picture, save_picture, text
 from optidel_hf.theory.saddle_point import saddle_point_errors
-from optidel_hf.theory.study import STRATEGIES, Study, TheoryConfig, run_study
+from optidel_hf.theory.study import STRATEGIES, Study, TheoryConfig
 
 
 COLOURS = {"hard": "#c8401c", "easy": "#1f6fb4", "random": "#7d8088"}
@@ -25,23 +25,19 @@ ERROR_TICKS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 FRACTION_TICKS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
 
-def draw_theory(path: str | Path, config: TheoryConfig | None = None, study: Study | None = None) -> Study:
+def draw_theory(path: str | Path, config: TheoryConfig, study: Study) -> None:
     """
-    Run the study, solve the saddle-point equations beside it, and draw both.
+    Solve the saddle-point equations, and draw the study over them.
 
-    Points are the students' mean errors with their 95 % intervals; lines hold in the limit of many dimensions, for a
-    pool without copies and a test without a shift.
+    Points are the students' mean errors with their 95 % intervals. Lines hold in the limit of many dimensions: by
+    margin, copies of a point are taken or left together, as if there were one of each; of points drawn at random, and
+    for a test with a shift, there is no line.
 
     Args:
         path (`str` or `Path`): PNG file to write.
-        config (`TheoryConfig`, *optional*): What is drawn; the published study by default.
-        study (`Study`, *optional*): Its students, where they have been solved already.
-
-    Returns:
-        `Study`: The students that the points stand for.
+        config (`TheoryConfig`): What the study was made by.
+        study (`Study`): Its students.
     """
-    config = config or TheoryConfig()
-    study = study or run_study(config)
     rows = -(-len(config.ratios) // COLUMNS)
     picture, draw = new_picture(COLUMNS * WIDTH, HEAD + rows * HEIGHT)
     _title(draw, config)
@@ -49,14 +45,15 @@ def draw_theory(path: str | Path, config: TheoryConfig | None = None, study: Stu
         corner = (number % COLUMNS * WIDTH, HEAD + number // COLUMNS * HEIGHT)
         _panel(draw, corner, config, ratio, study.errors()[:, number])
     save_picture(picture, path)
-    return study
 
 
 def _title(draw: ImageDraw.ImageDraw, config: TheoryConfig) -> None:
     """What is shown, and the strategies' colours."""
     text(draw, (14, 14), "Keep the hard or the easy samples? A perceptron taught by a perceptron", 17)
     details = f"N = {config.dimension}, probe {config.probe_angle:g}° off the teacher, {config.draws} draws"
-    across = 14 + text(draw, (14, 42), f"{details}; points: simulation, lines: limit of large N;  kept:", 13) + 14
+    details += f", {config.copies} copies of each point" if config.copies > 1 else ""
+    details += f", shift {config.shift:g}" if config.shift else "; points: simulation, lines: limit of large N"
+    across = 14 + text(draw, (14, 42), f"{details};  kept:", 13) + 14
     for strategy, colour in COLOURS.items():
         line(draw, [(across, 50), (across + 22, 50)], colour, 2)
         dot(draw, (across + 11, 50), colour)
@@ -77,14 +74,21 @@ def _panel(
 
     _axes(draw, corner, place, kept[0], f"{ratio} points a dimension ({ratio * config.dimension:,})")
     fine = np.logspace(np.log10(kept[0]), 0, max(CURVE_POINTS, config.fractions))
-    for strategy in STRATEGIES:
-        curve = saddle_point_errors(strategy, ratio, fine, config.probe_angle)
+    for strategy in _solvable(config):
+        curve = saddle_point_errors(strategy, ratio / config.copies, fine, config.probe_angle)
         line(draw, [place(x, y) for x, y in zip(fine, curve)], COLOURS[strategy], 1.5)
     half = 1.96 * errors.std(axis=-1, ddof=1) / np.sqrt(errors.shape[-1])
     for strategy, means, halves in zip(STRATEGIES, errors.mean(axis=-1), half):
         for fraction, mean, spread in zip(kept, means, halves):
             line(draw, [place(fraction, mean - spread), place(fraction, mean + spread)], COLOURS[strategy], 1.5)
             dot(draw, place(fraction, mean), COLOURS[strategy])
+
+
+def _solvable(config: TheoryConfig) -> tuple[str, ...]:
+    """The strategies of whose errors there is a theory: see [`draw_theory`]."""
+    if config.shift:
+        return ()
+    return STRATEGIES if config.copies == 1 else ("hard", "easy")
 
 
 def _axes(

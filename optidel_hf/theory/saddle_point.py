@@ -99,7 +99,7 @@ def _reach(residual: Residual, x: np.ndarray, at: float, fraction: float) -> np.
     if np.abs(found.fun).max() < 1e-8 and np.abs(found.x - x).max() < 1.5:
         return found.x
     middle = np.sqrt(at * fraction)
-    if at / fraction < 1.001:
+    if at / fraction < 1 + 1e-9:
         raise RuntimeError(f"The saddle-point equations have no root near a kept fraction of {fraction:.4g}.")
     return _reach(residual, _reach(residual, x, at, middle), middle, fraction)
 

@@ -13,7 +13,6 @@ Shapes: `S` strategies, `A` data ratios, `F` fractions kept, `B` draws, `P` poin
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -121,25 +120,24 @@ def error_of_mean_overlap(overlaps: np.ndarray) -> np.ndarray:
     return np.arccos(np.clip(overlaps.mean(axis=-1), -1, 1)) / np.pi
 
 
-def run_study(config: TheoryConfig, strategies: Sequence[str] = STRATEGIES) -> Study:
+def run_study(config: TheoryConfig) -> Study:
     """
     Draw the pools and solve every student; strategies share a draw's pool, and larger fractions hold the smaller.
 
     Args:
         config (`TheoryConfig`): What is drawn.
-        strategies (`Sequence[str]`, *optional*, defaults to `STRATEGIES`): Any of `"hard"`, `"easy"`, `"random"`.
 
     Returns:
         `Study`: The students, the same whatever the size of a block.
     """
-    shape = (len(strategies), len(config.ratios), config.fractions, config.draws, config.dimension)
+    shape = (len(STRATEGIES), len(config.ratios), config.fractions, config.draws, config.dimension)
     weights, teachers = np.empty(shape), np.empty((shape[1], *shape[3:]))
     with tqdm(total=shape[1] * shape[3], unit="draw", desc="theory") as progress:
         for number, ratio in enumerate(config.ratios):
             size = max(1, BLOCK // (ratio * config.dimension**2))
             for start in range(0, config.draws, size):
                 draws = slice(start, min(start + size, config.draws))
-                block, teachers[number, draws] = _solve_block(config, ratio, draws, strategies)
+                block, teachers[number, draws] = _solve_block(config, ratio, draws)
                 weights[:, number, :, draws] = block
                 progress.update(draws.stop - draws.start)
     return Study(weights, teachers)
@@ -202,14 +200,12 @@ def downstream_teacher(teacher: np.ndarray, shift: float) -> np.ndarray:
     return shifted / np.linalg.norm(shifted)
 
 
-def _solve_block(
-    config: TheoryConfig, ratio: int, draws: slice, strategies: Sequence[str]
-) -> tuple[np.ndarray, np.ndarray]:
+def _solve_block(config: TheoryConfig, ratio: int, draws: slice) -> tuple[np.ndarray, np.ndarray]:
     """Weights `(S, F, B, N)` and downstream teachers `(B, N)` of some draws."""
     pools = [draw_pool(config, ratio, draw) for draw in range(draws.start, draws.stop)]
     counts = [int(round(ratio * fraction * config.dimension, 9)) for fraction in config.kept()]
     weights = []
-    for strategy in strategies:
+    for strategy in STRATEGIES:
         points = np.stack([points[keep_order(points, shuffled, strategy)] for points, _, shuffled in pools])
         weights.append([solution.weights for solution in solve_nested(points, counts)])
     return np.array(weights), np.array([downstream_teacher(teacher, config.shift) for _, teacher, _ in pools])

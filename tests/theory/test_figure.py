@@ -1,14 +1,20 @@
-"""The theory's figure: every strategy is drawn, where its error is."""
+"""The theory's figure and numbers: every strategy is there, where its error is."""
 
 from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from optidel_hf import cli
 from optidel_hf.theory import figure
-from optidel_hf.theory.figure import draw_theory
-from optidel_hf.theory.study import TheoryConfig, run_study
+from optidel_hf.theory.figure import COLOURS, draw_theory
+from optidel_hf.theory.study import STRATEGIES, Study, TheoryConfig, run_study
+from optidel_hf.theory.summary import best_strategies, results
 
 
 CONFIG = TheoryConfig(dimension=10, ratios=[20], smallest_fraction=0.1, fractions=3, probe_angle=0, draws=3)
@@ -19,20 +25,65 @@ def students():
     return run_study(CONFIG)
 
 
+def pixel(path: Path, error: float, across: float) -> tuple[int, ...]:
+    """The colour at an error, so far along the first panel's fractions."""
+    # The axis runs from 0.0006 to 0.6 over 194 units that begin 40 above the panel's end.
+    up = np.log(error / 0.0006) / np.log(0.6 / 0.0006) * 194
+    pixels = np.asarray(Image.open(path))
+    return tuple(pixels[round(2 * (64 + 260 - 40 - up)), round(2 * (56 + across * (330 - 56 - 20)))])
+
+
 def test_a_figure_is_written_whole(tmp_path, students):
-    assert draw_theory(tmp_path / "theory.png", CONFIG, students) is students
+    draw_theory(tmp_path / "theory.png", CONFIG, students)
     assert [path.name for path in tmp_path.iterdir()] == ["theory.png"]
     picture = Image.open(tmp_path / "theory.png")
     assert picture.size == (3 * 330 * 2, (64 + 260) * 2)
 
 
-def test_points_lie_at_their_errors(tmp_path, students, monkeypatch):
-    monkeypatch.setattr(figure, "saddle_point_errors", lambda strategy, ratio, kept, angle: np.full(len(kept), 0.001))
-    students.weights[:] = students.teachers[None, :, None]
-    students.weights[0, :, 0] = 0.0
-    students.weights[0, :, 0, :, 1] = 1.0  # at a right angle to the teacher: an error of one half
-    draw_theory(tmp_path / "theory.png", CONFIG, students)
-    pixels = np.asarray(Image.open(tmp_path / "theory.png"))
-    # The axis runs from 0.0006 to 0.6 over 194 units that begin 40 above the panel's end.
-    up = np.log(0.5 / 0.0006) / np.log(0.6 / 0.0006) * 194
-    assert tuple(pixels[round(2 * (64 + 260 - 40 - up)), 2 * 56]) == (0xC8, 0x40, 0x1C)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_points_and_lines_lie_at_their_errors(tmp_path, students, monkeypatch, strategy):
+    levels = {"hard": 0.002, "easy": 0.006, "random": 0.02}
+    monkeypatch.setattr(figure, "saddle_point_errors", lambda name, ratio, kept, _: np.full(len(kept), levels[name]))
+    weights = np.broadcast_to(students.teachers[None, :, None], students.weights.shape).copy()
+    weights[STRATEGIES.index(strategy), :, 0] = 0.0
+    weights[STRATEGIES.index(strategy), :, 0, :, 1] = 1.0  # at a right angle to the teacher: an error of one half
+    draw_theory(tmp_path / "theory.png", CONFIG, Study(weights, students.teachers))
+    colour = tuple(bytes.fromhex(COLOURS[strategy][1:]))
+    assert pixel(tmp_path / "theory.png", 0.5, 0) == colour
+    assert pixel(tmp_path / "theory.png", levels[strategy], 0.25) == colour
+
+
+def test_where_there_is_no_theory_there_is_no_line(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        figure, "saddle_point_errors", lambda *told: drawn.append((told[0], told[1])) or np.full(len(told[2]), 0.01)
+    )
+    for changes in ({"shift": 0.4}, {"copies": 4}):
+        config = replace(CONFIG, **changes)
+        draw_theory(tmp_path / "theory.png", config, run_study(config))
+    assert drawn == [("hard", 5.0), ("easy", 5.0)]
+
+
+def test_the_best_strategy_is_named_and_what_is_not_told_from_it():
+    teachers = np.tile(np.eye(3)[0], (1, 4, 1))
+    weights = np.tile(teachers, (3, 1, 3, 1, 1)).reshape(3, 1, 3, 4, 3)
+    turned = np.array([0.10, 0.11, 0.09, 0.10])  # tangents of the angles between student and teacher, one a draw
+    for strategy, factor in zip(STRATEGIES, (3.0, 1.0, 2.0)):
+        weights[STRATEGIES.index(strategy), 0, :, :, 1] = factor * turned
+    weights[STRATEGIES.index("random"), 0, 1, :, 1] = turned[::-1]
+    config = replace(CONFIG, dimension=3, draws=4)
+    told = Study(weights, teachers)
+    (line,) = best_strategies(config, told)
+    assert line.startswith("20 points a dimension: 10.0% easy, 31.6% ")
+    assert line.endswith(("easy = random", "random = easy"))
+    numbers = results(config, told)
+    easy = numbers["mean_error"][numbers["strategies"].index("easy")]
+    np.testing.assert_allclose(easy, np.full((1, 3), np.arctan(turned).mean() / np.pi))
+
+
+def test_the_command_writes_numbers_and_figure(tmp_path, capsys):
+    flags = "--dimension 3 --ratios 20 --smallest_fraction 0.1 --fractions 2 --draws 2 --probe_angle 0"
+    assert cli.main(["theory", *flags.split(), "--output_dir", str(tmp_path)]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["theory.json", "theory.png"]
+    assert "20 points a dimension: 10.0% " in capsys.readouterr().out
+    assert json.loads((tmp_path / "theory.json").read_text())["config"]["dimension"] == 3

@@ -58,3 +58,9 @@ def test_simulation_follows_theory_away_from_the_transition():
     for strategy, measured in zip(("hard", "easy", "random"), students):
         theory = saddle_point_errors(strategy, 40, config.kept(), config.probe_angle)
         np.testing.assert_allclose(measured, theory, rtol=0.08)
+
+
+def test_a_root_that_moves_quickly_is_followed():
+    errors = saddle_point_errors("hard", 1000, np.logspace(-3, 0, 8), probe_angle=0)
+    assert np.isfinite(errors).all()
+    assert (np.diff(errors) < 1e-6).all()

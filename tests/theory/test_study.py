@@ -79,12 +79,12 @@ def test_known_errors_of_hard_easy_and_random():
 
 def test_known_errors_of_a_redundant_pool():
     config = TheoryConfig(ratios=[200], copies=10, draws=40)
-    errors = published_error(run_study(config, ["hard"]))[0, 0]
+    errors = published_error(run_study(config))[0, 0]
     np.testing.assert_allclose(errors[[4, 8, 11]], [0.4566, 0.0270, 0.0250], rtol=0.12)  # a plain pool's at 20
 
 
 def test_known_errors_of_a_shifted_downstream_task():
-    students = run_study(TheoryConfig(ratios=[50], shift=0.4), ["hard"])
+    students = run_study(TheoryConfig(ratios=[50], shift=0.4))
     assert published_error(students)[0, 0, -1] == pytest.approx(0.0375, rel=0.05)
     assert students.errors()[0, 0, -1].mean() == pytest.approx(0.362, abs=0.006)  # the same students, by the cosine
 
