@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optidel_hf.errors import UserError
+from optidel_hf.errors import UserError, named_by
 from optidel_hf.flags import (
     EMBEDDED,
     SAMPLE_CURATION_DIR,
@@ -110,13 +110,16 @@ def pretrain(arguments: Sequence[str]) -> None:
     if not images.dry_run:
         require_writable(Path(config.output_dir))
     dataset = images.dataset if images.dataset != EMBEDDED else str(sample_curated(make=not images.dry_run))
+    _refuse_among_images(config.output_dir, dataset, images.last_dataset)
     where = {"size": config.image_size, "stream": config.residency == "stream"}
     facts = dataset_facts(dataset, images.revision)  # of what is read now: the Hub may have other images tomorrow
     told = {name: getattr(images, name) for name in ("split", "image_column", "limit")}
     told["revision"] = facts["revision"] or images.revision
     stored = open_images(dataset, **where, **told)
     told = {"split": images.last_split, "image_column": images.last_image_column}
-    last = open_images(images.last_dataset, **where, **told, flag="last_image_column") if images.last_dataset else None
+    with named_by("--last_dataset"):
+        given = images.last_dataset
+        last = open_images(given, **where, **told, flag="last_image_column") if given else None
     trainer = Pretrainer(config, stored, evaluation=_evaluation(config, probes), last=last)
     if images.dry_run:
         say(_rehearsed(trainer))
@@ -129,6 +132,13 @@ def pretrain(arguments: Sequence[str]) -> None:
         command = shlex.join(["accelerate", "launch", "recipes/pretrain.py", *arguments])
         facts |= {"command": command, "last_dataset": images.last_dataset}
         _finish_model(config.output_dir, facts, publish)
+
+
+def _refuse_among_images(output: str, *datasets: str | None) -> None:
+    """Refuse to write a model, and its pictures, among the images that the next run would read."""
+    for dataset in filter(None, datasets):
+        if Path(dataset).is_dir() and Path(output).resolve().is_relative_to(Path(dataset).resolve()):
+            raise UserError(f"--output_dir {output} lies among the images of {dataset}: give a folder outside of it.")
 
 
 def _finish_model(folder: str, facts: dict[str, Any], publish: Any) -> None:

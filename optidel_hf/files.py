@@ -17,6 +17,8 @@ from optidel_hf.errors import UserError
 if sys.platform != "win32":
     import fcntl
 
+STAGES = ("patches", "rejected", "reference", "scores", "selection", "curated")
+"""The folders of a curation's stages, beside its `inputs.parquet`."""
 ATTEMPTS = 5  # at a lock, a tenth of a second apart: `is_held` takes it for a moment
 
 
@@ -75,6 +77,20 @@ def alone_in(folder: Path) -> Iterator[None]:
         with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing alone leaves it to a child that was forked meanwhile
         os.close(descriptor)
+
+
+def refuse_stage_folder(output: Path) -> None:
+    """
+    Refuse to write into a stage of a curation, or anywhere in its curated dataset, whose files it would replace.
+
+    Raises:
+        `UserError`: naming that curation.
+    """
+    output = output.absolute()
+    for folder in (output, *output.parents):
+        own = folder.name in STAGES if folder == output else folder.name == "curated"
+        if own and (folder.parent / "inputs.parquet").exists():
+            raise UserError(f"--output_dir {output} is part of the curation {folder.parent}: give another folder.")
 
 
 def is_held(folder: Path) -> bool:

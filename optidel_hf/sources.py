@@ -56,6 +56,8 @@ def open_dataset(dataset: str, split: str | None = None, revision: str | None = 
         opened = _open_folder(path, split)
     elif path.suffix in TABLE_FORMATS:
         opened = _open_tables(path, split)
+    elif path.suffix.lower() in IMAGE_EXTENSIONS:
+        raise UserError(f"--dataset {dataset} names images: give the folder that holds them, {path.parent}.")
     elif path.exists():
         raise UserError(f"{dataset} is a file of kind '{path.suffix}': give a folder, .parquet or .arrow files.")
     else:

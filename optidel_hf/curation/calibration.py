@@ -14,13 +14,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-import pyarrow.parquet as pq
 from transformers import AutoImageProcessor, ViTMAEForPreTraining
 
 from optidel_hf.checkpoints import checkpoint_fingerprint
 from optidel_hf.curation import vinfo
 from optidel_hf.errors import UserError
 from optidel_hf.files import read_json
+from optidel_hf.parquet import read_table
 from optidel_hf.pretraining.objectives.mae import load_mae
 
 
@@ -163,5 +163,5 @@ def load_folds(folder: str | Path) -> dict[str, int]:
     path = Path(folder) / "folds.parquet"
     if not path.exists():
         return {}
-    table = pq.read_table(path)
+    table = read_table(path)
     return dict(zip(table["group"].to_pylist(), table["fold"].to_pylist()))

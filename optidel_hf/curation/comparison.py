@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from optidel_hf.curation.selection import mosaics_in_budget, select
 from optidel_hf.curation.selection.candidates import LEARNABILITY, NUISANCES, Candidates
@@ -28,6 +27,7 @@ from optidel_hf.curation.selection.outliers import cut_outliers
 from optidel_hf.curation.selection.select import STRATEGIES, read_pool
 from optidel_hf.curation.shards import existing_shards, read_columns, read_rows
 from optidel_hf.errors import UserError
+from optidel_hf.parquet import read_schema
 
 
 POOL = 4096
@@ -106,7 +106,7 @@ def compare(curation_dir: str | Path, budget: float, tiles: int) -> list[Compare
     """
     folder = Path(curation_dir) / "scores"
     shards = existing_shards(folder)
-    known = set(pq.read_schema(shards[0]).names) if shards else set()
+    known = set(read_schema(shards[0]).names) if shards else set()
     if not known.issuperset(NEEDED):
         return []
     drawn = _spaced_groups(read_columns(folder, ["group"])["group"])

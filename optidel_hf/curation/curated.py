@@ -17,22 +17,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from datasets import Dataset, Features, Image, List, Value
 from tqdm.auto import tqdm
 
 from optidel_hf.curation.mosaic import grid_side, pixels_sha256, render_mosaic, renderer_versions
 from optidel_hf.curation.selection import Selection
-from optidel_hf.curation.shards import (
-    FirstRank,
-    existing_shards,
-    shard_bounds,
-    shard_paths,
-    wait_for,
-    write_parquet,
-)
+from optidel_hf.curation.shards import FirstRank, existing_shards, shard_bounds, shard_paths, wait_for
 from optidel_hf.errors import UserError
 from optidel_hf.images import ACCEPTED, encode_png, open_image
+from optidel_hf.parquet import read_table, write_parquet
 from optidel_hf.processes import process_rank
 from optidel_hf.sources import find_image_column, undecoded
 from optidel_hf.tables import require_table
@@ -208,4 +201,4 @@ def _lineage(tiles: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _images(path: Path) -> list[dict[str, Any]]:
-    return pq.read_table(path, columns=["image"])["image"].to_pylist()
+    return read_table(path, columns=["image"])["image"].to_pylist()

@@ -13,7 +13,9 @@ from optidel_hf.curation.pilot import PilotConfig
 from optidel_hf.curation.reference import ReferenceConfig
 from optidel_hf.curation.scoring import LEARNABILITY, ScoreConfig
 from optidel_hf.curation.selection_config import SelectionConfig
+from optidel_hf.devices import resolve_device
 from optidel_hf.errors import UserError
+from optidel_hf.files import refuse_stage_folder
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ def refuse_early(config: CurationConfig) -> None:
         `UserError`: naming the flag and the way out.
     """
     _refuse_place(config)
+    resolve_device(config.device)
     _refuse_checkpoints(config)
     _refuse_sizes(config)
     if config.selection.score == LEARNABILITY and not config.score.learnability:
@@ -53,7 +56,10 @@ def refuse_early(config: CurationConfig) -> None:
 
 
 def _refuse_place(config: CurationConfig) -> None:
+    if not config.output_dir:
+        raise UserError("--output_dir is empty: give a folder, new or of an earlier run.")
     output = Path(config.output_dir)
+    refuse_stage_folder(output)
     if output.exists() and not output.is_dir():
         raise UserError(f"--output_dir {output} is a file: give a folder, new or of an earlier run.")
     if (output / "pretrain_config.json").exists():

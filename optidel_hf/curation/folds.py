@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from optidel_hf.curation.shards import write_parquet
 from optidel_hf.errors import UserError
+from optidel_hf.parquet import write_parquet
 
 
 def assign_folds(groups: Sequence[str], sources: Sequence[str], seed: int = 0) -> dict[str, int]:

@@ -37,7 +37,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from datasets import Dataset, Features, Image, List, Value
 from torch import Tensor
@@ -52,10 +51,11 @@ from optidel_hf.curation.inputs import InputConfig, group_images, open_sources
 from optidel_hf.curation.scoring import ScoreConfig, load_pixels, measure
 from optidel_hf.curation.vinfo import LEAST_VARIANCE
 from optidel_hf.devices import resolve_device
-from optidel_hf.errors import UserError
+from optidel_hf.errors import UserError, named_by
 from optidel_hf.evaluation.statistics import bootstrap_correction
 from optidel_hf.files import read_json, write_text
 from optidel_hf.images import decode_reason
+from optidel_hf.parquet import read_table
 
 
 logger = logging.getLogger(__name__)
@@ -182,11 +182,13 @@ def judge_on(frames: Frames, checkpoint: str | Path, device: str) -> dict[str, A
 def held_out_frames(folder: Path) -> Frames:
     """The readable frames that a curation held out."""
     path = folder / "held_out.parquet"
+    if not folder.is_dir():
+        raise UserError(f"--curation_dir {folder}: no such folder; give the output of `optidel curate`.")
     if not path.exists():
         raise UserError(
             f"{folder} held no image out: curate into another folder with --held_out 0.1, or give --images."
         )
-    held = dict(zip(*(pq.read_table(path)[name].to_pylist() for name in ("source", "group"))))
+    held = dict(zip(*(read_table(path)[name].to_pylist() for name in ("source", "group"))))
     if not (folder / "config.json").exists():
         raise UserError(f"{folder} has no config.json: its curation is to be finished first.")
     config = InputConfig(**read_json(folder / "config.json")["inputs"])
@@ -208,10 +210,8 @@ def held_out_frames(folder: Path) -> Frames:
 
 def downstream_frames(images: str, split: str | None = None, image_column: str | None = None) -> Frames:
     """The readable images of a downstream set, in near-duplicate groups; a folder that holds masks is refused."""
-    try:
+    with named_by("--images"):
         frames = open_sources(InputConfig(images, split, image_column=image_column))
-    except UserError as error:
-        raise UserError(str(error).replace("--dataset", "--images")) from None
     return readable_frames(frames, group_images(frames), f"of {images}")
 
 

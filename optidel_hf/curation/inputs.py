@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from datasets import Dataset, concatenate_datasets
 from tqdm.auto import tqdm
 
 from optidel_hf.checkpoints import EMBEDDED
 from optidel_hf.curation.near_duplicates import difference_hash, near_duplicate_components
-from optidel_hf.curation.shards import FirstRank, shard_bounds, shard_paths, wait_for, write_parquet
+from optidel_hf.curation.shards import FirstRank, shard_bounds, shard_paths, wait_for
 from optidel_hf.errors import UserError
 from optidel_hf.images import MAX_IMAGE_PIXELS, count_pixels, decode_reason, split_runs
+from optidel_hf.parquet import read_table, write_parquet
 from optidel_hf.processes import process_rank
 from optidel_hf.sources import find_image_column, image_columns, is_missing, open_dataset, unique_sources
 
@@ -117,9 +117,9 @@ def list_inputs(
                 bar.update(len(rows))
         if rank == 0:
             wait_for(paths, first)
-            write_parquet(_with_groups(pa.concat_tables([pq.read_table(p) for p in paths]), dataset), path)
+            write_parquet(_with_groups(pa.concat_tables([read_table(p) for p in paths]), dataset), path)
         wait_for([path], first)
-    inputs = pq.read_table(path)
+    inputs = read_table(path)
     _refuse_other_inputs(inputs, dataset, path)
     return inputs
 

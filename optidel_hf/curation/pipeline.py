@@ -24,7 +24,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from datasets import Dataset, Features, Image, Value
 from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from tqdm.auto import tqdm
@@ -52,20 +51,18 @@ from optidel_hf.curation.selection import eligible, mosaics_in_budget, refuse_to
 from optidel_hf.curation.selection_config import AUTO
 from optidel_hf.curation.shards import (
     FirstRank,
-    count_rows,
     existing_shards,
     read_columns,
     read_rows,
-    read_table,
     shard_bounds,
     shard_paths,
     wait_for,
-    write_parquet,
 )
 from optidel_hf.curation.stages import Stage, digest
 from optidel_hf.devices import hardware, resolve_device
 from optidel_hf.errors import UserError
 from optidel_hf.files import alone_in, write_text
+from optidel_hf.parquet import count_rows, read_schema, read_table, write_parquet
 from optidel_hf.processes import process_rank, single_process
 
 
@@ -136,13 +133,13 @@ class _Run:
         names = zip(shard_paths(stage, len(bounds)), shard_paths(rejected, len(bounds)))
         with self._bar(len(self.seen), "key patches", " images") as bar:
             for i, (rows, (path, reasons)) in enumerate(zip(bounds, names)):
-                if i % self.world == self.rank and not path.exists():
+                if i % self.world == self.rank and not (path.exists() and reasons.exists()):
                     sources = self._source_rows(self.seen[rows.start : rows.stop])
                     self._write_patches(self._map(sources, extractor, PATCH_FEATURES, bar), path, reasons)
                 else:
                     bar.update(len(rows))
-        wait_for(shard_paths(stage, len(bounds)), self.first)
-        self._refuse_empty_pool(stage, rejected)
+        wait_for([*shard_paths(stage, len(bounds)), *shard_paths(rejected, len(bounds))], self.first)
+        self._tell_rejected(stage, rejected)
 
     def check_budget(self) -> None:
         """Refuse a budget that the patches cannot fill."""
@@ -234,7 +231,7 @@ class _Run:
     def curated(self) -> None:
         """Render the mosaics, then publish the list with their hashes."""
         folder = self._claim(self.chain.curated)
-        chosen = pq.read_table(self.chain.selection.folder / "draft.parquet")
+        chosen = read_table(self.chain.selection.folder / "draft.parquet")
         size = self.config.mosaic.image_size
         curated_shards(chosen, self._find_source, size, folder, self.config.images_per_shard, self.first)
         if self.rank == 0 and not self.published.exists():
@@ -251,6 +248,7 @@ class _Run:
         if self.config.reuse and self.rank == 0:
             stage.take_over(Path(self.config.reuse))
         if self.rank == 0:
+            stage.forget_what_made_nothing()
             stage.claim()
         self.first.has_stopped()  # seen at work once, it is missed when it stops within a moment
         wait_for([stage.folder / "config.json"], self.first)
@@ -307,11 +305,16 @@ class _Run:
             rows = [row for row, group in enumerate(self.groups) if group in self.held_out]
             write_parquet(self.inputs.select(["source", "group"]).take(rows), path)
 
-    def _refuse_empty_pool(self, patches: Path, rejected: Path) -> None:
-        if sum(count_rows(path) for path in existing_shards(patches)):
-            return
+    def _tell_rejected(self, patches: Path, rejected: Path) -> None:
+        """Say what could not be used; a `UserError` where that was everything."""
         reasons = Counter(read_columns(rejected, ["reason"])["reason"].to_pylist())
+        if not reasons:
+            return
         reason, count = reasons.most_common(1)[0]
+        if sum(count_rows(path) for path in existing_shards(patches)):
+            gave, seen = reasons.total(), len(self.seen)
+            logger.info("%d of %d images gave no patch (see %s), %d of them: %s", gave, seen, rejected, count, reason)
+            return
         loosen = "loosen --pred_iou_thresh, --stability_score_thresh or --min_area, or use another --sam"
         way_out = loosen if NO_PATCH in reasons else "give images that can be used"
         raise UserError(
@@ -322,7 +325,7 @@ class _Run:
         if not self.config.selection.scored:
             columns = [name for name in KEPT_FEATURES if name != "image"]
             return read_columns(self.chain.patches.folder, columns)
-        names = list(pq.read_schema(existing_shards(self.chain.scores.folder)[0]).names)
+        names = list(read_schema(existing_shards(self.chain.scores.folder)[0]).names)
         unused = None if self.config.selection.embedding else "embedding"
         return read_columns(self.chain.scores.folder, [name for name in names if name != unused])
 

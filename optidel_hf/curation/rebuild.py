@@ -24,9 +24,10 @@ from tqdm.auto import tqdm
 from optidel_hf.curation.curated import METADATA_KEY, build_curated, source_sha256, to_arrow
 from optidel_hf.curation.inputs import InputConfig, open_sources
 from optidel_hf.curation.mosaic import RENDERER, pixels_sha256, renderer_versions
-from optidel_hf.curation.shards import existing_shards, shard_bounds, shard_paths, write_parquet
-from optidel_hf.errors import UserError
+from optidel_hf.curation.shards import existing_shards, shard_bounds, shard_paths
+from optidel_hf.errors import UserError, named_by
 from optidel_hf.images import ACCEPTED, MAX_IMAGE_PIXELS, decode_reason, open_image
+from optidel_hf.parquet import write_parquet
 
 
 logger = logging.getLogger(__name__)
@@ -157,10 +158,8 @@ class _Sources:
 
     def __init__(self, config: RebuildConfig) -> None:
         given = {name: getattr(config, name) for name in ("split", "image_column", "id_column")}
-        try:
+        with named_by("--source"):
             self.images: Dataset = open_sources(InputConfig(config.source, revision=config.source_revision, **given))
-        except UserError as error:
-            raise UserError(str(error).replace("--dataset", "--source")) from None
         self.place = config.source
         self.rows = {name: row for row, name in enumerate(self.images["source"])}
 

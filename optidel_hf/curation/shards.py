@@ -7,17 +7,15 @@ nothing that a reader would open. Rank r of W takes shards r, r + W, ...; no loc
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from optidel_hf.errors import UserError
 from optidel_hf.files import is_held
+from optidel_hf.parquet import count_rows, read_table
 
 
 POLL_SECONDS = 0.5
@@ -65,44 +63,6 @@ def wait_for(paths: Iterable[Path], first: FirstRank | None = None) -> None:
             if first and first.has_stopped() and not path.exists():
                 raise UserError(f"The first process has stopped before {path} was written: see its own message.")
             time.sleep(POLL_SECONDS)
-
-
-def write_parquet(table: pa.Table, path: Path) -> None:
-    """Write `table` beside `path` and rename: `path` is whole or absent, also after a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        pq.write_table(table, file, compression="zstd")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """
-    A shard's rows.
-
-    Raises:
-        `UserError`: if it was damaged since it was written.
-    """
-    with _told_if_damaged(path):
-        return pq.read_table(path, columns=columns)
-
-
-def count_rows(path: Path) -> int:
-    """How many rows a shard has; raises as [`read_table`] does."""
-    with _told_if_damaged(path):
-        return pq.read_metadata(path).num_rows
-
-
-@contextmanager
-def _told_if_damaged(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (pa.ArrowInvalid, OSError) as error:
-        if isinstance(error, OSError) and error.errno:  # the system's: it cannot be read here, and may be whole
-            raise
-        raise UserError(f"{path} is damaged ({error}): delete it, and the same command makes it again.") from None
 
 
 def read_columns(folder: Path, columns: list[str]) -> pa.Table:

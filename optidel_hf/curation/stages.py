@@ -60,6 +60,11 @@ class Stage:
             write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", record)
         return self.folder
 
+    def forget_what_made_nothing(self) -> None:
+        """Remove a record that lies alone: a run that ended before its first file holds nobody to its configuration."""
+        if self.folder.is_dir() and os.listdir(self.folder) == ["config.json"]:
+            self.release()
+
     def release(self) -> None:
         """Leave the folder to any configuration: one that was claimed and came to no result."""
         (self.folder / "config.json").unlink()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
@@ -67,6 +68,8 @@ def load_backbone(model: str) -> Backbone:
         `UserError`: if there is no such model, or if its weights are not those of a ViT.
     """
     subfolder = "backbone" if has_file(model, f"backbone/{CONFIG_NAME}") else ""
+    if Path(model).is_dir() and not (Path(model) / subfolder / CONFIG_NAME).exists():
+        raise UserError(f"'{model}' holds no model: there is no {CONFIG_NAME}, which `save_pretrained` writes.")
     try:
         refuse_pickle(model, subfolder=subfolder)
         with quiet_about_unused_weights():
@@ -78,6 +81,8 @@ def load_backbone(model: str) -> Backbone:
                 use_safetensors=True,
                 output_loading_info=True,
             )
+    except UserError:
+        raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"No ViT can be loaded from '{model}': {reason} Give a local folder or a Hub id.") from None

@@ -148,8 +148,7 @@ def load_pairs(pairs: Sequence[Pair], image_size: int, where: str) -> Downstream
 
 
 def _folder_pairs(root: Path, split: str) -> Iterable[Pair]:
-    masks = {path.stem: path for path in _image_files(root / "masks")}
-    images = _image_files(root / "images")
+    masks, images = (_image_files(root / part) for part in ("masks", "images"))
     chosen = [path for path in images if path.name.startswith(f"{split}_")]
     if not chosen:
         found = Counter(path.name.split("_")[0] for path in images if "_" in path.name)
@@ -157,8 +156,18 @@ def _folder_pairs(root: Path, split: str) -> Iterable[Pair]:
             f"{root / 'images'}: none of {len(images)} images is of split '{split}', whose file names begin with "
             f"'{split}_'. Beginnings found: {[f'{name}_' for name, _ in found.most_common(5)]}."
         )
-    for path in chosen:
-        yield path.stem, path, masks.get(path.stem)
+    mask_of = _by_stem([mask for mask in masks if mask.name.startswith(f"{split}_")])
+    for stem, path in _by_stem(chosen).items():
+        yield stem, path, mask_of.get(stem)
+
+
+def _by_stem(paths: Sequence[Path]) -> dict[str, Path]:
+    """Files by their stem, by which a mask belongs to an image."""
+    found: dict[str, Path] = {}
+    for path in paths:
+        if (other := found.setdefault(path.stem, path)) != path:
+            raise UserError(f"{other} and {path.name} are both called '{path.stem}': remove one, or rename it.")
+    return found
 
 
 def _image_files(folder: Path) -> list[Path]:

@@ -23,7 +23,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import ViTModel
 
-from optidel_hf.errors import UserError
+from optidel_hf.errors import UserError, named_by
 from optidel_hf.evaluation.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone
 from optidel_hf.evaluation.downstream import DownstreamSet, load_downstream
 from optidel_hf.evaluation.protocol import Segmenter, score, train
@@ -155,7 +155,8 @@ def load_labelled(dataset: str, split: str, image_size: int, label_column: str =
     Raises:
         `UserError`: if the split is missing, or an image cannot be read.
     """
-    rows = open_dataset(dataset, split)
+    with named_by("--probe_dataset"):
+        rows = open_dataset(dataset, split)
     column = find_image_column(rows)
     labels = rows[label_column] if label_column in rows.column_names else _folders(rows["source"], label_column)
     images = [_decode(value, source, image_size) for value, source in zip(rows[column], rows["source"])]
@@ -165,7 +166,8 @@ def load_labelled(dataset: str, split: str, image_size: int, label_column: str =
 def _has_masks(dataset: str, split: str) -> bool:
     if (Path(dataset) / "images").is_dir() and (Path(dataset) / "masks").is_dir():
         return True
-    return "mask" in image_columns(open_dataset(dataset, split))
+    with named_by("--probe_dataset"):
+        return "mask" in image_columns(open_dataset(dataset, split))
 
 
 def _folders(sources: list[str], label_column: str) -> list[str]:

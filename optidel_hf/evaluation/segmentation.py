@@ -229,6 +229,8 @@ def _finished_or_run(out: Path, key: dict[str, Any], run: Callable[[], dict[str,
     if not file.exists():
         _write_json(file, key | run())
     row = read_json(file)
+    if not row.keys() >= {*key, "miou", "iou"}:
+        raise UserError(f"{file} is damaged (no finished run): delete it, and the same command makes it again.")
     if row["weights"] != key["weights"]:
         raise UserError(
             f"{file} was made with other weights than '{key['model']}' has now: remove the runs of arm "

@@ -24,7 +24,7 @@ import pyarrow as pa
 import torch
 from tqdm.auto import tqdm
 
-from optidel_hf.curation.shards import wait_for, write_parquet
+from optidel_hf.curation.shards import wait_for
 from optidel_hf.curation.stages import digest
 from optidel_hf.devices import hardware, resolve_device, resolve_precision
 from optidel_hf.errors import UserError
@@ -40,6 +40,7 @@ from optidel_hf.evidence.summary import ENDPOINT, write_summary
 from optidel_hf.evidence.trials import count_trials, list_of_trials, note_trial
 from optidel_hf.evidence.wording import difference_text, level_text, mode_words
 from optidel_hf.files import read_json, write_text
+from optidel_hf.parquet import write_parquet
 from optidel_hf.pretraining.stored import open_images
 from optidel_hf.processes import process_rank, single_process
 

@@ -22,8 +22,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from optidel_hf.curation.shards import write_parquet
 from optidel_hf.errors import UserError
+from optidel_hf.parquet import write_parquet
 
 
 FACTS = (  # what an arm's data are and cost, see ArmData

@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from optidel_hf.curation.shards import write_parquet
 from optidel_hf.evidence.comparison import VALIDATION, Judged, Series
 from optidel_hf.evidence.gate import headroom
 from optidel_hf.evidence.results import NAMES, judged_names
@@ -25,6 +24,7 @@ from optidel_hf.evidence.testbed_map import contrasts, draw_map, verdict
 from optidel_hf.evidence.wording import MISSING, difference_text, level_text, mode_words, seeds_text, table
 from optidel_hf.evidence.worth import Worth
 from optidel_hf.files import write_text
+from optidel_hf.parquet import write_parquet
 from optidel_hf.sample.testbed import KnownPool
 
 

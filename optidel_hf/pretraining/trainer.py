@@ -40,7 +40,7 @@ from transformers import PretrainedConfig, PreTrainedModel, get_cosine_schedule_
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from optidel_hf.errors import Preempted, UserError
-from optidel_hf.files import alone_in
+from optidel_hf.files import alone_in, refuse_stage_folder
 from optidel_hf.pretraining.accelerator import make_accelerator, shard_in_float32_but_for_weights
 from optidel_hf.pretraining.batches import Batches, BatchesInTurn, Views, image_processor
 from optidel_hf.pretraining.checkpoints import require_writable, resume_checkpoint, save_checkpoint, start_over
@@ -371,7 +371,8 @@ def _stored(images: Any, size: int) -> Any:
 
 
 def _refuse_curation(out: Path) -> None:
-    """Refuse a curation's own folder, whose `config.json` and card a model's would replace."""
+    """Refuse a curation's own folders, whose `config.json` and card a model's would replace."""
+    refuse_stage_folder(out)
     if (out / "inputs.parquet").exists():
         raise UserError(f"--output_dir {out} is a curation's: give the model another folder, such as {out / 'vit'}.")
 

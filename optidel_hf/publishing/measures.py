@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from optidel_hf.errors import UserError
+from optidel_hf.parquet import read_schema, read_table
 from optidel_hf.publishing.records import CurationRecord, find_rows, patch_key, shards
 
 
@@ -76,7 +76,7 @@ def coverage_distance(record: CurationRecord, rows: np.ndarray) -> float | None:
         `float`, or `None` where the scores hold no embedding.
     """
     paths = shards(record.folder / "scores")
-    if not paths or "embedding" not in pq.read_schema(paths[0]).names:
+    if not paths or "embedding" not in read_schema(paths[0]).names:
         return None
     sample = np.unique(np.linspace(0, record.patches - 1, POOL_SAMPLE).round().astype(np.int64))
     total: Any = 0.0
@@ -84,7 +84,7 @@ def coverage_distance(record: CurationRecord, rows: np.ndarray) -> float | None:
     for path, start, end in zip(paths, record.offsets, record.offsets[1:]):
         if start == end:
             continue
-        column = pq.read_table(path, columns=["embedding"])["embedding"].combine_chunks()
+        column = read_table(path, columns=["embedding"])["embedding"].combine_chunks()
         embedding = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1).astype(np.float32)
         total = total + embedding.sum(axis=0, dtype=np.float64)
         for name, wanted in (("pool", sample), ("chosen", np.sort(rows))):
@@ -116,11 +116,11 @@ def _distance_row(record: CurationRecord, rows: np.ndarray) -> dict[str, str]:
 
 def _touched_rows(record: CurationRecord) -> list[dict[str, str]]:
     assert record.selection is not None
-    inputs = pq.read_table(record.folder / "inputs.parquet", columns=["source", "group"])
+    inputs = read_table(record.folder / "inputs.parquet", columns=["source", "group"])
     group = dict(zip(inputs["source"].to_pylist(), inputs["group"].to_pylist()))
     pool: set[str] = set()
     for path in shards(record.folder / "patches"):
-        pool.update(pc.unique(pq.read_table(path, columns=["source"])["source"]).to_pylist())
+        pool.update(pc.unique(read_table(path, columns=["source"])["source"]).to_pylist())
     chosen = pc.unique(record.selection["source"]).to_pylist()
     counts = [(len(sources), len({group[source] for source in sources})) for sources in (chosen, pool)]
     (images, groups), (all_images, all_groups) = counts

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from optidel_hf.errors import UserError
 from optidel_hf.files import read_json, write_text
+from optidel_hf.parquet import read_table
 from optidel_hf.sources import hub_commit
 
 
@@ -97,7 +97,7 @@ def selection_facts(path: str | Path) -> dict[str, Any]:
         `image_size`), from how many (`sources`, `chosen`, `mosaics`), and the `hash` over all that determined them;
         `None` for what it does not say.
     """
-    table = pq.read_table(path, columns=["mosaic"])
+    table = read_table(Path(path), columns=["mosaic"])
     facts = json.loads((table.schema.metadata or {}).get(b"optidel", b"{}"))
     mosaics = pc.count_distinct(table["mosaic"]).as_py()
     counts = {"sources": facts.get("counts", {}).get("inputs"), "chosen": table.num_rows, "mosaics": mosaics}

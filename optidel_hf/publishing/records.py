@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from optidel_hf.errors import UserError
 from optidel_hf.files import read_json
+from optidel_hf.parquet import count_rows, read_schema, read_table, told_if_damaged
 
 
 SCORES = {
@@ -125,7 +126,7 @@ def read_curation(curation_dir: str | Path) -> CurationRecord:
         raise UserError(
             f"{folder} holds no inputs.parquet, so no curation has run there: give the --output_dir of `curate`."
         )
-    inputs = pq.read_table(folder / "inputs.parquet", columns=["source"])
+    inputs = read_table(folder / "inputs.parquet", columns=["source"])
     with_patches, patches = _count_patches(folder / "patches")
     score_shards = shards(folder / "scores")
     columns, offsets = _read_scores(score_shards)
@@ -214,7 +215,7 @@ def shard_number(path: Path) -> int:
 
 def list_rows(folder: Path) -> list[Row]:
     """All rows of a stage's folder, in order."""
-    counts = {shard_number(path): pq.read_metadata(path).num_rows for path in shards(folder)}
+    counts = {shard_number(path): count_rows(path) for path in shards(folder)}
     return [(shard, row) for shard, count in counts.items() for row in range(count)]
 
 
@@ -233,7 +234,9 @@ def read_rows(folder: Path, rows: Iterable[Row], columns: list[str]) -> list[dic
     rows, files = list(rows), {shard_number(path): path for path in shards(folder)}
     found: dict[Row, dict[str, Any]] = {}
     for shard in sorted({shard for shard, _ in rows}):
-        with pq.ParquetFile(files[shard]) as file:
+        if shard not in files:
+            raise UserError(f"{folder} lacks shard {shard}: run the curation again, which makes it anew.")
+        with told_if_damaged(files[shard]), pq.ParquetFile(files[shard]) as file:
             wanted = np.array(sorted({row for number, row in rows if number == shard}))
             for start, group in _row_groups(file):
                 inside = wanted[(wanted >= start) & (wanted < start + file.metadata.row_group(group).num_rows)]
@@ -257,7 +260,7 @@ def find_rows(folder: Path, keys: set[Key]) -> dict[Key, Row]:
     found: dict[Key, Row] = {}
     sources = pa.array(sorted({source for source, _ in keys}), pa.string())
     for path in shards(folder):
-        table = pq.read_table(path, columns=["source", "crop"])
+        table = read_table(path, columns=["source", "crop"])
         candidates = pc.indices_nonzero(pc.is_in(table["source"].cast(pa.string()), value_set=sources))
         for row, values in zip(candidates.to_pylist(), table.take(candidates).to_pylist()):
             key = patch_key(values)
@@ -279,13 +282,13 @@ def _row_groups(file: pq.ParquetFile) -> Iterator[tuple[int, int]]:
 
 
 def _count_held_out(path: Path) -> int:
-    return pq.read_metadata(path).num_rows if path.is_file() else 0
+    return count_rows(path) if path.is_file() else 0
 
 
 def _count_rejected(folder: Path) -> Counter[str]:
     reasons: Counter[str] = Counter()
     for path in shards(folder):
-        reasons.update(pq.read_table(path, columns=["reason"])["reason"].to_pylist())
+        reasons.update(read_table(path, columns=["reason"])["reason"].to_pylist())
     return reasons
 
 
@@ -293,7 +296,7 @@ def _count_patches(folder: Path) -> tuple[int, int]:
     sources: set[str] = set()
     patches = 0
     for path in shards(folder):
-        column = pq.read_table(path, columns=["source"])["source"]
+        column = read_table(path, columns=["source"])["source"]
         patches += len(column)
         sources.update(column.unique().to_pylist())
     return len(sources), patches
@@ -302,9 +305,9 @@ def _count_patches(folder: Path) -> tuple[int, int]:
 def _read_scores(paths: Sequence[Path]) -> tuple[dict[str, np.ndarray], np.ndarray]:
     if not paths:
         return {}, np.zeros(1, dtype=np.int64)
-    there = pq.read_schema(paths[0]).names
+    there = read_schema(paths[0]).names
     names = [name for name in (*SCORES, "contrast", "area", "fold") if name in there]
-    tables = [pq.read_table(path, columns=[*names, "crop"]) for path in paths]
+    tables = [read_table(path, columns=[*names, "crop"]) for path in paths]
     table = pa.concat_tables(tables)
     columns = {name: _floats(table[name]) for name in names}
     columns["side"] = _floats(pc.list_element(table["crop"], 2))
@@ -324,6 +327,8 @@ def read_results(results: str | Path) -> dict[str, Any]:
     """
     path = Path(results)
     path = path / "results.json" if path.is_dir() else path
+    if not path.exists():
+        raise UserError(f"--results {path}: no such file; give the results.json of `optidel evaluate`, or its folder.")
     told = read_json(path)
     if "summary" not in told:
         raise UserError(f"{path} is no results.json of `optidel evaluate`: it has no summary.")
@@ -334,8 +339,8 @@ def read_selection(path: Path) -> tuple[pa.Table | None, dict[str, Any]]:
     """A `selection.parquet` in order of rank, and its metadata; nothing where there is none yet."""
     if not path.is_file():
         return None, {}
-    table = pq.read_table(path).sort_by("rank")
-    metadata = pq.read_schema(path).metadata or {}
+    table = read_table(path).sort_by("rank")
+    metadata = read_schema(path).metadata or {}
     if b"optidel" not in metadata:
         raise UserError(f"{path} lacks the `optidel` metadata that says how it was made: run `select` again.")
     return table, json.loads(metadata[b"optidel"])

@@ -18,6 +18,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from optidel_hf.errors import UserError
 from optidel_hf.files import write_text
 from optidel_hf.publishing.figures import figure, number
 from optidel_hf.publishing.measures import pilot_text, set_measures
@@ -66,6 +67,11 @@ def build_report(
         UserError: If one of the folders is missing or no run has written it.
     """
     record = read_curation(curation_dir)
+    if Path(output).is_dir():
+        raise UserError(f"--output {output} is a folder: give a file, such as {Path(output) / 'report.html'}.")
+    for folder in (pretrain_dirs or {}).values():
+        if not folder.is_dir():
+            raise UserError(f"--pretrain_dirs {folder}: no such folder; give the output of a pre-training.")
     evaluated = results_panel(results) if results else None
     script = files("optidel_hf.publishing").joinpath("templates/report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

@@ -30,9 +30,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from optidel_hf.curation.curated import source_sha256
-from optidel_hf.curation.shards import write_parquet
-from optidel_hf.errors import UserError
+from optidel_hf.errors import UserError, named_by
 from optidel_hf.files import write_text
+from optidel_hf.parquet import write_parquet
 from optidel_hf.sample.junk import JUNK
 from optidel_hf.sample.testbed_views import Camera, drifting_frames, generated_scenes
 from optidel_hf.sources import find_image_column, open_dataset
@@ -127,7 +127,8 @@ def write_testbed(config: TestbedConfig) -> Path:
             for; or a real frame cannot be read.
     """
     output = Path(config.output_dir)
-    real = open_dataset(config.images) if config.images else None
+    with named_by("--images"):
+        real = open_dataset(config.images) if config.images else None
     plan, types = plan_real(config, len(real)) if real else plan_generated(config)
     pool = _images(output, bool(real))
     _claim(output, config, _identify(real) if real else None)

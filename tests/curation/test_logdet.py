@@ -86,5 +86,5 @@ def test_optidel_takes_it_as_an_option() -> None:
     assert bits["logdet"] > bits["coverage"]
     facts = select(pool(60), 0.2, diversity="logdet").facts
     assert (facts["diversity"], "blocks" in facts) == ("logdet", False)
-    with pytest.raises(UserError, match="diversity is 'volume': choose 'coverage' or 'logdet'"):
+    with pytest.raises(UserError, match="diversity is 'volume': choose one of coverage, logdet"):
         select(pool(8), 0.5, diversity="volume")

@@ -13,8 +13,8 @@ from tiny_reference import tiny_patches
 from optidel_hf.curation.curated import to_arrow
 from optidel_hf.curation.pilot import ARMS, MaePilot, PilotConfig, Train, chooser, find_lead, run_pilot
 from optidel_hf.curation.reference import ReferenceConfig
-from optidel_hf.curation.shards import write_parquet
 from optidel_hf.errors import UserError
+from optidel_hf.parquet import write_parquet
 from optidel_hf.theory.hard_margin import solve_nested
 from optidel_hf.theory.study import TheoryConfig, draw_pool
 

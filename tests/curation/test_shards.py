@@ -14,6 +14,7 @@ import pytest
 from optidel_hf.curation import shards
 from optidel_hf.errors import UserError
 from optidel_hf.files import alone_in
+from optidel_hf.parquet import write_parquet
 
 
 def numbers(start: int, stop: int) -> pa.Table:
@@ -46,25 +47,25 @@ def test_interrupted_writing_leaves_nothing_to_read(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(pq, "write_table", killed)
     with pytest.raises(KeyboardInterrupt):
-        shards.write_parquet(numbers(0, 3), path)
+        write_parquet(numbers(0, 3), path)
     assert not path.exists()
     assert shards.existing_shards(path.parent) == []
     monkeypatch.undo()
-    shards.write_parquet(numbers(0, 3), path)
+    write_parquet(numbers(0, 3), path)
     assert list(path.parent.iterdir()) == [path]
     assert pq.read_table(path) == numbers(0, 3)
 
 
 def test_reading_columns_and_rows_over_shards(tmp_path: Path) -> None:
     for path, (start, stop) in zip(shards.shard_paths(tmp_path, 3), ((0, 4), (4, 4), (4, 9))):
-        shards.write_parquet(numbers(start, stop), path)
+        write_parquet(numbers(start, stop), path)
     assert shards.read_columns(tmp_path, ["n"])["n"].to_pylist() == list(range(9))
     assert shards.read_rows(tmp_path, [8, 3, 4, 3])["square"].to_pylist() == [9, 16, 64]
 
 
 def test_a_shard_that_may_not_be_read_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "shard-00000-of-00001.parquet"
-    shards.write_parquet(pa.table({"a": [1]}), path)
+    write_parquet(pa.table({"a": [1]}), path)
 
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))

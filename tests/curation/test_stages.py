@@ -41,6 +41,17 @@ def test_changes_are_refused_by_name(tmp_path: Path) -> None:
         Stage(tmp_path / "patches", FIELDS, "changed").claim()
 
 
+def test_a_run_that_made_nothing_holds_nobody_to_its_configuration(tmp_path: Path) -> None:
+    first, other = (Stage(tmp_path / "patches", fields, "up") for fields in (FIELDS, {**FIELDS, "limit": 5}))
+    first.claim()
+    other.forget_what_made_nothing()
+    other.claim()
+    (tmp_path / "patches" / "shard-00000-of-00001.parquet").write_bytes(b"rows")
+    first.forget_what_made_nothing()
+    with pytest.raises(UserError, match="limit was 5, now None"):
+        first.claim()
+
+
 def test_taking_over(tmp_path: Path) -> None:
     old = Stage(tmp_path / "old" / "patches", FIELDS, "up").claim()
     (old / "shard-00000-of-00001.parquet").write_bytes(b"rows")

@@ -8,8 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from optidel_hf.parquet import read_table
 from optidel_hf.publishing.figures import thumbnail
 from optidel_hf.publishing.records import CurationRecord, Key, Row, patch_key, read_rows, shard_number, shards
 
@@ -35,7 +35,7 @@ def coverage_panel(record: CurationRecord) -> dict[str, Any] | None:
     """
     if record.selection is None or not shards(record.folder / "patches"):
         return None
-    inputs = pq.read_table(record.folder / "inputs.parquet", columns=["source", "group"])
+    inputs = read_table(record.folder / "inputs.parquet", columns=["source", "group"])
     group = dict(zip(inputs["source"].to_pylist(), inputs["group"].to_pylist()))
     chosen = {patch_key(row): row["rank"] for row in record.selection.select(["source", "crop", "rank"]).to_pylist()}
     given, cut = Counter(source for source, _ in chosen), _patches_by_source(record)
@@ -63,7 +63,7 @@ def _patches_by_source(record: CurationRecord) -> Counter[str]:
     """How many key patches were cut from each source image, one shard in memory at a time."""
     found: Counter[str] = Counter()
     for path in shards(record.folder / "patches"):
-        for count in pc.value_counts(pq.read_table(path, columns=["source"])["source"]).to_pylist():
+        for count in pc.value_counts(read_table(path, columns=["source"])["source"]).to_pylist():
             found[count["values"]] += count["counts"]
     return found
 
@@ -84,7 +84,7 @@ def _tiles(record: CurationRecord, sources: set[str], chosen: dict[Key, int]) ->
     folder = record.folder / "patches"
     found: dict[str, tuple[Key, Row]] = {}
     for path in shards(folder):
-        table = pq.read_table(path, columns=["source", "crop"])
+        table = read_table(path, columns=["source", "crop"])
         inside = pc.indices_nonzero(
             pc.is_in(table["source"].cast(pa.string()), pa.array(sorted(sources), pa.string()))
         )

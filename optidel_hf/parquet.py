@@ -1,0 +1,58 @@
+"""Parquet files: written whole or not at all, and read with a word where they were damaged since."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from optidel_hf.errors import UserError
+
+
+def write_parquet(table: pa.Table, path: Path) -> None:
+    """Write `table` beside `path` and rename: `path` is whole or absent, also after a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        pq.write_table(table, file, compression="zstd")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """
+    A file's rows.
+
+    Raises:
+        `UserError`: if it was damaged since it was written.
+    """
+    with told_if_damaged(path):
+        return pq.read_table(path, columns=columns)
+
+
+def read_schema(path: Path) -> pa.Schema:
+    """A file's columns and metadata; raises as [`read_table`] does."""
+    with told_if_damaged(path):
+        return pq.read_schema(path)
+
+
+def count_rows(path: Path) -> int:
+    """How many rows a file has; raises as [`read_table`] does."""
+    with told_if_damaged(path):
+        return pq.read_metadata(path).num_rows
+
+
+@contextmanager
+def told_if_damaged(path: Path) -> Iterator[None]:
+    """Raise a `UserError` with the way out in place of what a damaged file raises."""
+    try:
+        yield
+    except (pa.ArrowInvalid, OSError) as error:
+        if isinstance(error, OSError) and error.errno:  # the system's: it cannot be read here, and may be whole
+            raise
+        raise UserError(f"{path} is damaged ({error}): delete it, and the same command makes it again.") from None
