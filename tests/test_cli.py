@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -129,6 +131,20 @@ def test_every_bad_image_is_listed_with_its_reason(image_folder: Path, flags: li
     assert not kept & gone.keys()
 
 
+def test_what_gave_no_patch_is_told(
+    image_folder: Path, flags: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, output = shutil.copytree(image_folder, tmp_path / "images"), tmp_path / "out"
+    for name in ("a.png", "b.png"):
+        (folder / name).write_bytes(b"")
+    Image.new("RGB", (1, 1)).save(folder / "dot.png")
+    with caplog.at_level(logging.INFO, "optidel_hf"):
+        assert cli.main(["patches", *flags, "--dataset", str(folder), "--output_dir", str(output)]) == 0
+    found = re.search(r"(\d+) of 27 images gave no patch \(see (.*)\), 2 of them: not an image", caplog.text)
+    assert found
+    assert (int(found[1]), found[2]) == (len(read_columns(output / "rejected", ["source"])), str(output / "rejected"))
+
+
 def test_no_patch_in_any_image(refused: Refused, tmp_path: Path) -> None:
     said = refused("--pred_iou_thresh", "2", command="patches")
     assert "No key patch in 24 images; 24 of them: SAM found no key patch" in said
@@ -226,6 +242,7 @@ EARLY = [
     ("--reuse /no/such/output", "--reuse /no/such/output is no output of `optidel curate`"),
     ("--config /no/such.yaml", "--config /no/such.yaml cannot be read"),
     ("--budgets 0.1", "unrecognized arguments: --budgets"),
+    ("--dataset no/such/*.jpg", "--dataset no/such/*.jpg names images: give the folder that holds them, no/such."),
 ]
 
 

@@ -61,7 +61,7 @@ class Stage:
         return self.folder
 
     def forget_what_made_nothing(self) -> None:
-        """Remove a record that lies alone: a run that ended before its first file holds nobody to its configuration."""
+        """Remove a record that lies alone: a run that made nothing holds nobody to its configuration."""
         if self.folder.is_dir() and os.listdir(self.folder) == ["config.json"]:
             self.release()
 

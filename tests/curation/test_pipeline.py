@@ -33,6 +33,7 @@ from optidel_hf.curation.shards import existing_shards, read_columns
 from optidel_hf.errors import UserError
 from optidel_hf.files import alone_in
 from optidel_hf.images import cut_square
+from optidel_hf.publishing.cards import write_dataset_card
 from optidel_hf.publishing.measures import chosen_rows, coverage_distance
 from optidel_hf.publishing.records import read_curation
 
@@ -281,6 +282,27 @@ def test_a_shard_that_was_damaged_is_named(config: CurationConfig, finished: Pat
         curate(replace(config, output_dir=str(out)))
     shard.unlink()
     assert files(curate(replace(config, output_dir=str(out)))) == files(finished)
+
+
+def test_a_lost_list_of_rejects_is_made_anew(config: CurationConfig, finished: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(finished, tmp_path / "out")
+    next((out / "rejected").glob("shard-00001-*")).unlink()
+    curate(replace(config, output_dir=str(out)))
+    assert files(out) == files(finished)
+
+
+@pytest.mark.parametrize("name", ["inputs.parquet", "selection.parquet"])
+def test_a_list_that_was_damaged_is_named(config: CurationConfig, finished: Path, tmp_path: Path, name: str) -> None:
+    out = shutil.copytree(finished, tmp_path / "out")
+    (out / name).write_bytes((out / name).read_bytes()[:100])
+    with pytest.raises(UserError, match=f"{name} is damaged .*: delete it"):
+        write_dataset_card(curate(replace(config, output_dir=str(out))))
+
+
+def test_another_curations_stages_are_no_output(config: CurationConfig, finished: Path) -> None:
+    for place in ("curated", "patches", "curated/out"):
+        with pytest.raises(UserError, match=f"is part of the curation {finished}: give another folder"):
+            curate(replace(config, output_dir=str(finished / place)))
 
 
 def test_the_images_own_folder_is_no_output(config: CurationConfig) -> None:

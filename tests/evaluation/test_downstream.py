@@ -72,6 +72,15 @@ def test_missing_mask_names_the_image(small_folder: Path) -> None:
     assert load_downstream(str(small_folder), "train", 32, exclude=["train_b"]).names == ["train_a"]
 
 
+@pytest.mark.parametrize("part", ["images", "masks"])
+def test_two_files_of_one_stem_are_refused(small_folder: Path, part: str) -> None:
+    twin = small_folder / part / "train_a.bmp"
+    PILImage.new("L", (32, 32)).save(twin)
+    with pytest.raises(UserError, match=r"train_a.bmp and train_a.png are both called 'train_a': remove one"):
+        load_downstream(str(small_folder), "train", 32)
+    assert len(load_downstream(str(small_folder), "test", 32).names) == 1
+
+
 def test_unknown_split_names_those_that_exist(small_folder: Path) -> None:
     with pytest.raises(UserError, match=r"none of 3 images is of split 'val'.*'train_', 'test_'"):
         load_downstream(str(small_folder), "val", 32)

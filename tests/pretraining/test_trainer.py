@@ -199,6 +199,10 @@ def test_a_curations_own_folder_is_left_to_it(images, tmp_path) -> None:
     (tmp_path / "inputs.parquet").touch()
     with pytest.raises(UserError, match=f"{tmp_path} is a curation's: give the model another folder, such as"):
         Pretrainer(tiny_config(tmp_path), images)
+    for place in ("scores", "curated", "curated/vit"):
+        with pytest.raises(UserError, match=f"is part of the curation {tmp_path}: give another folder"):
+            Pretrainer(tiny_config(tmp_path / place), images)
+    Pretrainer(tiny_config(tmp_path / "vit"), images)
 
 
 @pytest.mark.parametrize("kind", [None, "torch", "numpy"])
