@@ -1,7 +1,7 @@
 """Train the embedded small SAM from scratch on procedural scenes, export it and score it on held-out ones.
 
 python recipes/train_sam_tiny.py                         # into runs/sam-tiny; goes on where it stopped
-torchrun --nproc_per_node 2 recipes/train_sam_tiny.py    # the same batches, shared by two processes
+torchrun --nproc_per_node 2 recipes/train_sam_tiny.py    # the same scenes and points, shared by two processes
 python recipes/train_sam_tiny.py --images photos         # also count the key patches of real images
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from transformers import HfArgumentParser, SamModel
 from optidel_hf.curation.masks import MaskGenerator
 from optidel_hf.curation.patch_config import PatchConfig
 from optidel_hf.curation.patches import cut_patches
+from optidel_hf.errors import UserError
 from optidel_hf.images import Opened
 from optidel_hf.sample.sam_evaluation import HELD_OUT_SERIES, evaluate_sam
 from optidel_hf.sample.sam_export import export_sam, scale_logits
@@ -44,6 +46,16 @@ class ExportConfig:
     )
     evaluation_scenes: int = field(default=100, metadata={"help": "Held-out scenes to score on."})
     images: str | None = field(default=None, metadata={"help": "Folder of images whose key patches are counted."})
+
+    def __post_init__(self) -> None:
+        if self.evaluation_scenes < 2:
+            raise ValueError(f"evaluation_scenes must be at least 2, got {self.evaluation_scenes}.")
+        if self.images and not self.image_paths():
+            raise UserError(f"--images {self.images} is no folder with .jpg or .png files: give one.")
+
+    def image_paths(self) -> list[Path]:
+        """The images of that folder."""
+        return sorted(path for path in Path(self.images or "").glob("*") if path.suffix.lower() in {".jpg", ".png"})
 
     def preset(self) -> dict[str, float]:
         """What automatic mask generation should use with this model."""
@@ -69,19 +81,22 @@ def export_and_evaluate(trainer: SamTrainer, export: ExportConfig) -> None:
     held_out = [Image.fromarray(make_scene(HELD_OUT_SERIES, i)[0]) for i in range(export.evaluation_scenes)]
     results = {"scores": scores, "patches_of_scenes": patches_kept(folder, held_out)}
     if export.images:
-        paths = sorted(path for path in Path(export.images).iterdir() if path.suffix.lower() in {".jpg", ".png"})
-        results["patches_of_images"] = patches_kept(folder, [Image.open(path).convert("RGB") for path in paths])
+        images = [Image.open(path).convert("RGB") for path in export.image_paths()]
+        results["patches_of_images"] = patches_kept(folder, images)
     (trainer.folder / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n")
     logger.info("%s", json.dumps(results, indent=2))
 
 
 def main() -> None:
-    """Train, export, evaluate."""
+    """Train, export, evaluate; a user's mistake is one sentence."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    config, export = HfArgumentParser((SamTrainingConfig, ExportConfig)).parse_args_into_dataclasses()
-    if "RANK" in os.environ:
-        distributed.init_process_group("gloo")
-    trainer = SamTrainer(config)
+    try:
+        config, export = HfArgumentParser((SamTrainingConfig, ExportConfig)).parse_args_into_dataclasses()
+        if "RANK" in os.environ:
+            distributed.init_process_group("gloo")
+        trainer = SamTrainer(config)
+    except ValueError as error:
+        sys.exit(f"train_sam_tiny: {error}")
     for record in trainer.train():
         logger.debug("%s", record)
     if trainer.rank == 0:

@@ -5,7 +5,7 @@
     OUT/sample.json, OUT/README.md                           what was asked for, and what it is
 
 A sequence is a scene with a camera drifting through it (`colonoscopy`) or the fields of a slide (`cells`).
-Everything is written beside `OUT` and renamed into place at the end, so `OUT` is whole or absent.
+Everything is written beside `OUT` and renamed into place at the end, so `OUT` is whole or empty.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from optidel_hf.errors import UserError
+from optidel_hf.files import alone_in, read_json
 from optidel_hf.sample.cells import generate_slide
 from optidel_hf.sample.frames import FrameConfig, generate_sequence
 
@@ -79,36 +81,56 @@ def write_sample(
         raise UserError(f"domain is '{domain}': it is one of {', '.join(DOMAINS)}.")
     counts = {"pool": frames, "train": train, "validation": validation, "test": test}
     asked = {"domain": domain, "counts": counts, "image_size": image_size, "seed": seed}
+    for part, count in counts.items():
+        _refuse_too_many(part, count)
     output_dir = Path(output_dir)
     if is_written(output_dir, asked):
         return output_dir
+    if output_dir.resolve() == Path.cwd():
+        raise UserError(f"--output_dir {output_dir} is the folder that you are in: give one inside of it.")
+    output_dir.mkdir(parents=True, exist_ok=True)
+    with alone_in(output_dir):
+        if not is_written(output_dir, asked):
+            _generate(output_dir, asked)
+    return output_dir
+
+
+def _generate(output_dir: Path, asked: dict[str, Any]) -> None:
     unfinished = output_dir.absolute().with_name(f".{output_dir.absolute().name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     for folder in ("pool/images", "downstream/images", "downstream/masks"):
         (unfinished / folder).mkdir(parents=True)
+    domain, counts = asked["domain"], asked["counts"]
     with tqdm(total=sum(counts.values()), desc="sample", unit="frame") as progress:
         for part, count in counts.items():
-            write_part(unfinished, part, walk(domain, part, count, image_size, seed), progress)
+            write_part(unfinished, part, walk(domain, part, count, asked["image_size"], asked["seed"]), progress)
     (unfinished / "README.md").write_text(f"# Synthetic images\n\n**Synthetic.** {DOMAINS[domain]}\n")
     (unfinished / "sample.json").write_text(json.dumps(asked, indent=2) + "\n")
     unfinished.replace(output_dir)
-    return output_dir
 
 
-def is_written(output_dir: Path, asked: dict) -> bool:
+def is_written(output_dir: Path, asked: dict[str, Any]) -> bool:
     """Whether `output_dir` holds the sample asked for; a `UserError` where it holds another or something else."""
     if not output_dir.exists() or not any(output_dir.iterdir()):
         return False
     if not (output_dir / "sample.json").exists():
         raise UserError(f"{output_dir} holds files that are not a sample; give a new or an empty folder.")
     # Samples that were written when there was one domain do not name it.
-    found = {"domain": "colonoscopy", **json.loads((output_dir / "sample.json").read_text())}
+    found = {"domain": "colonoscopy", **read_json(output_dir / "sample.json")}
     if found != asked:
         names = ", ".join(
             f"{name} {found.get(name)} instead of {asked[name]}" for name in asked if found.get(name) != asked[name]
         )
         raise UserError(f"{output_dir} holds another sample ({names}); give another folder or delete this one.")
+    if (there := sum(1 for _ in output_dir.glob("*/images/*"))) < (wanted := sum(asked["counts"].values())):
+        raise UserError(f"{output_dir} has {there} of the {wanted} images of its sample: delete it, to make it anew.")
     return True
+
+
+def _refuse_too_many(part: str, count: int) -> None:
+    frames = (POOL_FRAMES if part == "pool" else LABELLED_FRAMES).frames_per_sequence
+    if count > 1000 * frames:
+        raise UserError(f"{part} has {count} frames; at most {1000 * frames} can be generated.")
 
 
 def write_part(folder: Path, part: str, frames: Iterable[Frame], progress: tqdm) -> None:
@@ -127,8 +149,6 @@ def walk(domain: str, part: str, count: int, image_size: int, seed: int) -> Iter
     """The first `count` frames of a part."""
     style = POOL_FRAMES if part == "pool" else LABELLED_FRAMES
     config = FrameConfig(image_size, style.frames_per_sequence, style.stride, style.polyp_rate)
-    if count > 1000 * config.frames_per_sequence:
-        raise UserError(f"{part} has {count} frames; at most {1000 * config.frames_per_sequence} can be generated.")
     for index in range(-(-count // config.frames_per_sequence)):
         sequence = FIRST_SEQUENCE[part] + index
         if domain == "cells":

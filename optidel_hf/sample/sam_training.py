@@ -24,6 +24,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ from tqdm import tqdm
 from transformers import SamConfig, SamModel
 
 from optidel_hf.errors import UserError
+from optidel_hf.files import write_text
 from optidel_hf.sample.sam_batches import make_batch, scene_pool
 
 
@@ -76,8 +78,9 @@ class SamTrainingConfig:
     def __post_init__(self) -> None:
         if self.image_size % 16:
             raise ValueError(f"image_size must be a multiple of the patch size 16, got {self.image_size}.")
-        if min(self.steps, self.scenes, self.scenes_per_batch, self.prompts_per_scene) < 1:
-            raise ValueError("steps, scenes, scenes_per_batch and prompts_per_scene must be at least 1.")
+        for name in ("steps", "scenes", "scenes_per_batch", "prompts_per_scene", "checkpoint_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
 
 
 def build_sam(config: SamTrainingConfig) -> SamModel:
@@ -118,10 +121,22 @@ def initial_model(config: SamTrainingConfig) -> SamModel:
     """The model that training begins with: the exported one at `start_from`, or a fresh one."""
     if not config.start_from:
         return build_sam(config)
-    model = SamModel.from_pretrained(config.start_from, dtype="float32")
+    try:
+        model = SamModel.from_pretrained(config.start_from, dtype="float32", use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--start_from {config.start_from} is no SamModel's folder or Hub id: {error}") from None
+    _refuse_other_sizes(model, config)
     for features in (model.shared_image_embedding, model.prompt_encoder.shared_embedding):
         features.positional_embedding.requires_grad_(False)
     return model
+
+
+def _refuse_other_sizes(model: SamModel, config: SamTrainingConfig) -> None:
+    vision, decoder = model.config.vision_config, model.config.mask_decoder_config
+    has = (vision.image_size, vision.hidden_size, vision.num_hidden_layers, decoder.hidden_size)
+    for name, size in zip(("image_size", "hidden_size", "hidden_layers", "decoder_size"), has):
+        if getattr(config, name) != size:
+            raise UserError(f"--start_from {config.start_from} has {name} {size}: give --{name} {size} as well.")
 
 
 @torch.no_grad()
@@ -259,14 +274,21 @@ class SamTrainer:
         self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.optimizer = make_optimizer(self.model, config)
         self.step = 0
+        self.recent: list[tuple[float, float]] = []
         self.rank, self.ranks = 0, 1
         if distributed.is_initialized():
             self.rank, self.ranks = distributed.get_rank(), distributed.get_world_size()
+        if self.ranks > config.scenes_per_batch:
+            raise UserError(f"{self.ranks} processes share {config.scenes_per_batch} scenes a step: start fewer.")
         if (self.folder / "checkpoint.pt").exists():
             self._resume()
 
     def _resume(self) -> None:
-        state = torch.load(self.folder / "checkpoint.pt", weights_only=True)
+        file = self.folder / "checkpoint.pt"
+        try:
+            state = torch.load(file, weights_only=True)
+        except (OSError, RuntimeError, ValueError, UnpicklingError) as error:
+            raise UserError(f"{file} is damaged ({error}): delete it to begin anew.") from None
         now = self._told()
         told = state.get("told", now)  # earlier checkpoints tell nothing
         if changed := [
@@ -276,7 +298,11 @@ class SamTrainer:
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step = state["step"]
+        if (step := state["step"]) > self.config.steps:
+            raise UserError(f"{self.folder} has taken {step} steps: give --steps {step} or more, or another folder.")
+        self.step, self.recent = step, state.get("recent", [])
+        if self.rank == 0:
+            _forget_after(step, self.folder / "log.jsonl")
         logger.info("Resuming at step %d.", self.step)
 
     def _told(self) -> dict[str, Any]:
@@ -288,6 +314,7 @@ class SamTrainer:
         """Write `output_dir/checkpoint.pt`: whole or not at all."""
         parts = {"model": self.model, "average": self.average, "optimizer": self.optimizer}
         state = {name: part.state_dict() for name, part in parts.items()} | {"step": self.step, "told": self._told()}
+        state["recent"] = self.recent
         torch.save(state, self.folder / "checkpoint.part")
         os.replace(self.folder / "checkpoint.part", self.folder / "checkpoint.pt")
 
@@ -320,21 +347,28 @@ class SamTrainer:
         progress = tqdm(
             total=self.config.steps, initial=self.step, unit="step", desc="training", disable=self.rank > 0
         )
-        recent: list[tuple[float, float]] = []
-        began = time.perf_counter()
+        first, began = self.step, time.perf_counter()
         while self.step < config.steps:
             batch = make_batch(pool, places, config.prompts_per_scene, config.seed, self.step)
-            recent.append(self._train_step(batch))
+            self.recent.append(self._train_step(batch))
             progress.update()
             if self.step % 25 == 0 or self.step == self.config.steps:
-                loss, iou = np.nanmean(recent, axis=0)
-                rate = len(recent) / (time.perf_counter() - began)
+                loss, iou = np.nanmean(self.recent, axis=0)
+                rate = (self.step - first) / (time.perf_counter() - began)
                 record = {"step": self.step, "loss": float(loss), "iou": float(iou), "steps_per_second": rate}
                 if self.rank == 0:
                     with open(self.folder / "log.jsonl", "a") as log:
                         log.write(json.dumps(record) + "\n")
                 progress.set_postfix(loss=f"{loss:.3f}", iou=f"{iou:.3f}")
-                recent, began = [], time.perf_counter()
+                self.recent, first, began = [], self.step, time.perf_counter()
                 yield record
             if self.rank == 0 and (self.step % config.checkpoint_steps == 0 or self.step == config.steps):
                 self.save()
+
+
+def _forget_after(step: int, log: Path) -> None:
+    """Leave out of a log what is about to be done again: the lines after the checkpoint's step, and a torn one."""
+    lines = log.read_text().splitlines(keepends=True) if log.exists() else []
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    if kept != lines:
+        write_text("".join(kept), log)

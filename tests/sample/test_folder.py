@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from optidel_hf.errors import UserError
+from optidel_hf.files import alone_in
 from optidel_hf.sample import folder
 from optidel_hf.sample.folder import write_sample
 
@@ -69,8 +71,7 @@ def test_another_domain_is_refused(written):
 
 
 def test_a_sample_that_names_no_domain_is_of_the_first(written, tmp_path):
-    older = tmp_path / "older"
-    older.mkdir()
+    older = shutil.copytree(written, tmp_path / "older")
     told = json.loads((written / "sample.json").read_text())
     (older / "sample.json").write_text(json.dumps({name: told[name] for name in told if name != "domain"}))
     assert write_sample(older, **SIZES) == older
@@ -83,7 +84,26 @@ def test_a_folder_with_other_files_is_refused(tmp_path):
     assert (tmp_path / "thesis.txt").exists()
 
 
-def test_an_interrupted_run_leaves_no_folder_and_the_next_is_the_same(written, tmp_path, monkeypatch):
+def test_a_sample_that_lost_an_image_or_its_record_is_told(written, tmp_path):
+    lost = shutil.copytree(written, tmp_path / "lost")
+    next((lost / "pool" / "images").iterdir()).unlink()
+    with pytest.raises(UserError, match=r"lost has \d+ of the \d+ images of its sample: delete it"):
+        write_sample(lost, **SIZES)
+    (lost / "sample.json").write_text("{")
+    with pytest.raises(UserError, match=r"sample\.json is damaged"):
+        write_sample(lost, **SIZES)
+
+
+def test_a_sample_that_another_process_writes_and_the_own_folder_are_left_alone(tmp_path, monkeypatch):
+    (tmp_path / "busy").mkdir()
+    with alone_in(tmp_path / "busy"), pytest.raises(UserError, match="Another process is at work in"):
+        write_sample(tmp_path / "busy", **SIZES)
+    monkeypatch.chdir(tmp_path / "busy")
+    with pytest.raises(UserError, match=r"--output_dir \. is the folder that you are in"):
+        write_sample(".", **SIZES)
+
+
+def test_an_interrupted_run_leaves_an_empty_folder_and_the_next_is_the_same(written, tmp_path, monkeypatch):
     generate, calls = folder.generate_sequence, []
 
     def interrupted(*arguments):
@@ -95,7 +115,7 @@ def test_an_interrupted_run_leaves_no_folder_and_the_next_is_the_same(written, t
     monkeypatch.setattr(folder, "generate_sequence", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_sample(tmp_path / "cut", **SIZES)
-    assert not (tmp_path / "cut").exists()
+    assert not any((tmp_path / "cut").iterdir())
     monkeypatch.undo()
     assert contents(write_sample(tmp_path / "cut", **SIZES)) == contents(written)
     assert [path.name for path in tmp_path.iterdir()] == ["cut"]

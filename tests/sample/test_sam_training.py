@@ -23,6 +23,7 @@ from optidel_hf.sample.sam_training import (
     affinity_loss,
     boxes_of,
     build_sam,
+    initial_model,
     mask_losses,
     true_iou,
 )
@@ -139,6 +140,42 @@ def test_a_stopped_run_goes_on_at_its_step_and_ends_with_the_same_weights(tiny: 
     list(resumed.train())
     for one, two in zip(straight.average.parameters(), resumed.average.parameters()):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
+
+
+def test_what_is_done_again_after_a_kill_is_logged_once(
+    tiny: SamTrainingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(trainer: SamTrainer, batch: object) -> tuple[float, float]:
+        trainer.step += 1
+        return float(trainer.step), 0.5
+
+    monkeypatch.setattr(SamTrainer, "_train_step", step)
+    config = replace(tiny, steps=60, checkpoint_steps=40)
+    killed = SamTrainer(replace(config, output_dir=tiny.output_dir + "-killed"))
+    for record in killed.train():
+        if record["step"] == 50:
+            break  # ten steps after the checkpoint
+    with (killed.folder / "log.jsonl").open("a") as log:
+        log.write('{"step": 60, "lo')
+    list(SamTrainer(killed.config).train())
+    logged = [json.loads(line) for line in (killed.folder / "log.jsonl").read_text().splitlines()]
+    assert [(record["step"], record["loss"]) for record in logged] == [(25, 13), (50, 38), (60, 55.5)]
+
+
+def test_a_damaged_checkpoint_other_sizes_and_too_few_steps_are_told(tiny: SamTrainingConfig, tmp_path: Path) -> None:
+    trainer = SamTrainer(tiny)
+    trainer.step = 5
+    trainer.save()
+    with pytest.raises(UserError, match="has taken 5 steps: give --steps 5 or more"):
+        SamTrainer(replace(tiny, steps=4))
+    (trainer.folder / "checkpoint.pt").write_bytes((trainer.folder / "checkpoint.pt").read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"checkpoint.pt is damaged .*: delete it to begin anew"):
+        SamTrainer(tiny)
+    export_sam(build_sam(tiny), tmp_path / "model", {})
+    with pytest.raises(UserError, match=f"has hidden_size {tiny.hidden_size}: give --hidden_size {tiny.hidden_size}"):
+        initial_model(replace(tiny, start_from=str(tmp_path / "model"), hidden_size=2 * tiny.hidden_size))
+    with pytest.raises(UserError, match="nowhere is no SamModel's folder or Hub id"):
+        initial_model(replace(tiny, start_from=str(tmp_path / "nowhere")))
 
 
 def test_another_run_is_not_taken_for_the_one_that_a_checkpoint_is_of(tiny: SamTrainingConfig) -> None:
