@@ -18,7 +18,7 @@ DEMO = Path("runs/demo")
 
 def main() -> None:
     model = DEMO / "models" / "optidel-5"
-    said = {"name": "the embedded sample's curated subset", "command": "make demo"}
+    said = {"name": "the embedded sample's curated subset (generated frames, no medical data)", "command": "make demo"}
     write_provenance(model, json.loads((model / FILE).read_text()) | said)
     card = render_model_card(
         model,
