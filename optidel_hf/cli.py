@@ -30,10 +30,10 @@ WAYS_OUT = {
 }
 PREEMPTED = 75  # exit code after SIGTERM, `EX_TEMPFAIL` of sysexits.h: start the same command again
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
-    "patches": lambda arguments: commands.curate(arguments, until="patches"),
-    "score": lambda arguments: commands.curate(arguments, until="scores"),
-    "select": lambda arguments: commands.curate(arguments, until="selection"),
-    "mosaic": commands.curate,
+    "patches": lambda arguments: commands.curate(arguments, "patches", until="patches"),
+    "score": lambda arguments: commands.curate(arguments, "score", until="scores"),
+    "select": lambda arguments: commands.curate(arguments, "select", until="selection"),
+    "mosaic": lambda arguments: commands.curate(arguments, "mosaic"),
     "curate": commands.curate,
     "pretrain": commands.pretrain,
     "evaluate": commands.evaluate,

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from optidel_hf.pretraining.trainer import Pretrainer
 
 
-def curate(arguments: Sequence[str], until: str = "curated") -> None:
+def curate(arguments: Sequence[str], command: str = "curate", until: str = "curated") -> None:
     """Images to a curated dataset: key patches, scores, selection, mosaics."""
     from optidel_hf.curation.curated import MosaicConfig
     from optidel_hf.curation.curation_config import CurationConfig
@@ -52,7 +52,7 @@ def curate(arguments: Sequence[str], until: str = "curated") -> None:
     stages = (PatchConfig, ReferenceConfig, ScoreConfig, SelectionConfig, MosaicConfig, PilotConfig)
     finishes = until == "curated"
     kinds = (InputConfig, RunConfig, DryRunConfig, *stages, *([PublishConfig] if finishes else []))
-    inputs, run, look, patches, *others = _parse(kinds, arguments, "curate", curate.__doc__)
+    inputs, run, look, patches, *others = _parse(kinds, arguments, command, curate.__doc__)
     if inputs.dataset == EMBEDDED:
         inputs = InputConfig(**{**vars(inputs), "dataset": str(sample_pool(make=not look.dry_run))})
     if look.dry_run:
@@ -107,10 +107,10 @@ def pretrain(arguments: Sequence[str]) -> None:
     if config.model:
         refuse_pickle(config.model, said=f"--model {config.model}")
         config = at_checkpoint_sizes(config)
+    _refuse_among_images(config.output_dir, images.dataset, images.last_dataset)
     if not images.dry_run:
         require_writable(Path(config.output_dir))
     dataset = images.dataset if images.dataset != EMBEDDED else str(sample_curated(make=not images.dry_run))
-    _refuse_among_images(config.output_dir, dataset, images.last_dataset)
     where = {"size": config.image_size, "stream": config.residency == "stream"}
     facts = dataset_facts(dataset, images.revision)  # of what is read now: the Hub may have other images tomorrow
     told = {name: getattr(images, name) for name in ("split", "image_column", "limit")}

@@ -328,6 +328,7 @@ def test_help_of_every_command(command: str, capsys: pytest.CaptureFixture[str])
         cli.main([command, "--help"])
     assert stopped.value.code == 0
     said = capsys.readouterr().out
+    assert said.startswith(f"usage: optidel {command} ")
     assert "--config FILE" in said
     assert "{'" not in said  # a percent sign in a help text is formatted by argparse
 

@@ -102,6 +102,22 @@ def test_the_command_judges_by_a_labelled_set(image_folder, tmp_path) -> None:
     assert all(0 <= line[name] <= 1 for line in scores for name in ("knn_accuracy", "linear_accuracy"))
 
 
+def test_a_mistaken_place_is_told_by_its_own_flag(image_folder, tmp_path, capsys) -> None:
+    def refused(*flags: str) -> str:
+        assert cli.main(["pretrain", "--dataset", str(image_folder), *flags]) == 2
+        return capsys.readouterr().err
+
+    out, nowhere = ["--output_dir", str(tmp_path)], str(tmp_path / "nowhere.parquet")
+    assert f"{nowhere}: no such file" in refused(*out, "--last_dataset", nowhere, "--last_share", "0.5")
+    others = ["--last_dataset", "no/such", "--last_share", "0.5"]
+    assert "--last_dataset no/such is neither" in refused(*out, *others)
+    probed = ["--probe_dataset", "no/such", "--evaluate_every", "1"]
+    assert "--probe_dataset no/such is neither" in refused(*out, *probed)
+    for place in (image_folder, image_folder / "vit"):
+        assert f"lies among the images of {image_folder}" in refused("--output_dir", str(place))
+    assert not (image_folder / "vit").exists()
+
+
 def test_pictures_are_for_what_reconstructs() -> None:
     with pytest.raises(ValueError, match="reconstruct_every is for mae: simclr reconstructs nothing"):
         tiny_config("out", objective="simclr", reconstruct_every=5)
