@@ -245,10 +245,10 @@ class _Run:
         wait_for([self.published], self.first)
 
     def _claim(self, stage: Stage) -> Path:
-        if self.config.reuse and self.rank == 0:
-            stage.take_over(Path(self.config.reuse))
         if self.rank == 0:
             stage.forget_what_made_nothing()
+            if self.config.reuse:
+                stage.take_over(Path(self.config.reuse))
             stage.claim()
         self.first.has_stopped()  # seen at work once, it is missed when it stops within a moment
         wait_for([stage.folder / "config.json"], self.first)

@@ -61,9 +61,10 @@ class Stage:
         return self.folder
 
     def forget_what_made_nothing(self) -> None:
-        """Remove a record that lies alone: a run that made nothing holds nobody to its configuration."""
+        """Remove a folder with a record alone: a run that made nothing holds nobody to its configuration."""
         if self.folder.is_dir() and os.listdir(self.folder) == ["config.json"]:
             self.release()
+            self.folder.rmdir()
 
     def release(self) -> None:
         """Leave the folder to any configuration: one that was claimed and came to no result."""
