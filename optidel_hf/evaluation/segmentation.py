@@ -244,7 +244,8 @@ def _refuse_shared(config: EvaluateConfig) -> None:
     """Refuse splits of which one has images of the other, as `train` has all of `train_val`."""
     columns, excluded = (config.image_column, config.mask_column), set(config.exclude)
     listed = [list_pairs(config.dataset, split, *columns) for split in (config.train_split, config.test_split)]
-    refuse_unknown(config.exclude, listed, config.dataset)
+    splits = f"split '{config.train_split}' or '{config.test_split}' of {config.dataset}"
+    refuse_unknown(config.exclude, listed, splits)
     train, test = ([pair for pair in pairs if pair[0] not in excluded] for pairs in listed)
     if name := shared_image(train, test):
         raise UserError(
