@@ -255,7 +255,9 @@ def test_empty_table(tmp_path: Path) -> None:
 
 def test_what_is_no_dataset(tmp_path: Path) -> None:
     fill(tmp_path, "1.png")
-    assert "is a file of kind '.png'" in refused(tmp_path / "1.png")
+    assert f"names images: give the folder that holds them, {tmp_path}." in refused(tmp_path / "1.png")
+    (tmp_path / "list.csv").touch()
+    assert "is a file of kind '.csv'" in refused(tmp_path / "list.csv")
     for name in (tmp_path / "nothing", "no/such-dataset", "no such name"):
         assert f"--dataset {name} is neither a folder or file here" in refused(name)
     assert "--dataset is empty" in refused("")

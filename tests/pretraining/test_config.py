@@ -90,4 +90,13 @@ def test_images_are_opened_at_the_checkpoints_size(tmp_path: Path, monkeypatch: 
     (tmp_path / "vit" / "model.safetensors").touch()
     monkeypatch.setattr("optidel_hf.pretraining.stored.open_images", opened)
     with pytest.raises(Opened, match="96"):
-        pretrain(["--dataset", str(tmp_path), "--model", str(tmp_path / "vit"), "--output_dir", str(tmp_path / "out")])
+        pretrain(
+            [
+                "--dataset",
+                str(tmp_path / "images"),
+                "--model",
+                str(tmp_path / "vit"),
+                "--output_dir",
+                str(tmp_path / "out"),
+            ]
+        )
