@@ -17,7 +17,7 @@ from optidel_hf.errors import UserError
 if sys.platform != "win32":
     import fcntl
 
-STAGES = ("patches", "rejected", "reference", "scores", "selection", "curated")
+STAGES = ("patches", "rejected", "reference", "scores", ".selection", "curated")
 """The folders of a curation's stages, beside its `inputs.parquet`."""
 ATTEMPTS = 5  # at a lock, a tenth of a second apart: `is_held` takes it for a moment
 

@@ -67,11 +67,7 @@ def build_report(
         UserError: If one of the folders is missing or no run has written it.
     """
     record = read_curation(curation_dir)
-    if Path(output).is_dir():
-        raise UserError(f"--output {output} is a folder: give a file, such as {Path(output) / 'report.html'}.")
-    for folder in (pretrain_dirs or {}).values():
-        if not folder.is_dir():
-            raise UserError(f"--pretrain_dirs {folder}: no such folder; give the output of a pre-training.")
+    _refuse_places(Path(output), pretrain_dirs or {})
     evaluated = results_panel(results) if results else None
     script = files("optidel_hf.publishing").joinpath("templates/report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -108,6 +104,14 @@ def build_report(
     if output.stat().st_size > MOST_BYTES:
         logger.warning("%s has %.1f MB: the tables of this run are that long.", output, output.stat().st_size / 1e6)
     return output
+
+
+def _refuse_places(output: Path, pretrain_dirs: dict[str, Path]) -> None:
+    if output.is_dir():
+        raise UserError(f"--output {output} is a folder: give a file, such as {output / 'report.html'}.")
+    for folder in pretrain_dirs.values():
+        if not folder.is_dir():
+            raise UserError(f"--pretrain_dirs {folder}: no such folder; give the output of a pre-training.")
 
 
 def summarize(record: CurationRecord) -> str:
