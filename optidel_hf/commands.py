@@ -46,12 +46,12 @@ def curate(arguments: Sequence[str], command: str = "curate", until: str = "cura
     from optidel_hf.curation.scoring import ScoreConfig
     from optidel_hf.curation.selection_config import SelectionConfig
     from optidel_hf.processes import process_rank, share_cores
-    from optidel_hf.publishing.hub import PublishConfig
+    from optidel_hf.publishing.hub import PublishImagesConfig
 
     share_cores()
     stages = (PatchConfig, ReferenceConfig, ScoreConfig, SelectionConfig, MosaicConfig, PilotConfig)
     finishes = until == "curated"
-    kinds = (InputConfig, RunConfig, DryRunConfig, *stages, *([PublishConfig] if finishes else []))
+    kinds = (InputConfig, RunConfig, DryRunConfig, *stages, *([PublishImagesConfig] if finishes else []))
     inputs, run, look, patches, *others = _parse(kinds, arguments, command, curate.__doc__)
     if inputs.dataset == EMBEDDED:
         inputs = InputConfig(**{**vars(inputs), "dataset": str(sample_pool(make=not look.dry_run))})
@@ -84,7 +84,8 @@ def _finish_curation(output: Path, publish: Any) -> None:
 
     write_dataset_card(output, license=publish.license)
     if publish.push_to_hub:
-        url = push_dataset(output, publish.push_to_hub, private=publish.private, license=publish.license)
+        how: dict[str, Any] = {name: getattr(publish, name) for name in ("private", "license", "allow_text")}
+        url = push_dataset(output, publish.push_to_hub, **how)
         say(f"pushed: {url}")
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from optidel_hf.errors import UserError
+from optidel_hf.publishing.burned_in import refuse_burned_in_text
 from optidel_hf.publishing.cards import published_configs, render_dataset_card, render_metric_card, render_model_card
 from optidel_hf.publishing.pictures import contact_sheet, score_histograms
 from optidel_hf.publishing.records import read_curation, shards
@@ -31,6 +32,13 @@ class PublishConfig:
 
 
 @dataclass(frozen=True)
+class PublishImagesConfig(PublishConfig):
+    """Whether and how a finished curation goes to the Hub."""
+
+    allow_text: bool = field(default=False, metadata={"help": "Push images that seem to have burned-in text, too."})
+
+
+@dataclass(frozen=True)
 class PushConfig:
     """What goes to the Hub."""
 
@@ -41,6 +49,7 @@ class PushConfig:
     selection_only: bool = field(
         default=False, metadata={"help": "No image, only the list from which `rebuild` makes them."}
     )
+    allow_text: bool = field(default=False, metadata={"help": "Push images that seem to have burned-in text, too."})
     results: str | None = field(default=None, metadata={"help": "results.json of `optidel evaluate`, for a model."})
     arm: str | None = field(default=None, metadata={"help": "The model's name in these results."})
 
@@ -59,12 +68,12 @@ def push(config: PushConfig) -> str:
     how: dict[str, Any] = {"private": config.private, "license": config.license}
     if (folder / "inputs.parquet").exists():
         _refuse_given(config, "a curation", "results", "arm")
-        return push_dataset(folder, place, selection_only=config.selection_only, **how)
+        return push_dataset(folder, place, selection_only=config.selection_only, allow_text=config.allow_text, **how)
     if (folder / "pretrain_config.json").exists():
-        _refuse_given(config, "a pre-training", "selection_only")
+        _refuse_given(config, "a pre-training", "selection_only", "allow_text")
         return push_model(folder, place, results=config.results, arm=config.arm, **how)
     if (folder / f"{folder.resolve().name}.py").exists():
-        _refuse_given(config, "a metric", "results", "arm", "selection_only")
+        _refuse_given(config, "a metric", "results", "arm", "selection_only", "allow_text")
         return push_metric(folder, place, private=config.private)
     raise UserError(
         f"--folder {folder} is no output of `optidel curate` (it has no inputs.parquet) or of pre-training (no "
@@ -85,6 +94,7 @@ def push_dataset(
     private: bool = True,
     license: str = "unknown",
     selection_only: bool = False,
+    allow_text: bool = False,
 ) -> str:
     """
     Push a finished curation: its images, its selection and its scores, each a table of one dataset.
@@ -96,15 +106,20 @@ def push_dataset(
         license (`str`, *optional*, defaults to `"unknown"`): The licence that the sources allow, as the Hub names it.
         selection_only (`bool`, *optional*, defaults to `False`):
             Push the list alone and no image: with the source images, `optidel rebuild` makes the curated ones again.
+        allow_text (`bool`, *optional*, defaults to `False`):
+            Push the images even if key patches seem to have burned-in text, which may name a patient.
 
     Returns:
         `str`: The dataset's URL.
 
     Raises:
-        UserError: If the curation is not finished, or the Hub does not take it.
+        UserError: If the curation is not finished, a key patch seems to have burned-in text, or the Hub does not
+            take it.
     """
     record = read_curation(curation_dir)
     card = render_dataset_card(curation_dir, repo_id=repo_id, license=license, selection_only=selection_only)
+    if not (selection_only or allow_text):
+        refuse_burned_in_text(record)
     files: Files = {"README.md": card.encode(), "selection.parquet": record.folder / "selection.parquet"}
     if record.columns:
         files["assets/scores.png"] = score_histograms(record)

@@ -89,6 +89,7 @@ def make_patches(images: dict[str, np.ndarray], each: int, rng: np.random.Genera
                     "recon_error": 0.01 * 2**hard,
                     "contrast": float(cut.std() / 255),
                     "difficulty": difficulty,
+                    "text": 0.0,
                     "fold": len(patches) % 2,
                 }
             )
@@ -127,7 +128,7 @@ def write_curation(folder: Path, images: dict[str, np.ndarray], each: int, mosai
     sources = [*images, "blank.png", "broken.png", "huge.png"]
     inputs = {"source": sources, "group": sources, "size": pa.array([4096] * len(sources), pa.int64())}
     pq.write_table(pa.table(inputs), folder / "inputs.parquet")
-    scored = ["area", "crop", "source", "group", "bbox", "upscale", "fold", *SCALARS]
+    scored = ["area", "crop", "source", "group", "bbox", "upscale", "fold", "text", *SCALARS]
     cut = ["image", "source", "group", "bbox", "crop", "upscale", "area"]
     write_shards(folder / "patches", [{key: patch[key] for key in cut} for patch in patches], per_shard)
     write_shards(folder / "scores", [{key: patch[key] for key in scored} for patch in patches], per_shard)

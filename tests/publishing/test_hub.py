@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import multiprocessing
@@ -11,10 +12,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hub_server import Fault, HubServer
 from huggingface_hub import CommitOperationAdd, DatasetCard, HfApi, ModelCard
+from PIL import Image, ImageDraw
 from safetensors.numpy import save_file
 from test_cards import RAW, RUN
 from transformers import ViTConfig, ViTModel
@@ -26,10 +30,17 @@ from optidel_hf.evaluation.backbone import load_backbone
 from optidel_hf.publishing import transfer
 from optidel_hf.publishing.hub import PublishConfig, push_dataset, push_metric, push_model
 from optidel_hf.publishing.provenance import find_file, write_provenance
+from optidel_hf.publishing.records import Row, find_rows, patch_key, shards
 
 
 SHARDS = [*(f"scores/shard-{i:05d}-of-00003.parquet" for i in range(3)), "curated/shard-00000-of-00001.parquet"]
 SMALL = ["README.md", "assets/contact_sheet.png", "assets/scores.png", "config.json", "selection.parquet"]
+
+
+def png(image: Image.Image) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return {"bytes": buffer.getvalue(), "path": None}
 
 
 def text(hub: HubServer, name: str, kind: str = "datasets", path: str = "README.md") -> str:
@@ -73,6 +84,54 @@ def test_the_selection_alone_has_no_image(hub: HubServer, curation: Path) -> Non
     with pytest.raises(UserError, match="would stay in its history"):
         push_dataset(curation, "me/frames", selection_only=True)
     assert set(SHARDS) < set(hub.repo("me/frames").files)
+
+
+def test_images_with_burned_in_text_stay_here_unless_allowed(hub: HubServer, curation: Path, tmp_path: Path) -> None:
+    lettered = shutil.copytree(curation, tmp_path / "lettered")
+    first = pq.read_table(lettered / "selection.parquet").sort_by("rank").slice(0, 1).to_pylist()[0]
+    shard, row = find_rows(lettered / "scores", {patch_key(first)})[patch_key(first)]
+    path = shards(lettered / "scores")[shard]
+    scores = pq.read_table(path).to_pylist()
+    scores[row]["text"] = 0.03
+    pq.write_table(pa.Table.from_pylist(scores), path)
+    with pytest.raises(UserError, match=r"1 of the 16 key patches seem to .* of video_\d/frame.png and"):
+        push_dataset(lettered, "me/frames")
+    assert cli.main(["push", "--folder", str(lettered), "--repo_id", "me/frames"]) == 2
+    assert hub.calls == []
+    push_dataset(lettered, "me/list", selection_only=True)
+    assert cli.main(["push", "--folder", str(lettered), "--repo_id", "me/frames", "--allow_text", "true"]) == 0
+    assert set(SHARDS) < set(hub.repo("me/frames").files)
+
+
+def test_text_that_was_not_scored_is_looked_for_in_the_patches(hub: HubServer, curation: Path, tmp_path: Path) -> None:
+    unscored = shutil.copytree(curation, tmp_path / "unscored")
+    shutil.rmtree(unscored / "scores")
+    page = Image.new("RGB", (48, 48), "grey")
+    plain = png(page)
+    for top in range(-2, 48, 10):
+        ImageDraw.Draw(page).text((0, top), "MHE4A8WNKB", fill="white")
+    chosen = {patch_key(row) for row in pq.read_table(unscored / "selection.parquet").to_pylist()}
+    last = max(find_rows(unscored / "patches", chosen).values())
+
+    def write_patches(images: dict[Row, dict[str, Any]]) -> None:
+        """The chosen patches plain but for `images`; the others keep their noise, which passes for text."""
+        for shard, path in enumerate(shards(unscored / "patches")):
+            rows = pq.read_table(path).to_pylist()
+            for number, row in enumerate(rows):
+                if patch_key(row) in chosen:
+                    row["image"] = images.get((shard, number), plain)
+            pq.write_table(pa.Table.from_pylist(rows), path)
+
+    write_patches({})
+    push_dataset(unscored, "me/frames")
+    write_patches({last: png(page)})
+    with pytest.raises(UserError, match="1 of the 16 key patches seem to have burned-in text"):
+        push_dataset(unscored, "me/frames")
+    for path in shards(unscored / "patches"):
+        path.unlink()
+    with pytest.raises(UserError, match="it cannot be told whether they have burned-in text"):
+        push_dataset(unscored, "me/frames")
+    push_dataset(unscored, "me/frames", allow_text=True)
 
 
 @pytest.mark.parametrize("fault", [{"status": 500}, {"cut": True}], ids=["500", "cut"])
