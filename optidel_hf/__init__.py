@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from optidel_hf.curation.curated import MosaicConfig, curated_dataset
     from optidel_hf.curation.curation_config import CurationConfig
     from optidel_hf.curation.inputs import InputConfig
-    from optidel_hf.curation.patches import PatchConfig, SamPatchExtractor
+    from optidel_hf.curation.patch_config import PatchConfig
+    from optidel_hf.curation.patches import SamPatchExtractor
+    from optidel_hf.curation.pilot import PilotConfig
     from optidel_hf.curation.pipeline import curate
     from optidel_hf.curation.rebuild import RebuildConfig, rebuild
     from optidel_hf.curation.reference import ReferenceConfig, calibrate_checkpoint, fit_scorer
@@ -31,7 +33,8 @@ _MODULES = {
     "EvaluateConfig": "evaluation.segmentation",
     "InputConfig": "curation.inputs",
     "MosaicConfig": "curation.curated",
-    "PatchConfig": "curation.patches",
+    "PatchConfig": "curation.patch_config",
+    "PilotConfig": "curation.pilot",
     "PretrainConfig": "pretraining.config",
     "Pretrainer": "pretraining.trainer",
     "RebuildConfig": "curation.rebuild",
@@ -56,6 +59,10 @@ _MODULES = {
     "select": "curation.selection",
 }
 __all__ = sorted(_MODULES)
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def __getattr__(name: str) -> Any:

@@ -50,6 +50,23 @@ def as_flags(*configs: Any) -> list[str]:
     return [part for field, value in pairs if value != _default(field) for part in _flag(field.name, value)]
 
 
+def named_paths(entries: Sequence[str]) -> dict[str, str]:
+    """
+    `name=path` entries by name; a path alone, also that of a folder with an equals sign in it, is named by its end.
+
+    Raises:
+        `UserError`: if two have the same name.
+    """
+    pairs = [
+        entry.split("=", 1) if "=" in entry and not Path(entry).is_dir() else [Path(entry).name, entry]
+        for entry in entries
+    ]
+    named = dict(pairs)
+    if len(named) < len(pairs):
+        raise UserError(f"Two of {', '.join(entries)} have the same name: tell them apart by name=path.")
+    return named
+
+
 class _Yaml(yaml.SafeLoader):
     """YAML in which true and false alone are booleans, as in YAML 1.2: `mixed_precision: no` means the word."""
 

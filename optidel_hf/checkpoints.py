@@ -25,10 +25,18 @@ def checkpoint_path(name: str) -> str:
 
 
 def checkpoint_fingerprint(name: str, revision: str | None = None) -> str:
-    """What identifies the weights: the sha256 of a local safetensors file, or the commit of a Hub repository."""
+    """
+    What identifies the weights: the sha256 of a local safetensors file, or the commit of a Hub repository.
+
+    Raises:
+        `UserError`: if there is neither such a folder nor such a repository.
+    """
     folder = Path(checkpoint_path(name))
     if not folder.is_dir():
-        return str(AutoConfig.from_pretrained(name, revision=revision)._commit_hash)
+        try:
+            return str(AutoConfig.from_pretrained(name, revision=revision)._commit_hash)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{name} is no folder here and no checkpoint on the Hub: {error}") from None
     fingerprint = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as file:

@@ -72,9 +72,10 @@ def curate(arguments: Sequence[str], command: str = "curate", until: str = "cura
         **vars(run),
     )
     output = run_curation(config, until)
-    if finishes and process_rank()[0] == 0:
-        _finish_curation(output, *publish)
-    say(f"{until}: {output / until if until != 'selection' else output / '.selection'}")
+    if process_rank()[0] == 0:
+        if finishes:
+            _finish_curation(output, *publish)
+        say(f"{until}: {output / until if until != 'selection' else output / '.selection'}")
 
 
 def _finish_curation(output: Path, publish: Any) -> None:
@@ -200,6 +201,7 @@ def _with_sample(experiment: Experiment) -> Experiment:
 
 def report(arguments: Sequence[str]) -> None:
     """One HTML file: what was kept, what was dropped, what was tiled, and how it did."""
+    from optidel_hf.arguments import named_paths
     from optidel_hf.curation.comparison import compare
     from optidel_hf.publishing.records import read_selection
     from optidel_hf.publishing.report import build_report
@@ -215,7 +217,7 @@ def report(arguments: Sequence[str]) -> None:
     path = build_report(
         Path(config.curation_dir),
         config.output or Path(config.curation_dir) / "report.html",
-        {name: Path(folder) for name, folder in named_folders(config.pretrain_dirs).items()},
+        {name: Path(folder) for name, folder in named_paths(config.pretrain_dirs).items()},
         config.results,
         evidence=evidence,
         compared=compare(config.curation_dir, facts["budget"], facts["tiles_per_mosaic"]) if facts else (),
@@ -226,33 +228,17 @@ def report(arguments: Sequence[str]) -> None:
 
 def information(arguments: Sequence[str]) -> None:
     """V-information of pre-trained models on images that they have not seen: a curation's held-out or given ones."""
+    from optidel_hf.arguments import named_paths
     from optidel_hf.curation.heldout import DOWNSTREAM_FILE, HELD_OUT_FILE, judge
     from optidel_hf.publishing.measures import held_out_text, judged_unit
 
     (config,) = _parse((InformationConfig,), arguments, "information", information.__doc__)
     asked = {name: getattr(config, name) for name in ("images", "split", "image_column")}
-    judged = judge(named_folders(config.models), config.curation_dir, config.device, **asked)
+    judged = judge(named_paths(config.models), config.curation_dir, config.device, **asked)
     for name, figures in judged.items():
         say(f"{name}: {held_out_text(figures)}, {judged_unit(figures)}")
     file, folder = DOWNSTREAM_FILE if config.images else HELD_OUT_FILE, Path(config.curation_dir)
     say(f"information: {folder / file if folder.is_dir() else f'{file} beside each model'}")
-
-
-def named_folders(entries: Sequence[str]) -> dict[str, str]:
-    """
-    `name=folder` entries by name; a folder alone is named after itself.
-
-    Raises:
-        `UserError`: if two have the same name.
-    """
-    pairs = [
-        entry.split("=", 1) if "=" in entry and not Path(entry).is_dir() else [Path(entry).name, entry]
-        for entry in entries
-    ]
-    named = dict(pairs)
-    if len(named) < len(pairs):
-        raise UserError(f"Two folders have the same name; tell them apart by name=folder, got {', '.join(entries)}.")
-    return named
 
 
 def status(arguments: Sequence[str]) -> None:
@@ -375,7 +361,7 @@ def _parse(dataclasses: Sequence[type], flags: Sequence[str], command: str, summ
 
 
 def say(text: str, stream: Any = None) -> None:
-    """Print for the user, on every line at once; where the reader has gone, as `| head` does, the work goes on."""
+    """Print and flush; a pipe that was closed, as `| head` does, ends no work."""
     stream = stream or sys.stdout
     try:
         print(text, file=stream, flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,6 +14,7 @@ from optidel_hf.errors import UserError
 
 
 PRECISIONS = ("no", "bf16", "auto")
+ACCELERATORS = ("cuda", "mps", "xpu")
 
 
 def resolve_device(name: str = "auto", rank: int | None = None) -> torch.device:
@@ -24,11 +26,13 @@ def resolve_device(name: str = "auto", rank: int | None = None) -> torch.device:
         rank (`int`, *optional*): rank of the calling process; CUDA and XPU devices are dealt out by it.
 
     Raises:
-        `UserError`: if torch does not see that device.
+        `UserError`: if it is no such device, or torch does not see it.
     """
     if name == "auto":
-        name = next((kind for kind in ("cuda", "mps", "xpu") if _available(kind)), "cpu")
+        name = next((kind for kind in ACCELERATORS if _available(kind)), "cpu")
     kind = name.split(":")[0]
+    if not re.fullmatch(rf"({'|'.join(('cpu', *ACCELERATORS))})(:\d+)?", name):
+        raise UserError(f"--device {name}: give auto, cpu, {', '.join(ACCELERATORS)}, or one of these with :N.")
     if kind != "cpu" and not _available(kind):
         raise UserError(f"--device {name}: torch {torch.__version__} sees no such device here; use --device cpu.")
     if rank is not None and kind in ("cuda", "xpu") and ":" not in name:

@@ -59,9 +59,9 @@ def read_json(path: Path) -> dict[str, Any]:
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """
-    Have an output folder, which is there, alone among processes; the system frees it when its holder dies.
+    Hold an exclusive lock on an existing output folder; the system releases it when the process dies.
 
-    Nobody is kept out where the file system has no such locks.
+    On a file system without such locks nobody is kept out.
 
     Raises:
         `UserError`: if another process has it.

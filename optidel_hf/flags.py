@@ -22,12 +22,6 @@ class RunConfig:
     device: str = field(default="auto", metadata={"help": "auto (cuda, mps, xpu, then cpu) or one of these."})
     images_per_shard: int = field(default=256, metadata={"help": "Source images in a shard, the unit of resume."})
 
-    def __post_init__(self) -> None:
-        if self.images_per_shard < 1:
-            raise UserError(f"images_per_shard is {self.images_per_shard}: a shard holds at least one image.")
-        if self.reuse and not Path(self.reuse, "inputs.parquet").exists():
-            raise UserError(f"--reuse {self.reuse} is no output of `optidel curate`: it has no inputs.parquet.")
-
 
 @dataclass(frozen=True)
 class ImagesConfig:

@@ -49,7 +49,7 @@ def count_rows(path: Path) -> int:
 
 @contextmanager
 def told_if_damaged(path: Path) -> Iterator[None]:
-    """Raise a `UserError` with the way out in place of what a damaged file raises."""
+    """Turn what a damaged file raises into a `UserError` that says what to do."""
     try:
         yield
     except (pa.ArrowInvalid, OSError) as error:

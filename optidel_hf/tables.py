@@ -1,4 +1,4 @@
-"""What Python users hand over: one table where it is a whole one that counts, and batches of rows."""
+"""Checks on the tables and batches that are passed in from Python."""
 
 from __future__ import annotations
 

@@ -19,7 +19,8 @@ from PIL import Image
 from transformers import ViTImageProcessor, ViTMAEConfig, ViTMAEForPreTraining
 
 from optidel_hf import cli
-from optidel_hf.commands import named_folders, say
+from optidel_hf.arguments import named_paths
+from optidel_hf.commands import say
 from optidel_hf.curation.shards import read_columns
 from optidel_hf.errors import UserError
 from optidel_hf.sources import open_dataset
@@ -229,6 +230,14 @@ EARLY = [
     ("--image_size 8", "image_size is 8: a curated image has at least 16 pixels"),
     ("--tiles_per_mosaic 5", "tiles_per_mosaic is 5: a mosaic is a square grid, of 1, 4, 9 or 16"),
     ("--unit tile", "unit is 'tile': it is 'patch'"),
+    ("--max_border -1", "max_border is -1.0: it is a fraction, from 0 to 1"),
+    ("--stability_score_thresh 95", "stability_score_thresh is 95.0: it is a fraction, from 0 to 1"),
+    ("--context -1", "context is above 0; max_aspect, min_image_side and max_image_pixels are at least 1"),
+    ("--max_aspect 0.5", "context is above 0; max_aspect, min_image_side and max_image_pixels are at least 1"),
+    ("--max_upscale nan", "max_upscale is nan: it is above 0; inf leaves none out"),
+    ("--max_distance nan", "max_distance is nan: a distance is 0 or more"),
+    ("--device distributed", "--device distributed: give auto, cpu, cuda, mps, xpu, or one of these with :N"),
+    ("--device cpu:x", "--device cpu:x: give auto"),
     ("--limit 0", "limit is 0: take at least one image"),
     ("--images_per_shard 0", "images_per_shard is 0: a shard holds at least one image"),
     ("--id_column nope", "--id_column nope: no such column; the columns are"),
@@ -353,16 +362,16 @@ def test_a_place_that_cannot_be_written_to_is_one_sentence(
 
 
 def test_two_folders_of_one_name_are_told_apart() -> None:
-    assert named_folders(["a/vit", "other=b/vit"]) == {"vit": "a/vit", "other": "b/vit"}
-    with pytest.raises(UserError, match="Two folders have the same name; tell them apart by name=folder, got a/vit"):
-        named_folders(["a/vit", "b/vit"])
+    assert named_paths(["a/vit", "other=b/vit"]) == {"vit": "a/vit", "other": "b/vit"}
+    with pytest.raises(UserError, match="Two of a/vit, b/vit have the same name: tell them apart by name=path"):
+        named_paths(["a/vit", "b/vit"])
 
 
 def test_a_folder_may_have_an_equals_sign_in_its_name(tmp_path: Path) -> None:
     folder = tmp_path / "lr=0.1"
-    assert named_folders([str(folder)]) == {f"{tmp_path}/lr": "0.1"}
+    assert named_paths([str(folder)]) == {f"{tmp_path}/lr": "0.1"}
     folder.mkdir()
-    assert named_folders([str(folder), f"slow={folder}"]) == {"lr=0.1": str(folder), "slow": str(folder)}
+    assert named_paths([str(folder), f"slow={folder}"]) == {"lr=0.1": str(folder), "slow": str(folder)}
 
 
 def test_a_reader_that_goes_early_ends_no_command() -> None:

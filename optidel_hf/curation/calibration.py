@@ -152,7 +152,7 @@ def load_calibration(folder: str | Path, fold: int) -> Calibration:
 
 
 def given_weights(folder: str | Path) -> list[str]:
-    """What tells the weights that a reference folder's calibrations are of from others, where they lie elsewhere."""
+    """Fingerprints of the checkpoints outside of a reference folder that its calibrations are of."""
     told = [Calibration.load(path) for path in sorted(Path(folder).glob("fold-*/calibration.json"))]
     return [checkpoint_fingerprint(one.model, one.revision) for one in told if one.model != FITTED_HERE]
 

@@ -287,7 +287,7 @@ def _encoder_name(backbone: str) -> str:
 
 
 def _weights(backbone: str) -> list[str]:
-    """What tells an encoder's weights, and its head's, from others."""
+    """Fingerprints of an encoder and of its head."""
     return [checkpoint_fingerprint(name) for name in dict.fromkeys((_encoder_name(backbone), backbone))]
 
 

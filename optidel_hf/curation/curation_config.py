@@ -34,6 +34,12 @@ class CurationConfig:
     reuse: str | None = None
     device: str = "auto"
 
+    def __post_init__(self) -> None:
+        if self.images_per_shard < 1:
+            raise UserError(f"images_per_shard is {self.images_per_shard}: a shard holds at least one image.")
+        if self.reuse and not Path(self.reuse, "inputs.parquet").exists():
+            raise UserError(f"--reuse {self.reuse} is no output of `optidel curate`: it has no inputs.parquet.")
+
 
 def refuse_early(config: CurationConfig) -> None:
     """

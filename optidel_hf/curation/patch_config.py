@@ -14,6 +14,15 @@ from optidel_hf.images import MAX_IMAGE_PIXELS
 
 
 PRESET_FILE = "amg_preset.json"
+FRACTIONS = (
+    "stability_score_thresh",
+    "box_nms_thresh",
+    "min_area",
+    "max_area",
+    "max_border",
+    "min_crop",
+    "crop_nms_thresh",
+)
 REDUCING_GAP = 2  # as Pillow's thumbnails have it: closer to the final size the decoder's box filter would show
 
 
@@ -31,9 +40,9 @@ class PatchConfig:
     unit: str = field(default="patch", metadata={"help": "'patch' cuts key patches, 'image' takes whole images."})
     points_per_side: int | None = field(default=None, metadata={"help": "Side of the point grid (preset, else 32)."})
     pred_iou_thresh: float | None = field(default=None, metadata={"help": "Least predicted IoU (preset, else 0.88)."})
-    stability_score_thresh: float | None = field(default=None, metadata={"help": "Least stability (else 0.95)."})
-    stability_score_offset: float | None = field(default=None, metadata={"help": "Its logit offset (else 1.0)."})
-    box_nms_thresh: float | None = field(default=None, metadata={"help": "IoU at which boxes are one (else 0.7)."})
+    stability_score_thresh: float | None = field(default=None, metadata={"help": "The least (preset, else 0.95)."})
+    stability_score_offset: float | None = field(default=None, metadata={"help": "Of logits (preset, else 1.0)."})
+    box_nms_thresh: float | None = field(default=None, metadata={"help": "Boxes are one above (preset, else 0.7)."})
     min_area: float = field(default=0.005, metadata={"help": "Least mask area, as a fraction of the image."})
     max_area: float = field(default=0.4, metadata={"help": "Largest mask area, as a fraction of the image."})
     max_border: float = field(default=0.25, metadata={"help": "Largest share of a crop in a flat black border."})
@@ -44,7 +53,7 @@ class PatchConfig:
     patch_size: int = field(default=64, metadata={"help": "Stored side: the reference model's input size, in pixels."})
     max_image_pixels: int = field(default=MAX_IMAGE_PIXELS, metadata={"help": "Larger images are rejected."})
     min_image_side: int = field(default=32, metadata={"help": "Images with a shorter side under this are rejected."})
-    max_aspect: float = field(default=8.0, metadata={"help": "Images longer than this many widths are rejected."})
+    max_aspect: float = field(default=8.0, metadata={"help": "Longer over shorter side at which images are rejected."})
     sam_dtype: str = field(default="float32", metadata={"help": "float32, bfloat16 or auto (bf16 where native)."})
     sam_compile: bool = field(
         default=False,
@@ -56,8 +65,8 @@ class PatchConfig:
     def __post_init__(self) -> None:
         if self.unit not in ("patch", "image"):
             raise UserError(f"unit is '{self.unit}': it is 'patch' (cut by SAM) or 'image' (whole images).")
-        if not 0 <= self.min_area < self.max_area <= 1:
-            raise UserError(f"min_area {self.min_area} and max_area {self.max_area} are fractions, the first smaller.")
+        if not self.min_area < self.max_area:
+            raise UserError(f"min_area {self.min_area} and max_area {self.max_area}: the first is to be smaller.")
         for name, value in vars(self).items():
             if isinstance(value, float) and math.isnan(value):
                 raise UserError(f"{name} is not a number: nothing compares with it.")
@@ -65,8 +74,13 @@ class PatchConfig:
             raise UserError(f"sam_dtype is '{self.sam_dtype}': it is float32, bfloat16 or auto.")
         if self.points_per_side is not None and self.points_per_side < 1:
             raise UserError(f"points_per_side is {self.points_per_side}: a grid has at least one point.")
-        if not 0 < self.min_crop <= 1:
-            raise UserError(f"min_crop is {self.min_crop}: it is a fraction of the image's side, above 0.")
+        for name in FRACTIONS:
+            if (value := getattr(self, name)) is not None and not 0 <= value <= 1:
+                raise UserError(f"{name} is {value}: it is a fraction, from 0 to 1.")
+        if self.min_crop == 0:
+            raise UserError("min_crop is 0: a crop has a side.")
+        if self.context <= 0 or self.max_aspect < 1 or self.min_image_side < 1 or self.max_image_pixels < 1:
+            raise UserError("context is above 0; max_aspect, min_image_side and max_image_pixels are at least 1.")
         if self.max_patches < 1 or self.patch_size < 8:
             raise UserError("max_patches is at least 1 and patch_size at least 8 pixels.")
         if self.points_per_batch < 1 or self.images_per_batch < 1:

@@ -66,7 +66,7 @@ class PilotConfig:
 
 
 class Lead(NamedTuple):
-    """How far the best arm leads the one that it leads least surely, in bits, and the interval of that."""
+    """The best arm's lead, in bits, over its closest rival: the one for which the interval reaches lowest."""
 
     arm: str
     over: str

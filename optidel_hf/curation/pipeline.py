@@ -87,6 +87,8 @@ def curate(config: CurationConfig, until: str = "curated") -> Path:
         `UserError`: for bad input, a configuration that differs from the output's, a budget that cannot be met, or an
             output that another process is at work in.
     """
+    if until not in STAGES:
+        raise UserError(f"until is '{until}': it is one of {', '.join(STAGES)}.")
     run = _Run(config)
     stages = STAGES[: STAGES.index(until) + 1]
     run.output.mkdir(parents=True, exist_ok=True)
@@ -190,7 +192,7 @@ class _Run:
 
     @contextmanager
     def _given_up_unless_begun(self, folder: Path) -> Iterator[None]:
-        """Leave the stage to other flags where these are refused and no model of theirs is there."""
+        """Remove the reference folder where fitting is refused before any model is saved: other flags may follow."""
         try:
             yield
         except UserError:

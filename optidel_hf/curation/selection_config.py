@@ -49,6 +49,8 @@ class SelectionConfig:
         if self.score is not None and self.score not in (*SCORES, LEARNABILITY):
             raise UserError(f"score is '{self.score}': choose one of {', '.join((*SCORES, LEARNABILITY))}.")
         Options(**{name.name: getattr(self, name.name) for name in fields(Options)})
+        if not self.max_upscale > 0:
+            raise UserError(f"max_upscale is {self.max_upscale}: it is above 0; inf leaves none out.")
         grid_side(self.tiles_per_mosaic)
         mosaics_in_budget(self.budget, 10**9)
 

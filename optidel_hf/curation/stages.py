@@ -61,7 +61,7 @@ class Stage:
         return self.folder
 
     def forget_what_made_nothing(self) -> None:
-        """Remove a folder with a record alone: a run that made nothing holds nobody to its configuration."""
+        """Remove a folder that holds its `config.json` alone, so that an empty run blocks no other configuration."""
         if self.folder.is_dir() and os.listdir(self.folder) == ["config.json"]:
             self.release()
             self.folder.rmdir()

@@ -26,7 +26,7 @@ from transformers import ViTModel
 from optidel_hf.errors import UserError, named_by
 from optidel_hf.evaluation.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone
 from optidel_hf.evaluation.downstream import DownstreamSet, load_downstream
-from optidel_hf.evaluation.protocol import Segmenter, score, train
+from optidel_hf.evaluation.protocol import score, train_segmenter
 from optidel_hf.images import ImageRejected, centre_square, cut_square, open_image
 from optidel_hf.sources import find_image_column, image_columns, open_dataset
 
@@ -117,16 +117,15 @@ def probe_classes(encoder: ViTModel, train_set: LabelledSet, test_set: LabelledS
 
 def probe_segmentation(encoder: ViTModel, train_set: DownstreamSet, test_set: DownstreamSet) -> dict[str, float]:
     """Mean IoU of a small head on an encoder's frozen tokens."""
-    torch.manual_seed(SEED)
-    model = Segmenter(Backbone(encoder.eval()), train_set.images.shape[-1]).to(encoder.device)
-    train(
-        model,
+    model = train_segmenter(
+        Backbone(encoder.eval()),
         train_set,
         "probe",
         seed=SEED,
         steps=STEPS,
         batch_size=SEGMENTATION_BATCH,
         learning_rate=LEARNING_RATE,
+        device=encoder.device,
     )
     return {"probe_miou": score(model, test_set, BATCH)["mean_iou"]}
 

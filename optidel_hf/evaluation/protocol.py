@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
+from optidel_hf.devices import forked_rng, resolve_precision
 from optidel_hf.evaluation.backbone import Backbone
 from optidel_hf.evaluation.downstream import DownstreamSet
 from optidel_hf.evaluation.metrics.mean_iou.mean_iou import MeanIoU, confusion_matrix
@@ -124,6 +125,39 @@ def segmentation_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor
     probability, truth = logits.softmax(dim=1)[:, 1], masks.float()
     dice = 1 - (2 * (probability * truth).sum() + 1) / (probability.sum() + truth.sum() + 1)
     return F.cross_entropy(logits, masks.long()) + dice
+
+
+def train_segmenter(
+    backbone: Backbone,
+    data: DownstreamSet,
+    mode: str,
+    *,
+    seed: int,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    device: torch.device,
+    mixed_precision: str = "no",
+) -> Segmenter:
+    """
+    Put a head on a backbone and [`train`] them, on `device`: the head's weights are the seed's, too.
+
+    The backbone is trained in place; torch's generators are left as they were. `mixed_precision` may be `"auto"`.
+    """
+    with forked_rng(device):
+        torch.manual_seed(seed)
+        model = Segmenter(backbone, data.images.shape[-1]).to(device)
+        train(
+            model,
+            data,
+            mode,
+            seed=seed,
+            steps=steps,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            mixed_precision=resolve_precision(mixed_precision, device),
+        )
+    return model
 
 
 def train(

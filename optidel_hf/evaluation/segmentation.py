@@ -19,15 +19,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm.auto import tqdm
 
-from optidel_hf.devices import PRECISIONS, forked_rng, resolve_device, resolve_precision
+from optidel_hf.arguments import named_paths
+from optidel_hf.devices import PRECISIONS, resolve_device, resolve_precision
 from optidel_hf.errors import UserError
 from optidel_hf.evaluation.backbone import Backbone, fresh_backbone, load_backbone
 from optidel_hf.evaluation.downstream import DownstreamSet, list_pairs, load_downstream, refuse_unknown, shared_image
 from optidel_hf.evaluation.metrics.normdel.normdel import normdel
-from optidel_hf.evaluation.protocol import Segmenter, labelled_rows, score, train
+from optidel_hf.evaluation.protocol import labelled_rows, score, train_segmenter
 from optidel_hf.evaluation.statistics import markdown_table, summarise
 from optidel_hf.files import read_json, write_text
 
@@ -42,7 +42,7 @@ GRID_FIELDS = ("models", "modes", "seeds", "seed", "data_ratio", "device", "outp
 
 @dataclass
 class EvaluateConfig:
-    """What [`evaluate_segmentation`] does. Raises `ValueError` on values that cannot be meant."""
+    """What [`evaluate_segmentation`] does. Raises `UserError` on values that cannot be meant."""
 
     models: list[str] = field(
         default_factory=list,
@@ -96,41 +96,41 @@ class EvaluateConfig:
         """Check every field."""
         for name in ("dataset", "output_dir"):
             if not getattr(self, name):
-                raise ValueError(f"{name} is needed.")
+                raise UserError(f"{name} is needed.")
         for name in ("seeds", "steps", "batch_size"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if self.image_size is not None and self.image_size < 1:
-            raise ValueError(f"image_size must be at least 1, got {self.image_size}.")
+            raise UserError(f"image_size must be at least 1, got {self.image_size}.")
         if self.seed < 0:
-            raise ValueError(f"seed must be at least 0, got {self.seed}.")
+            raise UserError(f"seed must be at least 0, got {self.seed}.")
         for name in ("learning_rate", "probe_learning_rate"):
             if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+                raise UserError(f"{name} must be positive, got {getattr(self, name)}.")
         if self.labels < 0:
-            raise ValueError(f"labels must be at least 1, or 0 for all, got {self.labels}.")
+            raise UserError(f"labels must be at least 1, or 0 for all, got {self.labels}.")
         if not self.modes or set(self.modes) - set(MODES):
-            raise ValueError(f"modes must be among {', '.join(MODES)}, got {self.modes}.")
+            raise UserError(f"modes must be among {', '.join(MODES)}, got {self.modes}.")
         if len(set(self.modes)) < len(self.modes):
-            raise ValueError(f"modes names one twice, got {self.modes}.")
+            raise UserError(f"modes names one twice, got {self.modes}.")
         if self.mixed_precision not in PRECISIONS:
-            raise ValueError(f"mixed_precision must be among {', '.join(PRECISIONS)}, got '{self.mixed_precision}'.")
+            raise UserError(f"mixed_precision must be among {', '.join(PRECISIONS)}, got '{self.mixed_precision}'.")
         if self.train_split == self.test_split:
-            raise ValueError(f"train_split and test_split are both '{self.train_split}': name two splits.")
+            raise UserError(f"train_split and test_split are both '{self.train_split}': name two splits.")
         if self.data_ratio and len(self.data_ratio) != len(self.models):
-            raise ValueError(f"data_ratio has {len(self.data_ratio)} values for {len(self.models)} models.")
+            raise UserError(f"data_ratio has {len(self.data_ratio)} values for {len(self.models)} models.")
         if not all(0 <= ratio <= 1 for ratio in self.data_ratio):
-            raise ValueError(f"data_ratio holds shares from 0 to 1, got {self.data_ratio}.")
+            raise UserError(f"data_ratio holds shares from 0 to 1, got {self.data_ratio}.")
         self.arms()
 
     def arms(self) -> dict[str, str]:
         """Name and path of every arm, in the order given."""
-        pairs = [_name_and_path(model) for model in self.models]
-        arms = dict(pairs)
-        if len(arms) < len(pairs):
-            raise ValueError(f"Two models have the same name; tell them apart by name=path, got {self.models}.")
+        arms = named_paths(self.models)
+        for name, path in arms.items():
+            if not path or not re.fullmatch(r"[\w.%+=-]+", name):
+                raise UserError(f"'{name}={path}' is no `name=path`: a name has letters, digits and any of _.%+=-")
         if all(path == NO_PRETRAINING for path in arms.values()):
-            raise ValueError("models needs at least one path or Hub id, which also gives 'none' its architecture.")
+            raise UserError("models needs at least one path or Hub id, which also gives 'none' its architecture.")
         return arms
 
 
@@ -199,20 +199,17 @@ def _run(
     began = time.perf_counter()
     train_set = data[config.train_split]
     labelled = train_set.subset(labelled_rows(len(train_set), config.labels, seed))
-    device = resolve_device(config.device)
-    with forked_rng(device):  # the head's weights and dropout are the seed's, and the caller's state is kept
-        torch.manual_seed(seed)
-        model = Segmenter(start(seed), train_set.images.shape[-1]).to(device)
-        train(
-            model,
-            labelled,
-            mode,
-            seed=seed,
-            steps=config.steps,
-            batch_size=config.batch_size,
-            learning_rate=config.learning_rate if mode == "finetune" else config.probe_learning_rate,
-            mixed_precision=resolve_precision(config.mixed_precision, device),
-        )
+    model = train_segmenter(
+        start(seed),
+        labelled,
+        mode,
+        seed=seed,
+        steps=config.steps,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate if mode == "finetune" else config.probe_learning_rate,
+        device=resolve_device(config.device),
+        mixed_precision=config.mixed_precision,
+    )
     result = score(model, data[config.test_split], config.batch_size)
     return {
         "miou": result["mean_iou"],
@@ -292,10 +289,3 @@ def _write_results(out: Path, config: EvaluateConfig, image_size: int, rows: lis
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:
     write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", file)
-
-
-def _name_and_path(model: str) -> tuple[str, str]:
-    name, _, path = model.partition("=") if "=" in model else (Path(model).name, "", model)
-    if not path or not re.fullmatch(r"[\w.%+-]+", name):
-        raise ValueError(f"'{model}' is no `name=path`; a name has letters, digits and any of _ . % + -")
-    return name, path

@@ -21,16 +21,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-import torch
 
 from optidel_hf.curation.heldout import LEAST_GROUPS, Frames, hold_out, judge_on, readable_frames
 from optidel_hf.curation.inputs import open_sources
-from optidel_hf.devices import forked_rng, resolve_device, resolve_precision
+from optidel_hf.devices import resolve_device
 from optidel_hf.errors import UserError
 from optidel_hf.evaluation.backbone import Backbone, load_backbone
 from optidel_hf.evaluation.downstream import DownstreamSet
 from optidel_hf.evaluation.metrics.mean_iou.mean_iou import class_iou
-from optidel_hf.evaluation.protocol import Segmenter, image_confusions, labelled_rows, train
+from optidel_hf.evaluation.protocol import image_confusions, labelled_rows, train_segmenter
 from optidel_hf.evidence.arm_data import ArmData, build_arm
 from optidel_hf.evidence.arms import ARMS
 from optidel_hf.evidence.config import Experiment, ReproduceConfig
@@ -238,19 +237,16 @@ def _downstream(
     """The confusions `(N, C, C)` of one run; labels, head and order are the draw's, the encoder stays as it is."""
     candidates = judges.candidates
     labelled = candidates.subset(labelled_rows(len(candidates), labels, draw))
-    with forked_rng(resolve_device(grid.device)):  # the head's weights are the draw's, and the caller's state is kept
-        torch.manual_seed(draw)
-        device = resolve_device(grid.device)
-        segmenter = Segmenter(copy.deepcopy(encoder), candidates.images.shape[-1]).to(device)
-        steps, rate = grid.schedule(mode)
-        train(
-            segmenter,
-            labelled,
-            mode,
-            seed=draw,
-            steps=steps,
-            batch_size=grid.downstream_batch_size,
-            learning_rate=rate,
-            mixed_precision=resolve_precision(grid.finetune_mixed_precision, device),
-        )
+    steps, rate = grid.schedule(mode)
+    segmenter = train_segmenter(
+        copy.deepcopy(encoder),
+        labelled,
+        mode,
+        seed=draw,
+        steps=steps,
+        batch_size=grid.downstream_batch_size,
+        learning_rate=rate,
+        device=resolve_device(grid.device),
+        mixed_precision=grid.finetune_mixed_precision,
+    )
     return image_confusions(segmenter, judges.judged, grid.downstream_batch_size)

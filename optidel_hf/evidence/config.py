@@ -64,7 +64,7 @@ FREE_FIELDS = (
 
 @dataclass(frozen=True)
 class ReproduceConfig:
-    """The grid and its few-label protocol. Raises `ValueError` on values that cannot be meant."""
+    """The grid and its few-label protocol. Raises `UserError` on values that cannot be meant."""
 
     pool: str = field(
         default=EMBEDDED, metadata={"help": "Images to select from: folder, tables or Hub id; or 'embedded'."}
@@ -155,29 +155,29 @@ class ReproduceConfig:
         positive = ("seeds", "label_draws", "finetune_steps", "probe_steps", "downstream_batch_size", "checkpoints")
         for name in positive:
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
+                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}.")
         if not self.arms or not self.budgets or not self.labels:
-            raise ValueError("arms, budgets and labels each need at least one value.")
+            raise UserError("arms, budgets and labels each need at least one value.")
         for name in ("arms", "budgets", "labels", "modes"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
-                raise ValueError(f"{name} names something twice: {getattr(self, name)}.")
+                raise UserError(f"{name} names something twice: {getattr(self, name)}.")
         if not self.modes or set(self.modes) - set(MODES):
-            raise ValueError(f"modes must be among {', '.join(MODES)}, not {self.modes}.")
+            raise UserError(f"modes must be among {', '.join(MODES)}, not {self.modes}.")
         if self.finetune_mixed_precision not in PRECISIONS:
             told = self.finetune_mixed_precision
-            raise ValueError(f"finetune_mixed_precision must be among {', '.join(PRECISIONS)}, not '{told}'.")
+            raise UserError(f"finetune_mixed_precision must be among {', '.join(PRECISIONS)}, not '{told}'.")
         if not all(0 < budget <= 1 for budget in self.budgets):
-            raise ValueError(f"budgets are shares of the pool, above 0 and at most 1, not {self.budgets}.")
+            raise UserError(f"budgets are shares of the pool, above 0 and at most 1, not {self.budgets}.")
         if min(self.labels) < 0 or self.seed < 0 or self.near_distance < 0:
-            raise ValueError("labels, seed and near_distance must not be negative.")
+            raise UserError("labels, seed and near_distance must not be negative.")
         if len({self.label_split, self.validation_split, self.test_split}) < 3:
-            raise ValueError("label_split, validation_split and test_split must be three splits.")
+            raise UserError("label_split, validation_split and test_split must be three splits.")
         for name in ("label_range", "test_range"):
             self.names(name)
         try:
             re.compile(self.downstream_groups or "")
         except re.error as error:
-            raise ValueError(f"downstream_groups '{self.downstream_groups}': {error}.") from None
+            raise UserError(f"downstream_groups '{self.downstream_groups}': {error}.") from None
 
     @property
     def split(self) -> str:
@@ -197,7 +197,7 @@ class ReproduceConfig:
             return None
         first, _, last = value.partition(":")
         if not first or not last or first > last:
-            raise ValueError(f"{which} is '{value}': it is FIRST:LAST, two names in the order of the alphabet.")
+            raise UserError(f"{which} is '{value}': it is FIRST:LAST, two names in the order of the alphabet.")
         return first, last
 
 
@@ -231,7 +231,7 @@ class Experiment:
         score ([`ScoreConfig`], *optional*): how patches are scored.
 
     Raises:
-        `ValueError`: if the checkpoints to be judged do not divide the steps, or an arm cannot be made so: its tiles
+        `UserError`: if the checkpoints to be judged do not divide the steps, or an arm cannot be made so: its tiles
             do not divide the images, the scores lack what it ranks by, or what equal compute needs is missing.
     """
 
@@ -243,7 +243,7 @@ class Experiment:
 
     def __post_init__(self) -> None:
         if self.pretrain.steps % self.grid.checkpoints:
-            raise ValueError(f"steps {self.pretrain.steps} must be a multiple of checkpoints {self.grid.checkpoints}.")
+            raise UserError(f"steps {self.pretrain.steps} must be a multiple of checkpoints {self.grid.checkpoints}.")
         for arm in self.grid.arms:
             if arm in ARMS:
                 self._check_arm(arm)
@@ -266,23 +266,23 @@ class Experiment:
         rule, size = ARMS[arm], self.pretrain.image_size
         side = grid_side(rule.tiles * rule.shrink**2)
         if size % side:
-            raise ValueError(f"{arm} has {side} tiles along a side, which do not divide image_size {size}.")
+            raise UserError(f"{arm} has {side} tiles along a side, which do not divide image_size {size}.")
         if rule.score == LEARNABILITY and not self.score.learnability:
-            raise ValueError(f"{arm} ranks by a column that the scores have with --learnability true alone.")
+            raise UserError(f"{arm} ranks by a column that the scores have with --learnability true alone.")
         if rule.pays_curation:
             self._check_longer(arm)
 
     def _check_longer(self, arm: str) -> None:
         steps, checkpoints = self.steps(arm), self.grid.checkpoints
         if steps <= self.pretrain.steps:
-            raise ValueError(
+            raise UserError(
                 f"{arm} spends curation's time on steps, but curation_steps is {self.grid.curation_steps}: give what "
                 "the table of costs in results.md says of optidel."
             )
         if ARMS[arm].from_scorer and (told := self._scorer_differs()):
-            raise ValueError(f"{arm} goes on from the reference model, but {told}: give one to the other.")
+            raise UserError(f"{arm} goes on from the reference model, but {told}: give one to the other.")
         if steps % checkpoints:
-            raise ValueError(f"steps {steps} of {arm} must be a multiple of checkpoints {checkpoints}.")
+            raise UserError(f"steps {steps} of {arm} must be a multiple of checkpoints {checkpoints}.")
 
     def _scorer_differs(self) -> str:
         """In what the seed's reference model is not what is pre-trained; empty if it is in nothing."""

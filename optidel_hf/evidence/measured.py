@@ -51,7 +51,7 @@ def cost_section(judged: Judged) -> list[str]:
 
 
 def with_curation_steps(rows: pa.Table) -> pa.Table:
-    """With the steps of its own pre-training that the curation of a row's arm would have bought."""
+    """Add `curation_steps`: the pre-training steps that take as long as the curation of a row's arm did."""
     steps, seconds = rows["steps"].to_numpy(), rows["pretrain_seconds"].to_numpy()
     known = seconds > 0
     rate = np.divide(steps, seconds, out=np.zeros(len(steps)), where=known)

@@ -9,11 +9,12 @@ from typing import Any
 from transformers import AutoConfig
 
 from optidel_hf.devices import PRECISIONS
+from optidel_hf.errors import UserError
 from optidel_hf.pretraining.draws import Augmentation
 from optidel_hf.pretraining.objectives import OBJECTIVES
 
 
-# What a run is made of but its result does not depend on: these may change when it is resumed.
+# Fields that do not affect the result and may change when a run is resumed.
 FREE_FIELDS = (
     "output_dir",
     "checkpoint_every",
@@ -50,7 +51,7 @@ class PretrainConfig:
     How a model is pre-trained; the images come apart from it. Each field's `help` says what it is.
 
     Raises:
-        `ValueError`: if a field is out of its range, with a sentence that names it.
+        `UserError`: if a field is out of its range, with a sentence that names it.
     """
 
     output_dir: str = field(
@@ -206,7 +207,7 @@ class PretrainConfig:
         return {**sizes, "decoder_intermediate_size": 4 * self.decoder_hidden_size}
 
     def augmentation(self) -> Augmentation:
-        """How views are made: as the objective's paper has it, but for what was asked for instead."""
+        """The augmentation of the objective's paper, with the fields that were given in place of its own."""
         asked: dict[str, Any] = {
             "tiles": self.tiles_per_mosaic,
             "min_scale": self.min_crop_scale,
@@ -231,57 +232,57 @@ class PretrainConfig:
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}.")
+                raise UserError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}.")
 
     def _check_ranges(self) -> None:
         positive = ("steps", "batch_size", "base_learning_rate", "max_grad_norm", "temperature", "projection_size")
         often = ("gradient_accumulation_steps", "checkpoint_every", "keep_checkpoints", "log_every")
         for name in (*positive, *often, *SIZE_FIELDS):
             if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be positive, not {getattr(self, name)}.")
+                raise UserError(f"{name} must be positive, not {getattr(self, name)}.")
         for name in ("seed", "weight_decay", "evaluate_every", "reconstruct_every", "workers"):
             if not 0 <= (getattr(self, name) or 0) < math.inf:
-                raise ValueError(f"{name} must not be negative, but is {getattr(self, name)}.")
+                raise UserError(f"{name} must not be negative, but is {getattr(self, name)}.")
         if not 0 <= self.last_share < 1:
-            raise ValueError(f"last_share must be a share, at least 0 and below 1, not {self.last_share}.")
+            raise UserError(f"last_share must be a share, at least 0 and below 1, not {self.last_share}.")
         if self.last_share and not 0 < self.last_steps < self.steps:
             share = f"last_share {self.last_share:g} of {self.steps} steps"
-            raise ValueError(f"{share} is {self.last_steps} of them: there must be some before and some after.")
+            raise UserError(f"{share} is {self.last_steps} of them: there must be some before and some after.")
         if not 0 < self.mask_ratio < 1:
-            raise ValueError(f"mask_ratio must lie between 0 and 1, not at {self.mask_ratio}.")
+            raise UserError(f"mask_ratio must lie between 0 and 1, not at {self.mask_ratio}.")
         if not 0 < self.augmentation().min_scale <= 1:
-            raise ValueError(f"min_crop_scale must be a share, above 0 and at most 1, not {self.min_crop_scale}.")
+            raise UserError(f"min_crop_scale must be a share, above 0 and at most 1, not {self.min_crop_scale}.")
         for name in ("color_jitter", "grayscale", "blur"):
             if not 0 <= (getattr(self, name) or 0) <= 1:
-                raise ValueError(f"{name} must lie between 0 and 1, not at {getattr(self, name)}.")
+                raise UserError(f"{name} must lie between 0 and 1, not at {getattr(self, name)}.")
         if self.tiles_per_mosaic is not None and not self.tile_augmentation:
-            raise ValueError("tiles_per_mosaic is for tile_augmentation: else a mosaic is an image like any other.")
+            raise UserError("tiles_per_mosaic is for tile_augmentation: else a mosaic is an image like any other.")
         if self.gradient_accumulation_steps > 1 and not OBJECTIVES[self.objective].separable:
-            raise ValueError(
+            raise UserError(
                 f"{self.objective} compares each image with its whole batch, which accumulation would tear apart: "
                 f"gradient_accumulation_steps must be 1, not {self.gradient_accumulation_steps}; take more processes."
             )
         if self.reconstruct_every and self.objective != "mae":
-            raise ValueError(f"reconstruct_every is for mae: {self.objective} reconstructs nothing.")
+            raise UserError(f"reconstruct_every is for mae: {self.objective} reconstructs nothing.")
         if not 0 <= self.warmup <= self.steps:
-            raise ValueError(f"warmup_steps must lie between 0 and steps ({self.steps}), not at {self.warmup_steps}.")
+            raise UserError(f"warmup_steps must lie between 0 and steps ({self.steps}), not at {self.warmup_steps}.")
 
     def _check_sizes(self) -> None:
         if self.image_size % self.patch_size:
-            raise ValueError(f"image_size {self.image_size} must be a multiple of patch_size {self.patch_size}.")
+            raise UserError(f"image_size {self.image_size} must be a multiple of patch_size {self.patch_size}.")
         for width, heads in (
             ("hidden_size", "num_attention_heads"),
             ("decoder_hidden_size", "decoder_num_attention_heads"),
         ):
             if getattr(self, width) % getattr(self, heads):
-                raise ValueError(
+                raise UserError(
                     f"{width} {getattr(self, width)} must be a multiple of {heads} {getattr(self, heads)}."
                 )
             if getattr(self, width) % 4:
-                raise ValueError(f"{width} {getattr(self, width)} must be a multiple of 4: positions take 4 quarters.")
+                raise UserError(f"{width} {getattr(self, width)} must be a multiple of 4: positions take 4 quarters.")
         tokens = (self.image_size // self.patch_size) ** 2
         if not 0 < int(tokens * (1 - self.mask_ratio)) < tokens:
-            raise ValueError(f"mask_ratio {self.mask_ratio} must leave some of {tokens} patches visible, some hidden.")
+            raise UserError(f"mask_ratio {self.mask_ratio} must leave some of {tokens} patches visible, some hidden.")
 
 
 def at_checkpoint_sizes(config: PretrainConfig) -> PretrainConfig:
@@ -289,8 +290,8 @@ def at_checkpoint_sizes(config: PretrainConfig) -> PretrainConfig:
     The configuration with the sizes of the checkpoint that training starts from: what images and record go by.
 
     Args:
-        config ([`PretrainConfig`]): one without a checkpoint, or with one that cannot be found, is returned as it is:
-            whoever loads that says so.
+        config ([`PretrainConfig`]): returned as it is without a checkpoint, or where none is found, which is reported
+            when it is loaded.
     """
     if config.model is None:
         return config

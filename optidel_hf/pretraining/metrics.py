@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from optidel_hf.errors import Diverged
+from optidel_hf.files import write_text
 from optidel_hf.pretraining.trackers import track
 
 
@@ -151,9 +151,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def keep_lines(path: Path, last_step: int) -> None:
     """Cut off what was written after step `last_step`, so that a resumed run has each step once."""
     lines = [line for line in read_metrics(path) if line["step"] <= last_step]
-    rewritten = path.with_name(f".{path.name}")
-    rewritten.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    os.replace(rewritten, path)
+    write_text("".join(json.dumps(line) + "\n" for line in lines), path)
 
 
 def _is_finite(line: dict[str, Any]) -> bool:

@@ -62,7 +62,7 @@ def tracking(
     accelerator: Accelerator, name: str, folder: Path, settings: dict[str, Any], resumed: bool
 ) -> Iterator[None]:
     """
-    Have the tracker that the accelerator was made with open, if there is any, and close it whatever happens.
+    Open the tracker that the accelerator was made with, if there is one, and always close it.
 
     Args:
         accelerator (`Accelerator`): made with `log_with` and the output folder as its project's.

@@ -22,7 +22,6 @@ import functools
 import itertools
 import json
 import logging
-import os
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -40,7 +39,7 @@ from transformers import PretrainedConfig, PreTrainedModel, get_cosine_schedule_
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from optidel_hf.errors import Preempted, UserError
-from optidel_hf.files import alone_in, refuse_stage_folder
+from optidel_hf.files import alone_in, refuse_stage_folder, write_text
 from optidel_hf.pretraining.accelerator import make_accelerator, shard_in_float32_but_for_weights
 from optidel_hf.pretraining.batches import Batches, BatchesInTurn, Views, image_processor
 from optidel_hf.pretraining.checkpoints import require_writable, resume_checkpoint, save_checkpoint, start_over
@@ -193,9 +192,7 @@ class Pretrainer:
                 "from its last checkpoint."
             ) from error
         record = {**asdict(self.config), **self._facts()}  # the device that was used replaces the one asked for
-        unfinished = self.out / ".pretrain_config.json"
-        unfinished.write_text(json.dumps(record, indent=2) + "\n")
-        os.replace(unfinished, self.out / "pretrain_config.json")
+        write_text(json.dumps(record, indent=2) + "\n", self.out / "pretrain_config.json")
 
     @property
     def _checkpoints(self) -> Path:

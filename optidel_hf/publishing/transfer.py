@@ -191,7 +191,8 @@ def _message() -> str:
 def _with_kept_metadata(content: str, before: dict[str, Any]) -> str:
     """The new card with what its owner added to the old one's metadata: gating, language, a licence, tags."""
     card = RepoCard(content)
-    added = [tag for tag in before.get("tags", []) if tag not in OBJECTIVE_TAGS]
+    tags = before.get("tags") or []
+    added = [tag for tag in ([tags] if isinstance(tags, str) else tags) if tag not in OBJECTIVE_TAGS]
     card.data["tags"] = list(dict.fromkeys([*card.data["tags"], *added]))
     for name, value in before.items():
         if name not in OF_THE_WEIGHTS and card.data.get(name) in (None, "unknown"):

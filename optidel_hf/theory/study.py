@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from tqdm import tqdm
 
+from optidel_hf.errors import UserError
 from optidel_hf.theory.hard_margin import solve_nested
 
 
@@ -47,23 +48,23 @@ class TheoryConfig:
 
     def __post_init__(self) -> None:
         if self.dimension < 3:
-            raise ValueError(f"dimension is {self.dimension}: a teacher beside its probe needs at least 3.")
+            raise UserError(f"dimension is {self.dimension}: a teacher beside its probe needs at least 3.")
         if not self.ratios:
-            raise ValueError("ratios needs at least one value.")
+            raise UserError("ratios needs at least one value.")
         if not 0 < self.smallest_fraction < 1 or self.fractions < 2:
-            raise ValueError("smallest_fraction lies between 0 and 1, and there are at least 2 fractions.")
+            raise UserError("smallest_fraction lies between 0 and 1, and there are at least 2 fractions.")
         if round(min(self.ratios) * self.smallest_fraction * self.dimension, 9) < 1:
-            raise ValueError(
+            raise UserError(
                 f"smallest_fraction {self.smallest_fraction} of {min(self.ratios) * self.dimension} points keeps none."
             )
         if not 0 <= self.probe_angle < 90:
-            raise ValueError(f"probe_angle is {self.probe_angle}: it lies from 0 to below 90 degrees.")
+            raise UserError(f"probe_angle is {self.probe_angle}: it lies from 0 to below 90 degrees.")
         if self.copies < 1 or any(ratio * self.dimension % self.copies for ratio in self.ratios):
-            raise ValueError(f"copies is {self.copies}: it must divide the number of points at every ratio.")
+            raise UserError(f"copies is {self.copies}: it must divide the number of points at every ratio.")
         if not math.isfinite(self.shift) or self.seed < 0:
-            raise ValueError(f"shift is {self.shift} and seed {self.seed}: a number, and one of at least 0.")
+            raise UserError(f"shift is {self.shift} and seed {self.seed}: a number, and one of at least 0.")
         if self.draws < 2:
-            raise ValueError(f"draws is {self.draws}: an interval needs at least 2.")
+            raise UserError(f"draws is {self.draws}: an interval needs at least 2.")
 
     def kept(self) -> np.ndarray:
         """The fractions kept, ascending, shape `(F,)`."""

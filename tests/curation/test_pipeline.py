@@ -189,6 +189,16 @@ def test_every_image_is_in_patches_or_rejected(finished: Path) -> None:
     assert not set(kept) & set(gone)
 
 
+def test_what_the_command_line_refuses_is_refused_in_python_too(config: CurationConfig, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="images_per_shard is 0"):
+        replace(config, images_per_shard=0)
+    with pytest.raises(UserError, match="--reuse /no/such is no output"):
+        replace(config, reuse="/no/such")
+    with pytest.raises(UserError, match="until is 'mosaics': it is one of patches, scores, selection, curated"):
+        curate(replace(config, output_dir=str(tmp_path / "out")), until="mosaics")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_changed_field_is_refused_and_named(config: CurationConfig, finished: Path) -> None:
     changed = replace(config, output_dir=str(finished), patches=replace(config.patches, max_patches=3))
     with pytest.raises(UserError, match=r"max_patches was 16, now 3.*--reuse"):

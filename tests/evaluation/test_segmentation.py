@@ -185,6 +185,15 @@ def test_names_of_arms() -> None:
     assert config.arms() == {"full": "runs/full", "few": "hub/org=x", "none": "none"}
 
 
+def test_a_folder_with_an_equals_sign_is_no_name(tmp_path: Path) -> None:
+    folder = tmp_path / "lr=0.1"
+    folder.mkdir()
+    config = EvaluateConfig(models=[str(folder), f"slow={folder}"], dataset="d", output_dir="o")
+    assert config.arms() == {"lr=0.1": str(folder), "slow": str(folder)}
+    with pytest.raises(UserError, match="'a/b=c' is no `name=path`: a name has letters, digits"):
+        EvaluateConfig(models=["a/b=c"], dataset="d", output_dir="o")
+
+
 def test_command_line_arguments_are_parsed() -> None:
     line = "--models a=x none --dataset d --output_dir o --modes probe --data_ratio 0.1 0 --image_size 64"
     (config,) = HfArgumentParser(EvaluateConfig).parse_args_into_dataclasses(line.split())

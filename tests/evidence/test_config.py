@@ -71,6 +71,11 @@ def test_places_and_the_choice_of_cells_do_not_determine_a_cell() -> None:
     assert [name for name in told if told[name] != other[name]] == ["reference.reference_steps", "grid.finetune_steps"]
 
 
+def test_a_checkpoint_that_is_not_there_is_named() -> None:
+    with pytest.raises(UserError, match="no/such is no folder here and no checkpoint on the Hub"):
+        read("--pretrain_model", "no/such").determining()
+
+
 def test_who_pays_for_curation_is_trained_longer() -> None:
     given = ["--curation_steps", "700", "--reference_steps", "30", "--pretrain_batch_size", "32"]
     told = read(*given, "--arms", "full_equal_compute", "full_equal_compute_from_scorer")

@@ -140,5 +140,8 @@ def test_other_checkpoints_are_refused_by_name(tmp_path) -> None:
     ViTMAEModel(build_mae(**TINY_SIZES).config).save_pretrained(tmp_path / "encoder")
     with pytest.raises(UserError, match=r"encoder lacks \d+ weights of a ViT-MAE with its decoder, such as decoder"):
         build_mae(str(tmp_path / "encoder"))
+    (tmp_path / "encoder/model.safetensors").rename(tmp_path / "encoder/pytorch_model.bin")
+    with pytest.raises(UserError, match=r"encoder has no model.safetensors, and pickled weights .* are never read"):
+        build_mae(str(tmp_path / "encoder"))
     with pytest.raises(UserError, match="nowhere is no folder or Hub id"):
         build_mae(str(tmp_path / "nowhere"))

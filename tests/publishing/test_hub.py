@@ -202,6 +202,11 @@ def test_an_update_replaces_shards_and_keeps_what_is_the_owners(
     assert kept.tags == ["optidel", "data-curation", "self-supervised-learning", "endoscopy"]
 
 
+def test_a_tag_without_a_list_is_one_tag() -> None:
+    kept = DatasetCard(transfer._with_kept_metadata("---\ntags:\n- optidel\n---\n", {"tags": "endoscopy"}))
+    assert kept.data.tags == ["optidel", "endoscopy"]
+
+
 def test_a_commit_of_someone_else_meanwhile_is_not_overrun(
     hub: HubServer, curation: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,7 +24,8 @@ class Candidates:
         rows (`np.ndarray` of shape `(n,)`): row of each in the table that was given.
         source (`np.ndarray` of shape `(n,)`, int64): code of the source image.
         group (`np.ndarray` of shape `(n,)`, int64): code of the near-duplicate group.
-        hardness (`np.ndarray` of shape `(n,)`): within-fold rank of the score, from 0 (easiest) to 1 (hardest).
+        hardness (`np.ndarray` of shape `(n,)`): within-fold rank of the score, above 0 (easiest) to 1 (hardest);
+            without a score 0 for all.
         score (`np.ndarray` of shape `(n,)`): the score itself, larger is harder, in its fold's standard deviations.
         embedding (`np.ndarray` of shape `(n, width)`, float32, or `None`).
         nuisances (`dict[str, np.ndarray]`): what spoils each patch, by column, where the table says so.

@@ -64,6 +64,8 @@ class Options:
             raise UserError(f"hardness_weight is {self.hardness_weight}: it is 0 (diversity alone) or more.")
         if self.trim is not None and not 0 <= self.trim < 1:
             raise UserError(f"trim is {self.trim}: it is the fraction of patches that is cut, from 0 to below 1.")
+        if not self.max_distance >= 0:
+            raise UserError(f"max_distance is {self.max_distance}: a distance is 0 or more.")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed is {self.seed}: it is 0 or more, below 2**32.")
 

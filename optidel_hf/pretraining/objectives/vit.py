@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel, ViTConfig, ViTModel
 
-from optidel_hf.checkpoints import quiet_about_unused_weights
+from optidel_hf.checkpoints import quiet_about_unused_weights, refuse_pickle
 from optidel_hf.errors import UserError
 
 
@@ -144,6 +144,7 @@ def load(
         kind = AutoConfig.from_pretrained(checkpoint, revision=revision).model_type
         if kind not in kinds:
             raise UserError(f"{checkpoint} is a '{kind}', not a '{kinds[0]}': give {what}.")
+        refuse_pickle(checkpoint, revision)
         with quiet_about_unused_weights():
             model, report = architecture.from_pretrained(
                 checkpoint,
