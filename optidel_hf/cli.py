@@ -24,7 +24,7 @@ logger = logging.getLogger("optidel_hf")
 MAKE_ROOM = "make room there, and the same command goes on from here"
 NO_ACCESS, NO_FOLDER = "give a place that may be read and written", "give a folder for folders and a file for files"
 WAYS_OUT = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EROFS), MAKE_ROOM),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS), MAKE_ROOM),
     **dict.fromkeys((errno.EACCES, errno.EPERM), NO_ACCESS),
     **dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.EEXIST), NO_FOLDER),
 }

@@ -137,7 +137,7 @@ def pretrain(arguments: Sequence[str]) -> None:
 
 
 def _refuse_among_images(output: str, *datasets: str | None) -> None:
-    """Refuse to write a model, and its pictures, among the images that the next run would read."""
+    """Refuse to write models and pictures among the images that the next run would read."""
     for dataset in filter(None, datasets):
         if Path(dataset).is_dir() and Path(output).resolve().is_relative_to(Path(dataset).resolve()):
             raise UserError(f"--output_dir {output} lies among the images of {dataset}: give a folder outside of it.")
@@ -176,15 +176,17 @@ def reproduce(arguments: Sequence[str]) -> None:
 
     share_cores()
     experiment = make_experiment(*_parse(FLAGS, arguments, "reproduce", reproduce.__doc__))
+    for folder in filter(None, (experiment.grid.output_dir, experiment.grid.curation_dir)):
+        _refuse_among_images(folder, experiment.grid.pool)
     file = config_file(arguments)
-    if file and (root := repository(file)):  # one list of readings, from whichever folder the command is started
-        reads = str(root / experiment.grid.test_reads)
-        experiment = replace(experiment, grid=replace(experiment.grid, test_reads=reads))
     if experiment.grid.final:
         if file is None:
             raise UserError("--final needs --config FILE: the configuration has to be committed before its result.")
         declared = make_experiment(*_parse(FLAGS, ["--config", str(file)], "reproduce", reproduce.__doc__))
         require_declared(experiment, declared, file)
+    if file and (root := repository(file)):  # one list of readings, from whichever folder the command is started
+        reads = str(root / experiment.grid.test_reads)
+        experiment = replace(experiment, grid=replace(experiment.grid, test_reads=reads))
     if path := Grid(_with_sample(experiment)).run():
         say(f"results: {path}")
 

@@ -346,6 +346,7 @@ def test_help_of_every_command(command: str, capsys: pytest.CaptureFixture[str])
     ("code", "way_out"),
     [
         (errno.EACCES, "Permission denied: 'out'; give a place that may be read and written"),
+        (errno.EFBIG, "File too large: 'out'; make room there, and the same command goes on from here"),
         (errno.EEXIST, "File exists: 'out'; give a folder for folders"),
         (errno.ENOTDIR, "Not a directory: 'out'; give a folder for folders"),
     ],

@@ -45,7 +45,10 @@ class InputConfig:
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub dataset."})
     image_column: str | None = field(default=None, metadata={"help": "Needed where there are several."})
     id_column: str | None = field(default=None, metadata={"help": "Unique name of each image (else its path or row)."})
-    group_column: str | None = field(default=None, metadata={"help": "Video or patient (else near-duplicate groups)."})
+    group_column: str | None = field(
+        default=None,
+        metadata={"help": "Video or patient; one with over a tenth of the images is split (else near-duplicates)."},
+    )
     limit: int | None = field(default=None, metadata={"help": "Take the first N images only."})
     held_out: float = field(
         default=0.0, metadata={"help": "Share of the images, in whole groups, that no stage sees: to judge models on."}
@@ -122,6 +125,12 @@ def list_inputs(
     inputs = read_table(path)
     _refuse_other_inputs(inputs, dataset, path)
     return inputs
+
+
+def read_hashes(output: Path) -> pa.Table:
+    """The `source` and `dhash` (32 bytes, null where it cannot be read) of the images that an output has listed."""
+    shards = sorted(output.glob(".hashes/*/shard-*.parquet"))
+    return pa.concat_tables([read_table(path, columns=["source", "dhash"]) for path in shards])
 
 
 def group_images(dataset: Dataset) -> list[str]:

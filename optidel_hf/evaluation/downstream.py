@@ -184,7 +184,7 @@ def _table_pairs(dataset: str, split: str, image_column: str, mask_column: str) 
     columns = rows.select_columns([image_column, mask_column, "source"])
     for row in columns:
         path = (row[image_column] or {}).get("path")
-        yield Path(path).stem if path else row["source"], row[image_column], row[mask_column]
+        yield Path(path).stem if path else str(row["source"]), row[image_column], row[mask_column]
 
 
 def _load(pairs: Sequence[Pair], image_size: int, where: str) -> DownstreamSet:

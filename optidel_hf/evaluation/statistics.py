@@ -82,6 +82,7 @@ def markdown_table(results: dict[str, Any]) -> str:
 
 def _cell(row: dict[str, Any]) -> str:
     seeds = f"{row['seeds']} seed" + "s" * (row["seeds"] > 1)
+    seeds += f", NormDEL {row['normdel']:.4f}" if "normdel" in row else ""
     if row["miou_low"] is None:
         return f"{100 * row['miou_mean']:.2f} ({seeds})"
     return f"{100 * row['miou_mean']:.2f} [{100 * row['miou_low']:.2f}, {100 * row['miou_high']:.2f}] ({seeds})"

@@ -44,6 +44,7 @@ from optidel_hf.pretraining.trainer import Pretrainer
 
 
 FINISHED = "pretrain_config.json"  # what `Pretrainer.save` writes last
+BETWEEN = range(100, 501)  # steps between checkpoints, where judged steps lie further apart
 
 
 @dataclass(frozen=True)
@@ -128,11 +129,10 @@ def untrained(cell: Cell, experiment: Experiment) -> Trained:
 def pretrain_cell(cell: Cell, data: ArmData, experiment: Experiment) -> Trained:
     """Pre-train on an arm's data, or find that done."""
     config = cell_pretraining(cell, data, experiment)
-    folder, every = find_model(cell, experiment.grid) or Path(config.output_dir), config.checkpoint_every
+    folder, steps = find_model(cell, experiment.grid) or Path(config.output_dir), judged_steps(config, experiment.grid)
     if not (folder / FINISHED).exists():
         _require_groups(experiment)
-        _pretrain(config, data, str(cell))
-    steps = range(every, config.steps + 1, every)
+        _pretrain(config, data, steps, str(cell))
     encoders = {step: load_backbone(str(_saved(folder, step) if step < config.steps else folder)) for step in steps}
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     seconds = read_json(folder / FINISHED)["seconds"]
@@ -147,7 +147,7 @@ def find_model(cell: Cell, grid: ReproduceConfig) -> Path | None:
 
 def cell_pretraining(cell: Cell, data: ArmData, experiment: Experiment) -> PretrainConfig:
     """
-    The pre-training of all cells with this one's seed and folder, and a checkpoint wherever it is judged.
+    The pre-training of all cells with this one's seed and folder, and a checkpoint at least wherever it is judged.
 
     What differs from arm to arm besides the data is what the arm is there to show.
     """
@@ -160,13 +160,24 @@ def cell_pretraining(cell: Cell, data: ArmData, experiment: Experiment) -> Pretr
         model=data.start or experiment.pretrain.model,
         seed=cell.seed,
         output_dir=str(experiment.output / "models" / str(cell)),
-        checkpoint_every=steps // grid.checkpoints,
+        checkpoint_every=_often(steps // grid.checkpoints),
         keep_checkpoints=steps,  # all: a run that is told to end writes one more than those that are judged
         device=grid.device,
     )
 
 
-def _pretrain(config: PretrainConfig, data: ArmData, description: str) -> None:
+def judged_steps(config: PretrainConfig, grid: ReproduceConfig) -> range:
+    """The steps after which a cell is judged, the last one among them."""
+    every = config.steps // grid.checkpoints
+    return range(every, config.steps + 1, every)
+
+
+def _often(interval: int) -> int:
+    """Steps between checkpoints, of which one falls on each judged step: few, as a kill costs them, if they divide."""
+    return max((steps for steps in BETWEEN if interval % steps == 0), default=interval)
+
+
+def _pretrain(config: PretrainConfig, data: ArmData, judged: range, description: str) -> None:
     images, last = open_images(str(data.dataset), size=config.image_size), None
     assert isinstance(images, StoredImages)  # a folder of shards
     if data.last:
@@ -174,7 +185,7 @@ def _pretrain(config: PretrainConfig, data: ArmData, description: str) -> None:
         images, last = images.part(range(turn)), images.part(range(turn, len(images)))
     trainer = Pretrainer(config, images, description, last=last)
     trainer.train()
-    for step in range(config.checkpoint_every, config.steps + 1, config.checkpoint_every):
+    for step in judged:
         trainer.accelerator.load_state(str(trainer.out / "checkpoints" / f"step-{step:06d}"))
         if step < config.steps:
             processor = image_processor(trainer.model.config.image_size)

@@ -31,7 +31,8 @@ from optidel_hf.flags import EMBEDDED
 from optidel_hf.pretraining.config import PretrainConfig, at_checkpoint_sizes
 
 
-CORE_ARMS = tuple(name for name, arm in ARMS.items() if arm.core)
+# The core and what its gate needs besides.
+DEFAULT_ARMS = (*(name for name, arm in ARMS.items() if arm.core), "oracle")
 PREFIX = "pretrain_"
 # What the grid itself says of a pre-training.
 OWN_FIELDS = (
@@ -81,7 +82,8 @@ class ReproduceConfig:
         metadata={"help": "Folder with images/ and masks/, or a table or Hub id with both; or 'embedded'."},
     )
     arms: list[str] = field(
-        default_factory=lambda: list(CORE_ARMS), metadata={"help": "What to compare; by default the core arms."}
+        default_factory=lambda: list(DEFAULT_ARMS),
+        metadata={"help": "What to compare; by default the core arms and the gate's oracle."},
     )
     budgets: list[float] = field(default_factory=lambda: [0.05], metadata={"help": "Shares of the pool's images."})
     seeds: int = field(default=11, metadata={"help": "Number of seeds; a seed redraws everything, for all arms."})
@@ -244,6 +246,8 @@ class Experiment:
     def __post_init__(self) -> None:
         if self.pretrain.steps % self.grid.checkpoints:
             raise UserError(f"steps {self.pretrain.steps} must be a multiple of checkpoints {self.grid.checkpoints}.")
+        if self.patches.unit != PatchConfig.unit or self.reference.reference_seed != ReferenceConfig.reference_seed:
+            raise UserError("unit and reference_seed are each arm's own and each seed's: leave them out.")
         for arm in self.grid.arms:
             if arm in ARMS:
                 self._check_arm(arm)
@@ -338,6 +342,7 @@ def make_experiment(grid: ReproduceConfig, flags: Any, *stages: Any) -> Experime
     """
     given = {name.removeprefix(PREFIX): value for name, value in vars(flags).items()}
     try:
-        return Experiment(grid, at_checkpoint_sizes(PretrainConfig(**given)), *stages)
-    except ValueError as error:
+        pretrain = PretrainConfig(**given)
+    except UserError as error:
         raise UserError(f"pre-training: {error}") from None
+    return Experiment(grid, at_checkpoint_sizes(pretrain), *stages)

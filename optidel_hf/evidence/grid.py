@@ -24,21 +24,23 @@ import pyarrow as pa
 import torch
 from tqdm.auto import tqdm
 
+from optidel_hf.curation.inputs import open_sources, read_hashes
+from optidel_hf.curation.selection import mosaics_in_budget
 from optidel_hf.curation.shards import wait_for
 from optidel_hf.curation.stages import digest
 from optidel_hf.devices import hardware, resolve_device, resolve_precision
-from optidel_hf.errors import UserError
+from optidel_hf.errors import UserError, named_by
 from optidel_hf.evidence.arms import ARMS
 from optidel_hf.evidence.cells import Cell, Judges, enumerate_cells, find_model, run_cell
 from optidel_hf.evidence.comparison import TEST, VALIDATION, Judged
 from optidel_hf.evidence.config import Experiment
-from optidel_hf.evidence.labels import judged_part, label_candidates, list_test_pairs
-from optidel_hf.evidence.pool import lock
+from optidel_hf.evidence.labels import judged_part, label_candidates, list_test_pairs, pool_images_that_judge
+from optidel_hf.evidence.pool import list_pool, lock
 from optidel_hf.evidence.reads import current_commit, is_read, note_opening, note_result
 from optidel_hf.evidence.results import add_up_groups, group_names, read_cells, write_rows
 from optidel_hf.evidence.summary import ENDPOINT, write_summary
 from optidel_hf.evidence.trials import count_trials, list_of_trials, note_trial
-from optidel_hf.evidence.wording import difference_text, level_text, mode_words
+from optidel_hf.evidence.wording import count_text, difference_text, level_text, mode_words
 from optidel_hf.files import read_json, write_text
 from optidel_hf.parquet import write_parquet
 from optidel_hf.pretraining.stored import open_images
@@ -67,14 +69,24 @@ class Grid:
         self.grid, self.output = self.experiment.grid, experiment.output
         self.size = experiment.pretrain.image_size
         self.cells = enumerate_cells(self.grid)
-        self.candidates = label_candidates(self.grid, self.size)
-        self.validation = judged_part(self.grid, VALIDATION, self.size)
+        with named_by("--pool"):
+            self._refuse_pool()
+        with named_by("--downstream"):
+            self.candidates = label_candidates(self.grid, self.size)
+            self.validation = judged_part(self.grid, VALIDATION, self.size)
         for names in (self.validation.names, [name for name, *_ in list_test_pairs(self.grid)]):
             group_names(names, self.grid.downstream_groups)
         told = self._determining()
         self.hash, self.part = self._claim(told), digest({name: told[name] for name in ("pool", "validation")})
         self.trials = list_of_trials(self.output)
         self._claim_curation({name: told[name] for name in ("pool", "patches.sam")})
+
+    def _refuse_pool(self) -> None:
+        """Refuse at the start a pool that cannot be opened, or is too small for a budget, and not at an arm's turn."""
+        images = len(open_sources(self.experiment.pool().inputs))
+        for cell in self.cells:
+            if ARMS[cell.arm].unit:
+                mosaics_in_budget(cell.budget, images)
 
     def run(self) -> Path | None:
         """Compute what is not finished, then, in the first process, write the results; returns their file there."""
@@ -112,6 +124,7 @@ class Grid:
                 )
 
     def _compute(self, cells: Sequence[Cell]) -> None:
+        self._tell_of_shared_images(cells)
         judged = judged_part(self.grid, TEST, self.size) if self.grid.final else self.validation
         judges = Judges(self.candidates, judged)
         device = resolve_device(self.grid.device)
@@ -121,6 +134,18 @@ class Grid:
             hashes = {self.grid.split: judged.sha256()}
             write_rows(rows, {self.grid.split: judged.names}, self.path(cell), hashes)
             self._log(rows)
+
+    def _tell_of_shared_images(self, cells: Sequence[Cell]) -> None:
+        """Warn of a pool that has images which judge, or near-duplicates of them: no result of it can be trusted."""
+        if self.rank > 0 or not any(ARMS[cell.arm].unit for cell in cells):
+            return
+        shared = pool_images_that_judge(self.grid, read_hashes(list_pool(self.experiment.pool()).folder))
+        if shared:
+            logger.warning(
+                "%d images of the pool, such as '%s', are near-duplicates of validation or test images: remove them.",
+                len(shared),
+                shared[0],
+            )
 
     def _log(self, rows: Sequence[dict[str, Any]]) -> None:
         """Say how a cell did and, where that was read off the validation part, write down that it was."""
@@ -221,7 +246,7 @@ def _result_text(results: pa.Table) -> str:
     ]
     arms = [
         f"{one.arm} {100 * one.setting.budget:g} %, {one.setting.labels} labels, {mode_words(one.mode)}: "
-        f"{level_text(one.interval())} ({len(one.runs)} seeds)"
+        f"{level_text(one.interval())} ({count_text(len(one.runs), 'seed')})"
         for one in judged.series
     ]
     return "; ".join([*contrasts, *arms])

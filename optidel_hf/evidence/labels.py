@@ -17,8 +17,10 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from optidel_hf.curation.near_duplicates import difference_hash
+from optidel_hf.curation.near_duplicates import NEAR, difference_hash
 from optidel_hf.errors import UserError
 from optidel_hf.evaluation.downstream import (
     DECODING_THREADS,
@@ -79,9 +81,30 @@ def list_test_pairs(config: ReproduceConfig) -> list[Pair]:
 
 def near_images(candidates: Sequence[Pair], others: Sequence[Pair], distance: int) -> np.ndarray:
     """Which candidates have a dHash within `distance` bits of any other image's, `(n,)` bool."""
-    ours, theirs = (_hashes(pairs) for pairs in (candidates, others))
+    return _are_near(_hashes(candidates), _hashes(others), distance)
+
+
+def pool_images_that_judge(config: ReproduceConfig, pool: pa.Table) -> list[str]:
+    """
+    The pool's images that are near-duplicates of a validation or test image, which no arm should be trained on.
+
+    Args:
+        config ([`ReproduceConfig`]).
+        pool (`pyarrow.Table`): what [`read_hashes`] gives.
+
+    Returns:
+        `list[str]`: their sources.
+    """
+    pool = pool.filter(pc.is_valid(pool["dhash"]))
+    hashes = np.frombuffer(b"".join(pool["dhash"].to_pylist()), dtype=np.uint64).reshape(-1, 4)
+    judging = [*_kept(config, config.validation_split), *list_test_pairs(config)]
+    return pool["source"].filter(pa.array(_are_near(hashes, _hashes(judging), NEAR))).to_pylist()
+
+
+def _are_near(hashes: np.ndarray, others: np.ndarray, distance: int) -> np.ndarray:
+    """Which of `(n, 4)` hashes lie within `distance` bits of any other, `(n,)` bool."""
     # One at a time: all pairs of a large set at once would not lie in memory.
-    differing = (np.bitwise_count(one ^ theirs).sum(axis=1, dtype=np.int64) for one in ours)
+    differing = (np.bitwise_count(one ^ others).sum(axis=1, dtype=np.int64) for one in hashes)
     return np.array([(bits <= distance).any() for bits in differing], dtype=bool)
 
 

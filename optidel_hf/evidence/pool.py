@@ -84,7 +84,7 @@ class Stock(NamedTuple):
 @cache
 def cut(pool: Pool, unit: str) -> Stock:
     """The key patches (`unit="patch"`) or whole images (`unit="image"`) of the pool."""
-    folder, inputs = pool.output / unit, _list_inputs(pool)
+    folder, inputs = pool.output / unit, list_pool(pool)
     return Stock(folder, inputs.seconds + _curate(pool, folder, inputs.folder, until="patches", unit=unit))
 
 
@@ -128,7 +128,8 @@ def read_seconds(folder: Path) -> float:
     return float(read_json(folder / "seconds.json")["seconds"])
 
 
-def _list_inputs(pool: Pool) -> Stock:
+def list_pool(pool: Pool) -> Stock:
+    """The list of the pool's images, with their near-duplicate groups."""
     folder = pool.output / "inputs"
     with lock(folder), single_process(), stopwatch(folder / "seconds.json"):
         list_inputs(open_sources(pool.inputs), folder, IMAGES_PER_SHARD, pool.patches.max_image_pixels)

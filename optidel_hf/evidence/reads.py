@@ -67,7 +67,8 @@ def require_declared(experiment: Experiment, declared: Experiment, file: Path) -
     """
     require_committed(file)
     told, said = (
-        one.determining() | {"grid.downstream_groups": one.grid.downstream_groups} for one in (experiment, declared)
+        one.determining() | {f"grid.{name}": getattr(one.grid, name) for name in ("downstream_groups", "test_reads")}
+        for one in (experiment, declared)
     )
     if changed := [name.split(".")[1] for name in told if told[name] != said[name]]:
         raise UserError(f"--final runs what {file} says, and flags changed {', '.join(changed)}: write it there.")

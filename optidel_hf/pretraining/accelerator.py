@@ -7,7 +7,7 @@ from datetime import timedelta
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from optidel_hf.devices import resolve_device, resolve_precision
@@ -24,7 +24,8 @@ def make_accelerator(config: PretrainConfig) -> Accelerator:
     return Accelerator(
         cpu=device.type == "cpu",
         mixed_precision=resolve_precision(config.mixed_precision, device),
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        # As a plugin: an argument gives way to an ACCELERATE_GRADIENT_ACCUMULATION_STEPS in the environment.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.gradient_accumulation_steps),
         # Steps here are the global batch's; by default Accelerate would advance the schedule once for every process.
         step_scheduler_with_optimizer=False,
         # A probe or a large checkpoint may take the first process longer than the ten minutes that NCCL waits for it.

@@ -142,7 +142,8 @@ def _whole_or_not_at_all(unfinished: Path, step: int) -> Iterator[None]:
 
 def _checkpoints(folder: Path, last: int | None = None) -> list[Path]:
     """Finished checkpoints in the order of their steps, up to step `last`."""
-    found = {int(path.name.removeprefix("step-")): path for path in folder.glob("step-*")}
+    named = {path.name.removeprefix("step-"): path for path in folder.glob("step-*")}
+    found = {int(step): path for step, path in named.items() if step.isdecimal()}  # a copy of one has another name
     return [found[step] for step in sorted(found) if last is None or step <= last]
 
 

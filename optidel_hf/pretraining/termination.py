@@ -1,8 +1,8 @@
 """
 Leaving in good order when the scheduler takes the machine away (SIGTERM): finish the step, write a checkpoint, go.
 
-Slurm sends SIGTERM before the time limit and before a pre-emption, Kubernetes before it removes a pod, and `torchrun`
-and `accelerate launch` pass it on to their processes.
+Slurm sends SIGTERM before the time limit and before a pre-emption, Kubernetes before it removes a pod. `torchrun`
+passes it on to its processes and exits with 1 whatever they do; `accelerate launch` of one process dies of it alone.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -179,10 +180,11 @@ def test_parquet_row_without_a_mask_is_named(tmp_path: Path) -> None:
         load_downstream(file, "train", 16, image_column="picture", mask_column="truth")
 
 
-def test_rows_without_a_file_name_are_named_by_source(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("source", "kind"), [("a/b#0", "string"), (7, "int64")])
+def test_rows_without_a_file_name_are_named_by_source(tmp_path: Path, source: Any, kind: str) -> None:
     both = {"bytes": png(np.full((16, 16), 255, np.uint8)), "path": None}
-    features = Features({"image": Image(), "mask": Image(), "source": Value("string")})
-    Dataset.from_dict({"image": [both], "mask": [both], "source": ["a/b#0"]}, features=features).to_parquet(
+    features = Features({"image": Image(), "mask": Image(), "source": Value(kind)})
+    Dataset.from_dict({"image": [both], "mask": [both], "source": [source]}, features=features).to_parquet(
         tmp_path / "x.parquet"
     )
-    assert load_downstream(str(tmp_path / "x.parquet"), "train", 16).names == ["a/b#0"]
+    assert load_downstream(str(tmp_path / "x.parquet"), "train", 16).names == [str(source)]

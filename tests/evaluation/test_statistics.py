@@ -61,4 +61,6 @@ def test_table_shows_means_intervals_and_seeds() -> None:
         "| b |  | 70.00 (1 seed) |",
     ]
     assert table.endswith("over one seed, which has no interval: no difference in this table is a claim.")
+    with_ratio = [row | {"normdel": 0.55671} for row in summarise(runs(a=[0.4, 0.5, 0.6]))]
+    assert "| a | 50.00 [25.16, 74.84] (3 seeds, NormDEL 0.5567) |" in markdown_table({"summary": with_ratio})
     assert "over 3 seeds" in markdown_table({"summary": summarise(runs(a=[0.4, 0.5, 0.6]))})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from optidel_hf.curation.reference import ReferenceConfig
 from optidel_hf.curation.scoring import ScoreConfig
 from optidel_hf.errors import UserError
 from optidel_hf.evidence.arms import ARMS
-from optidel_hf.evidence.config import CORE_ARMS, FLAGS, Experiment, make_experiment
+from optidel_hf.evidence.config import DEFAULT_ARMS, FLAGS, Experiment, make_experiment
+from optidel_hf.evidence.gate import CONDITIONS
 
 
 SHIPPED = Path(__file__).parents[2] / "recipes" / "configs"
@@ -23,8 +25,9 @@ def read(*arguments: str) -> Experiment:
     return make_experiment(*parse(FLAGS, arguments, "optidel reproduce", ""))
 
 
-def test_core_arms_are_those_that_say_so() -> None:
-    assert set(CORE_ARMS) == {name for name, arm in ARMS.items() if arm.core}
+def test_the_default_arms_are_the_core_and_what_the_gate_needs() -> None:
+    assert set(DEFAULT_ARMS) == {*(name for name, arm in ARMS.items() if arm.core), "oracle"}
+    assert set(itertools.chain(*CONDITIONS)) <= set(DEFAULT_ARMS)
 
 
 def test_images_have_the_size_of_the_checkpoint_that_arms_start_from(tmp_path: Path) -> None:
@@ -43,7 +46,7 @@ def test_the_shipped_configurations_can_be_read() -> None:
     assert (larger.grid.exclude, larger.grid.arms) == (kvasir.grid.exclude, kvasir.grid.arms)
     assert (larger.pretrain.image_size, larger.pretrain.hidden_size) == (224, 384)
     sample = read("--config", str(SHIPPED / "sample.yaml"))
-    assert set(sample.grid.arms) == {*CORE_ARMS, "oracle"}
+    assert set(sample.grid.arms) == set(DEFAULT_ARMS)
     assert sample.patches.points_per_side == 10
 
 
@@ -99,8 +102,10 @@ def test_who_pays_for_curation_is_trained_longer() -> None:
         ("--modes probed", "modes must be among finetune, probe"),
         ("--finetune_mixed_precision fp16", "finetune_mixed_precision must be among no, bf16, auto"),
         ("--test_split train", "must be three splits"),
-        ("--checkpoints 3", "pre-training: steps 400 must be a multiple of checkpoints 3"),
+        ("--checkpoints 3", "^steps 400 must be a multiple of checkpoints 3"),
         ("--pretrain_mask_ratio 2", "pre-training: mask_ratio must lie between 0 and 1"),
+        ("--unit image", "unit and reference_seed are each arm's own and each seed's"),
+        ("--reference_seed 7", "unit and reference_seed are each arm's own and each seed's"),
         ("--pretrain_seed 1", "unrecognized arguments: --pretrain_seed"),
     ],
 )

@@ -18,8 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from tiny_grid import ARMS, COUNTS, fake_arm, tiny_experiment, write_squares
 
+from optidel_hf.cli import main
 from optidel_hf.curation.heldout import Frames
 from optidel_hf.curation.stages import digest
 from optidel_hf.errors import Preempted, UserError
@@ -27,7 +29,7 @@ from optidel_hf.evaluation import downstream as downstream_sets
 from optidel_hf.evaluation.metrics.mean_iou.mean_iou import class_iou
 from optidel_hf.evidence import labels
 from optidel_hf.evidence.arm_data import ArmData
-from optidel_hf.evidence.cells import Cell, enumerate_cells
+from optidel_hf.evidence.cells import Cell, cell_pretraining, enumerate_cells, judged_steps
 from optidel_hf.evidence.grid import Grid
 from optidel_hf.evidence.results import RESULT_SCHEMA, judged_names, write_rows
 from optidel_hf.evidence.trials import count_trials, list_of_trials, note_trial
@@ -296,6 +298,60 @@ def test_another_configuration_is_refused_with_the_way_out(make: MakeGrid, strai
 def test_an_unknown_arm_is_refused(make: MakeGrid) -> None:
     with pytest.raises(UserError, match=r"--arms ful: no such arm; there are none, full, "):
         make("out", arms=["ful"])
+
+
+def test_a_pool_that_cannot_serve_is_refused_before_any_cell(make: MakeGrid, squares: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"Budget 0\.001 of \d+ images rounds to none"):
+        make("out", budgets=[0.2, 0.001])
+    with pytest.raises(UserError, match="--group_column nosuch: no such column"):
+        make("out", group_column="nosuch")
+    with pytest.raises(UserError, match="--pool /no/such/pool is neither a folder or file here"):
+        Grid(tiny_experiment(Path("/no/such/pool"), squares, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_that_judge_are_found_in_the_pool(
+    image_folder: Path,
+    squares: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("optidel_hf.evidence.cells.build_arm", fake_arm)
+    pool = shutil.copytree(image_folder, tmp_path / "pool")
+    place = (pool, squares, tmp_path / "out")
+    Grid(tiny_experiment(*place, arms=["full"], seeds=1)).run()
+    assert "near-duplicates" not in caplog.text
+    for name in ("validation_01", "train_09"):  # which `test_range` makes a test image
+        Image.open(squares / "images" / f"{name}.png").resize((64, 64)).save(pool / f"of_{name}.png")
+    Image.open(squares / "images" / "train_02.png").save(pool / "unlabelled.png")  # is only ever labelled
+    Grid(tiny_experiment(*place[:2], tmp_path / "shared", arms=["none", "full"], seeds=1)).run()
+    assert "2 images of the pool, such as 'of_train_09.png', are near-duplicates of validation or test" in caplog.text
+
+
+def test_nothing_is_written_among_the_pools_images(
+    image_folder: Path, squares: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = ["--pool", str(image_folder), "--downstream", str(squares)]
+    inside = str(image_folder / "runs")
+    for flags in (["--output_dir", inside], ["--output_dir", "elsewhere", "--curation_dir", inside]):
+        assert main(["reproduce", *places, *flags]) == 2
+        assert f"--output_dir {inside} lies among the images of {image_folder}" in capsys.readouterr().err
+    assert not Path(inside).exists()
+
+
+@pytest.mark.parametrize(
+    ("steps", "checkpoints", "every"), [(1000, 1, 500), (1000, 4, 250), (997, 1, 997), (60, 1, 60)]
+)
+def test_a_kill_costs_few_steps_of_a_cell(
+    image_folder: Path, squares: Path, tmp_path: Path, steps: int, checkpoints: int, every: int
+) -> None:
+    told = tiny_experiment(image_folder, squares, tmp_path, training={"steps": steps}, checkpoints=checkpoints)
+    config = cell_pretraining(Cell("full", 1.0, 0), ArmData(str(image_folder), {}), told)
+    assert config.checkpoint_every == every
+    judged = judged_steps(config, told.grid)
+    assert (len(judged), judged[-1]) == (checkpoints, steps)
+    assert all(step % every == 0 for step in judged)
 
 
 def test_test_labels_are_opened_by_a_final_reading_alone(

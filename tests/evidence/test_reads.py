@@ -61,13 +61,16 @@ def test_the_list_of_readings_is_one_from_whichever_folder(
 
 def test_flags_may_say_where_things_lie_and_nothing_else(committed: Path, tmp_path: Path) -> None:
     def experiment(name: str, **changes: object):
-        return tiny_experiment(tmp_path / name, tmp_path / f"{name}-set", tmp_path / f"{name}-out", **changes)
+        places = (tmp_path / name, tmp_path / f"{name}-set", tmp_path / f"{name}-out")
+        return tiny_experiment(*places, **{"test_reads": "reads.md", **changes})
 
     require_declared(experiment("here", seeds=5), experiment("there"), committed)
     with pytest.raises(UserError, match=r"flags changed batch_size, probe_steps: write it there"):
         require_declared(experiment("here", probe_steps=9, training={"batch_size": 4}), experiment("there"), committed)
     with pytest.raises(UserError, match=r"flags changed downstream_groups: write it there"):
         require_declared(experiment("here", downstream_groups="_0"), experiment("there"), committed)
+    with pytest.raises(UserError, match=r"flags changed test_reads: write it there"):
+        require_declared(experiment("here", test_reads="hidden.md"), experiment("there"), committed)
 
 
 def test_a_second_reading_says_that_it_is_one(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ def test_the_newest_comes_back_and_the_oldest_go(run) -> None:
     for step in (1, 2, 3):
         _save_at(run, step, keep=2)
     assert _names(folder) == ["step-000002", "step-000003"]
+    (folder / "step-000002.bak").mkdir()
     torch.nn.init.zeros_(model.weight)
     assert resume_checkpoint(accelerator, folder, TOLD) == 3
     assert (model.weight == 3).all()

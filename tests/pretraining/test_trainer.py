@@ -195,6 +195,12 @@ def test_the_gpu_that_is_asked_for_is_taken(tmp_path, monkeypatch) -> None:
     assert taken == [torch.device("cuda:1")]
 
 
+def test_the_environment_changes_no_number_of_parts(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    made = accelerator.make_accelerator(tiny_config(tmp_path, gradient_accumulation_steps=2))
+    assert made.gradient_accumulation_steps == 2
+
+
 def test_a_curations_own_folder_is_left_to_it(images, tmp_path) -> None:
     (tmp_path / "inputs.parquet").touch()
     with pytest.raises(UserError, match=f"{tmp_path} is a curation's: give the model another folder, such as"):
