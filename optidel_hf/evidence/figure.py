@@ -84,7 +84,7 @@ def draw_results(results: pa.Table, path: Path) -> None:
     panels += [_steps_panel] * (judged.checkpoints.num_rows > judged.rows.num_rows)
     rows = TOP + ROW * len(arms) + BOTTOM
     picture, draw = new_picture(max(1, len(judged.modes)) * WIDTH, HEAD + rows + HEIGHT * len(panels))
-    _title(draw, judged, headroom(results).passed)
+    _title(draw, judged, headroom(results).verdict)
     for column, mode in enumerate(judged.modes):
         _arm_panels(draw, (column * WIDTH, HEAD), judged, mode, arms)
         for number, panel in enumerate(panels):
@@ -92,9 +92,8 @@ def draw_results(results: pa.Table, path: Path) -> None:
     save_picture(picture, path)
 
 
-def _title(draw: ImageDraw.ImageDraw, judged: Judged, passed: bool) -> None:
-    verdict = "" if passed else ": no headroom, no claims"
-    text(draw, (14, 12), f"mIoU on the {judged.split} part{verdict}", 17)
+def _title(draw: ImageDraw.ImageDraw, judged: Judged, verdict: str) -> None:
+    text(draw, (14, 12), f"mIoU on the {judged.split} part{verdict and f': {verdict}, no claims'}", 17)
     details = f"{judged.setting}; 95 % intervals over seeds and images; ring: under {FEWEST_SEEDS} seeds, no claims"
     text(draw, (14, 40), details, 13)
 

@@ -96,7 +96,7 @@ def summary_text(results: pa.Table, trials: Mapping[str, int] | None = None) -> 
     judged = Judged.of(results)
     gate = headroom(results)
     sections = [
-        f"# Results on the {judged.split} part{'' if gate.passed else ': no headroom'}",
+        f"# Results on the {judged.split} part{gate.verdict and f': {gate.verdict}'}",
         gate.sentence,
         READING,
         *_draws_section(judged),

@@ -129,7 +129,7 @@ def _section(one: JudgedPool) -> list[str]:
         for title, intervals in contrasts({one.name: one.results}).items()
         for interval in intervals.values()
     ]
-    title = f"## {one.name}{'' if gate.passed else ': no headroom'}"
+    title = f"## {one.name}{gate.verdict and f': {gate.verdict}'}"
     sentences = [f"{'; '.join(found)}."] if found else []
     return [title, table(columns, _rows(one, _level_cells(judged))), *sentences, gate.sentence]
 

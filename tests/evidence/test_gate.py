@@ -32,22 +32,23 @@ def test_it_passes_where_both_differences_lie_above_zero(results):
 
 def test_one_mode_without_the_oracle_is_not_passed(results):
     gate = headroom(without(results, arm="oracle", mode="probe"))
-    assert not gate.passed
+    assert (gate.verdict, gate.passed) == ("gate not run", False)
+    assert gate.sentence.startswith("The gate was not run as a whole, and so no claim is supported (validation part")
     assert "oracle minus random_images, probed: not run" in gate.sentence
-    assert gate.sentence.count("not run") == 1
+    assert gate.sentence.count(": not run") == 1
 
 
 def test_a_pool_that_harms_is_not_passed():
     gate = headroom(results_table(ARMS | {"none": 0.75}, seeds=3))
     assert "full minus none, fine-tuned: −" in gate.sentence
-    assert not gate.passed
+    assert (gate.verdict, gate.passed) == ("no headroom", False)
     assert gate.sentence.startswith("No headroom shown")
 
 
 def test_the_pool_is_compared_before_any_arm_with_a_budget_is_there():
     gate = headroom(results_table({"none": 0.6, "full": 0.7}, seeds=3, labels=16, modes=["probe"]))
     assert "full minus none, probed: +" in gate.sentence
-    assert not gate.passed
+    assert gate.verdict == "gate not run"
 
 
 def test_one_seed_is_not_passed(results):
@@ -56,7 +57,7 @@ def test_one_seed_is_not_passed(results):
 
 def test_only_the_validation_part_is_looked_at():
     test = results_table(ARMS, seeds=3, splits=["test"])
-    assert not headroom(test).passed
+    assert headroom(test).verdict == "gate not run"
     assert "no run was judged on the validation part" in headroom(test).sentence
     level = results_table(dict.fromkeys(ARMS, 0.7), seeds=3)
     assert not headroom(pa.concat_tables([level, test])).passed

@@ -132,7 +132,8 @@ def test_arms_share_a_seeds_labels_head_and_start(straight: Path) -> None:
 
 
 def test_results_are_summed_up_beside_them(straight: Path) -> None:
-    assert (straight.parent / "results.md").read_text().startswith("# Results on the validation part: no headroom")
+    title, *_ = (straight.parent / "results.md").read_text().splitlines()
+    assert title in ("# Results on the validation part: no headroom", "# Results on the validation part: gate not run")
     assert (straight.parent / "results.png").exists()
 
 

@@ -57,7 +57,7 @@ def test_a_loss_is_called_not_met():
 def test_without_headroom_nothing_is_claimed(results):
     text = summary_text(results.filter(pc.not_equal(results["arm"], "oracle")))
     assert text.startswith(
-        "# Results on the test part: no headroom\n\nNo headroom shown, and so no claim is supported"
+        "# Results on the test part: gate not run\n\nThe gate was not run as a whole, and so no claim is supported"
     )
     assert "Without headroom they support no claim." in text
     assert "**Met**" not in text

@@ -64,7 +64,7 @@ def test_a_pool_whose_gate_has_not_passed_says_so() -> None:
     assert [line for line in text.splitlines() if line.startswith("## ")] == [
         "## Synthetic: no near copies, 20 % junk: no headroom",
         "## Synthetic: 20 near copies, 20 % junk",
-        "## Synthetic: 5 near copies, 20 % junk: no headroom",
+        "## Synthetic: 5 near copies, 20 % junk: gate not run",
     ]
     assert "above zero" in text
     assert "full minus none, probed: not run" in text
