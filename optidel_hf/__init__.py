@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 
@@ -67,6 +68,8 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used: `import optidel_hf` alone loads neither torch nor transformers."""
+    if name == "__version__":
+        return version("optidel_hf")
     if name not in _MODULES:
         raise AttributeError(f"module 'optidel_hf' has no attribute '{name}'")
     return getattr(import_module(f"optidel_hf.{_MODULES[name]}"), name)

@@ -127,7 +127,11 @@ def fit_scorer(
 
 
 def calibrate_checkpoint(
-    patches: Dataset, output_dir: str | Path, config: ReferenceConfig, score: ScoreConfig, device: str = "auto"
+    patches: Dataset,
+    output_dir: str | Path,
+    config: ReferenceConfig,
+    score: ScoreConfig | None = None,
+    device: str = "auto",
 ) -> Path:
     """
     Calibrate a given ViTMAE checkpoint on a tenth of the pool's groups: it scores every patch, as fold 0.
@@ -141,7 +145,7 @@ def calibrate_checkpoint(
         raise UserError("There is no checkpoint to calibrate: name one in ReferenceConfig.reference, or fit_scorer.")
     require_table(patches, "`patches`")
     forget_loaded()
-    output, where = Path(output_dir), str(resolve_device(device))
+    score, output, where = score or ScoreConfig(), Path(output_dir), str(resolve_device(device))
     if (output / agreement.FILE).exists():
         return output
     own = set(patches["group"])

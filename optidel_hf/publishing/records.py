@@ -32,7 +32,7 @@ SCORES = {
 }
 """The score columns that are drawn, with their units; the last only where it was asked for."""
 
-NUISANCES = ("contrast", "area", "side")
+CONFOUNDERS = ("contrast", "area", "side")
 """What a score should not merely repeat: a patch's contrast, its mask's area, its side in source pixels."""
 
 REASONS_LISTED = 10
@@ -61,7 +61,7 @@ class CurationRecord:
         without_patch (`int`): Source images that could be used and gave no key patch.
         with_patches (`int`): Source images that gave at least one key patch.
         patches (`int`): Key patches.
-        columns (`dict[str, np.ndarray]`): Scores, nuisances and `fold` of all key patches, float64 of shape
+        columns (`dict[str, np.ndarray]`): Scores, `CONFOUNDERS` and `fold` of all key patches, float64 of shape
             `(patches,)`; empty before scoring.
         offsets (`np.ndarray`): First row of every score shard, and the number of rows at the end.
         score_shards (`list[int]`): Their numbers; some are missing while several processes score.

@@ -26,10 +26,10 @@ from optidel_hf.publishing.panels.evidence import Evidence, evidence_panel
 from optidel_hf.publishing.panels.groups import coverage_panel
 from optidel_hf.publishing.panels.pilot import Errors, pilot_panel
 from optidel_hf.publishing.panels.results import goal_agreement, results_panel
-from optidel_hf.publishing.panels.scores import fold_means, nuisance_correlations, score_figures
+from optidel_hf.publishing.panels.scores import confounder_correlations, fold_means, score_figures
 from optidel_hf.publishing.panels.strategies import Compared, strategy_panel
 from optidel_hf.publishing.panels.training import reconstructions, training_curves
-from optidel_hf.publishing.records import NUISANCES, CurationRecord, funnel, read_curation
+from optidel_hf.publishing.records import CONFOUNDERS, CurationRecord, funnel, read_curation
 from optidel_hf.publishing.sheets import mosaic_sheet, patch_sheets
 
 
@@ -85,8 +85,8 @@ def build_report(
             goal=goal_agreement(record, evaluated["rows"] if evaluated else []),
             reasons=selection_reasons(record),
             scores=score_figures(record),
-            nuisances=NUISANCES,
-            follows=nuisance_correlations(record),
+            confounders=CONFOUNDERS,
+            follows=confounder_correlations(record),
             strategies=strategy_panel(record, compared),
             pilot=pilot_panel(record.facts, theory),
             sheets=patch_sheets(record),

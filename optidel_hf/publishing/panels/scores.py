@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 
 from optidel_hf.publishing.figures import histogram
 from optidel_hf.publishing.measures import chosen_rows
-from optidel_hf.publishing.records import NUISANCES, SCORES, CurationRecord
+from optidel_hf.publishing.records import CONFOUNDERS, SCORES, CurationRecord
 
 
 def score_figures(record: CurationRecord) -> list[dict[str, Any]]:
@@ -33,11 +33,11 @@ def score_figures(record: CurationRecord) -> list[dict[str, Any]]:
     return sorted(figures, key=lambda figure: list(SCORES).index(figure["name"]))
 
 
-def nuisance_correlations(record: CurationRecord) -> dict[str, list[float | None]]:
-    """Spearman's rank correlation of each score with what it should not merely repeat, in the order of `NUISANCES`."""
+def confounder_correlations(record: CurationRecord) -> dict[str, list[float | None]]:
+    """Rank correlation (Spearman) of each score with what it should not merely repeat, the `CONFOUNDERS` in order."""
     columns = record.columns
     return {
-        name: [rank_correlation(columns[name], columns[nuisance]) for nuisance in NUISANCES]
+        name: [rank_correlation(columns[name], columns[one]) for one in CONFOUNDERS]
         for name in SCORES
         if name in columns
     }
