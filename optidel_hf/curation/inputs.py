@@ -129,8 +129,9 @@ def list_inputs(
 
 def read_hashes(output: Path) -> pa.Table:
     """The `source` and `dhash` (32 bytes, null where it cannot be read) of the images that an output has listed."""
+    none = pa.table({"source": pa.array([], pa.string()), "dhash": pa.array([], pa.binary())})
     shards = sorted(output.glob(".hashes/*/shard-*.parquet"))
-    return pa.concat_tables([read_table(path, columns=["source", "dhash"]) for path in shards])
+    return pa.concat_tables([none, *(read_table(path, columns=none.column_names) for path in shards)])
 
 
 def group_images(dataset: Dataset) -> list[str]:

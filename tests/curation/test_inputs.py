@@ -11,7 +11,7 @@ import pytest
 from datasets import Dataset, Image
 from PIL import Image as PILImage
 
-from optidel_hf.curation.inputs import InputConfig, _given_groups, inputs_hash, list_inputs, open_sources
+from optidel_hf.curation.inputs import InputConfig, _given_groups, inputs_hash, list_inputs, open_sources, read_hashes
 from optidel_hf.errors import UserError
 
 
@@ -179,3 +179,12 @@ def test_the_sample_has_a_folder_and_no_name_in_python() -> None:
         UserError, match="'embedded' is the command line's name for the sample, which `optidel sample`"
     ):
         open_sources(InputConfig())
+
+
+def test_the_hashes_of_what_was_listed_can_be_read(folder: Path, tmp_path: Path) -> None:
+    assert read_hashes(tmp_path / "out").num_rows == 0
+    inputs = listed(InputConfig(str(folder)), tmp_path / "out")
+    hashes = dict(zip(*read_hashes(tmp_path / "out").to_pydict().values()))
+    assert list(hashes) == inputs["source"].to_pylist()
+    assert hashes["copy.png"] == hashes["frame-00.png"] != hashes["frame-01.png"]
+    assert hashes["broken.png"] is None
