@@ -9,7 +9,9 @@ from PIL import Image
 
 from optidel_hf.curation.inputs import InputConfig, open_sources
 from optidel_hf.errors import UserError
-from optidel_hf.sample import testbed
+from optidel_hf.sample import testbed, testbed_views
+from optidel_hf.sample.junk import JUNK
+from optidel_hf.sample.render import Rendering
 from optidel_hf.sample.testbed import (
     TestbedConfig,
     frame_names,
@@ -102,6 +104,69 @@ def test_copies_are_nearer_than_other_scenes_and_none_is_another_again(generated
     same = (scene[:, None] == scene[None]) & ~np.eye(len(rows), dtype=bool)
     assert apart[same].min() > 1
     assert np.median(apart[same]) < np.median(apart[scene[:, None] != scene[None]]) / 2
+
+
+def test_every_file_shows_what_its_latents_say(tmp_path, monkeypatch):
+    """Here a usable frame is as bright as its number, and junk as bright as its kind says."""
+    seen, drawn = {}, []
+
+    def scenes(types, size, seed):
+        def camera(scene, views):
+            for number, copy in views:
+                seen[number] = scene, types[scene], copy
+                yield np.full((size, size, 3), number, np.uint8)
+
+        return camera
+
+    def spoil(level):
+        return lambda frame, rng: drawn.append(rng.random()) or np.full_like(frame, level)
+
+    brightness = {kind: 100 + 50 * place for place, kind in enumerate(JUNK)}
+    monkeypatch.setattr(testbed, "generated_scenes", scenes)
+    monkeypatch.setattr(testbed, "JUNK", {kind: spoil(level) for kind, level in brightness.items()})
+    pool = write_testbed(TestbedConfig(str(tmp_path / "new"), **{**SMALL, "frames": 40}))
+    rows = latents(pool).to_pylist()
+    assert [(row["scene"], row["scene_type"], row["copy"]) for row in rows] == [seen[number] for number in range(40)]
+    shown = [round(pixels(pool, row["source"]).mean()) for row in rows]
+    assert shown == [brightness.get(row["junk"], number) for number, row in enumerate(rows)]
+    assert len(set(drawn)) == 10  # each junk frame has random numbers of its own
+
+
+def test_scenes_of_a_type_share_wall_and_endoscope_and_some_have_a_polyp(monkeypatch):
+    walls, endoscopes, polyps = [], [], []
+
+    def render(bowel, grown, cameras, size):
+        walls.append(tuple(bowel.mucosa))
+        polyps.append(len(grown))
+        return [Rendering(np.ones((size, size, 3)), np.zeros((size, size)), np.zeros((size, size), bool))]
+
+    monkeypatch.setattr(testbed_views, "render", render)
+    monkeypatch.setattr(testbed_views, "photograph", lambda _, endoscope, *rest, **named: endoscopes.append(endoscope))
+    camera = testbed_views.generated_scenes(np.repeat([0, 1], 6), 16, seed=0)
+    for scene in range(12):
+        next(camera(scene, [(scene, 0.0)]))
+    for shared in (walls, [tuple(endoscope.white) for endoscope in endoscopes]):
+        assert [len(set(part)) for part in (shared[:6], shared[6:], shared)] == [1, 1, 2]
+    assert set(polyps) == {0, 1}
+
+
+@pytest.mark.parametrize("kind", ["generated", "real"])
+def test_shots_of_one_moment_differ_in_exposure_and_in_how_long_they_are_exposed(kind, real_images, monkeypatch):
+    shutters, look = [], testbed_views.look
+
+    def watched(picture, drift, time, shutter):
+        shutters.append(shutter)
+        return look(picture, drift, time, shutter)
+
+    monkeypatch.setattr(testbed_views, "look", watched)
+    if kind == "generated":
+        camera = testbed_views.generated_scenes(np.array([0]), 32, seed=0)
+    else:
+        camera = testbed_views.drifting_frames(open_dataset(str(real_images)), seed=0)
+    shots = np.stack(list(camera(0, [(number, 2.0) for number in range(12)])))
+    assert 0.02 < np.log(shots.mean(axis=(1, 2, 3))).std() < 0.2
+    assert 0.2 < np.mean(shutters) < 1
+    assert len(set(shutters)) == 12
 
 
 def test_a_killed_run_goes_on_and_ends_the_same(generated, tmp_path, monkeypatch):
