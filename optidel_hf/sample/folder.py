@@ -122,8 +122,12 @@ def is_written(output_dir: Path, asked: dict[str, Any]) -> bool:
             f"{name} {found.get(name)} instead of {asked[name]}" for name in asked if found.get(name) != asked[name]
         )
         raise UserError(f"{output_dir} holds another sample ({names}); give another folder or delete this one.")
-    if (there := sum(1 for _ in output_dir.glob("*/images/*"))) < (wanted := sum(asked["counts"].values())):
-        raise UserError(f"{output_dir} has {there} of the {wanted} images of its sample: delete it, to make it anew.")
+    pool, *labelled = asked["counts"].values()
+    for kind, wanted in (("images", pool + sum(labelled)), ("masks", sum(labelled))):
+        if (there := sum(1 for _ in output_dir.glob(f"*/{kind}/*"))) < wanted:
+            raise UserError(
+                f"{output_dir} has {there} of the {wanted} {kind} of its sample: delete it, to make it anew."
+            )
     return True
 
 

@@ -7,8 +7,8 @@ Testbeds: pools in which it is known what every frame is worth, because redundan
     OUT/testbed.json, OUT/README.md                    what was asked for, and what it is
 
 The latents lie beside the pool, the files' order is shuffled and their names are numbers: a selection sees pixels.
-Every frame is a function of the configuration and its own number; a killed run goes on where it was, and
-`latents.parquet`, written last, says that the pool is whole.
+Every frame is a function of the configuration and its own number: a killed run goes on where it was, and frames that
+were deleted are made again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from optidel_hf.curation.curated import source_sha256
 from optidel_hf.errors import UserError, named_by
-from optidel_hf.files import write_text
+from optidel_hf.files import alone_in, read_json, write_text
 from optidel_hf.parquet import write_parquet
 from optidel_hf.sample.junk import JUNK
 from optidel_hf.sample.testbed_views import Camera, drifting_frames, generated_scenes
@@ -42,6 +42,8 @@ LATENTS = "latents.parquet"
 JPEG_QUALITY = 92
 # One stream of random numbers a purpose; the views' own are in `testbed_views`.
 PLAN, SPOIL = 0, 1
+# What says nothing about a pool of real frames.
+OF_SCENES = ("redundancy", "scene_types", "image_size")
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,10 @@ class TestbedConfig:
     def usable(self) -> int:
         """Frames that are no junk."""
         return self.frames - round(self.junk * self.frames)
+
+    def frames_for(self, usable: int) -> int:
+        """Frames of which so many are no junk."""
+        return math.ceil(usable / (1 - self.junk))
 
 
 @dataclass(frozen=True)
@@ -123,19 +129,26 @@ def write_testbed(config: TestbedConfig) -> Path:
         `Path`: the folder of the pool's images. The latents are `latents.parquet` two folders above.
 
     Raises:
-        `UserError`: the folder holds another testbed or something else; fewer usable frames than real ones are asked
-            for; or a real frame cannot be read.
+        `UserError`: the folder holds another testbed or something else, or another process writes it; fewer usable
+            frames than real ones, or than one scene's copies, are asked for; or a real frame cannot be read.
     """
     output = Path(config.output_dir)
     with named_by("--images"):
         real = open_dataset(config.images) if config.images else None
     plan, types = plan_real(config, len(real)) if real else plan_generated(config)
-    pool = _images(output, bool(real))
-    _claim(output, config, _identify(real) if real else None)
-    if (output / LATENTS).exists():
-        return pool
+    identity = _identify(real) if real else None
+    output.mkdir(parents=True, exist_ok=True)
+    with alone_in(output):
+        _claim(output, config, identity)
+        if not _is_whole(output, bool(real), config.frames):
+            _write(output, config, real, plan, types)
+    return _images(output, bool(real))
+
+
+def _write(output: Path, config: TestbedConfig, real: Dataset | None, plan: Plan, types: np.ndarray) -> None:
+    """What is missing of a testbed; the latents come last."""
+    pool, seed = _images(output, bool(real)), config.seed
     pool.mkdir(parents=True, exist_ok=True)
-    seed = config.seed
     camera = drifting_frames(real, seed) if real else generated_scenes(types, config.image_size, seed)
     _write_frames(pool, plan, types, camera, seed)
     if real:
@@ -144,7 +157,12 @@ def write_testbed(config: TestbedConfig) -> Path:
         _write_csv(pool / "metadata.csv", [("file_name", "group"), *zip(frame_names(config.frames), groups)])
     write_text(describe(config, plan), output / "README.md")
     write_parquet(_latents(config, plan, types), output / LATENTS)
-    return pool
+
+
+def _is_whole(output: Path, real: bool, frames: int) -> bool:
+    """Whether a testbed was finished and nothing of its pool was deleted since."""
+    there = {path.name for path in _images(output, real).glob("*")}
+    return (output / LATENTS).exists() and there.issuperset([*frame_names(frames), *["metadata.csv"] * real])
 
 
 def open_testbed(folder: str | Path) -> KnownPool:
@@ -157,8 +175,10 @@ def open_testbed(folder: str | Path) -> KnownPool:
     folder = Path(folder)
     if not (folder / LATENTS).exists():
         raise UserError(f"{folder} holds no whole testbed (no {LATENTS}): `optidel testbed` writes one or goes on.")
-    asked = json.loads((folder / "testbed.json").read_text())
+    asked = read_json(folder / "testbed.json")
     real = asked["images"] is not None
+    if not _is_whole(folder, real, asked["frames"]):
+        raise UserError(f"{folder} has lost some of its pool: the same `optidel testbed` makes that again.")
     return KnownPool(folder, _images(folder, real), real, None if real else asked["redundancy"], asked["junk"])
 
 
@@ -169,6 +189,11 @@ def frame_names(frames: int) -> list[str]:
 
 def plan_generated(config: TestbedConfig) -> tuple[Plan, np.ndarray]:
     """The plan of generated scenes with `redundancy` copies each, and the types (scenes,), which follow Zipf's law."""
+    if config.usable < config.redundancy:
+        raise UserError(
+            f"{config.redundancy} copies of a scene need more than {config.usable} frames that are no junk: give at "
+            f"least --frames {config.frames_for(config.redundancy)}, or a lower --redundancy."
+        )
     rng = np.random.default_rng([config.seed, PLAN])
     scene, copy = np.divmod(np.arange(config.usable), config.redundancy)
     shares = np.arange(1, config.scene_types + 1) ** -config.zipf
@@ -181,7 +206,7 @@ def plan_real(config: TestbedConfig, images: int) -> tuple[Plan, np.ndarray]:
     if config.usable < images:
         raise UserError(
             f"{config.images} has {images} images and the pool only {config.usable} frames that are no junk: give at "
-            f"least --frames {int(np.ceil(images / (1 - config.junk)))}."
+            f"least --frames {config.frames_for(images)}."
         )
     rng = np.random.default_rng([config.seed, PLAN])
     shares = rng.permutation(np.arange(1, images + 1) ** -config.zipf)
@@ -250,10 +275,11 @@ def _identify(real: Dataset) -> str:
 def _claim(output: Path, config: TestbedConfig, images: str | None) -> None:
     """Write what is asked for, or refuse a folder in which something else was begun."""
     asked = {**asdict(config), "images": images}
-    asked.pop("output_dir")
+    for name in ("output_dir", *(OF_SCENES if images else ())):
+        del asked[name]
     path = output / "testbed.json"
     if path.exists():
-        found = json.loads(path.read_text())
+        found = read_json(path)
         other = [
             f"{name} {found.get(name)} instead of {value}" for name, value in asked.items() if found.get(name) != value
         ]
@@ -281,6 +307,8 @@ def _latents(config: TestbedConfig, plan: Plan, types: np.ndarray) -> pa.Table:
 def describe(config: TestbedConfig, plan: Plan) -> str:
     """The text of the testbed's README.md."""
     scenes, junk = len(np.unique(plan.scene)), int((plan.junk != "").sum())
+    rest = config.usable % config.redundancy
+    last = f", the last scene in {rest}" if rest else ""
     what = (
         f"**Semi-synthetic.** {scenes} real frames drift (pan, zoom, roll, exposure, motion blur), each into as many "
         "copies as a Zipf law gives it. The real data's licence holds for these copies too, and results on this pool "
@@ -289,8 +317,8 @@ def describe(config: TestbedConfig, plan: Plan) -> str:
         "is told it need not find the copies, so say which of the two was run."
         if config.images
         else f"**Synthetic.** {scenes} generated colonoscopy-like scenes of up to {config.scene_types} types, whose "
-        f"frequency follows a Zipf law, in {config.redundancy} near copies each (pan, zoom, roll, exposure, motion "
-        "blur). A type is a wall seen through an endoscope. No real image is in it."
+        f"frequency follows a Zipf law, in {config.redundancy} near copies each{last} (pan, zoom, roll, exposure, "
+        "motion blur). A type is a wall seen through an endoscope. No real image is in it."
     )
     return (
         f"# Testbed: {config.frames} frames, of which {junk} are junk\n\n{what}\n\n"

@@ -84,10 +84,18 @@ def test_a_folder_with_other_files_is_refused(tmp_path):
     assert (tmp_path / "thesis.txt").exists()
 
 
-def test_a_sample_that_lost_an_image_or_its_record_is_told(written, tmp_path):
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        ("pool/images", "29 of the 30 images"),
+        ("downstream/images", "29 of the 30 images"),
+        ("downstream/masks", "9 of the 10 masks"),
+    ],
+)
+def test_a_sample_that_lost_an_image_a_mask_or_its_record_is_told(place, told, written, tmp_path):
     lost = shutil.copytree(written, tmp_path / "lost")
-    next((lost / "pool" / "images").iterdir()).unlink()
-    with pytest.raises(UserError, match=r"lost has \d+ of the \d+ images of its sample: delete it"):
+    next((lost / place).iterdir()).unlink()
+    with pytest.raises(UserError, match=f"lost has {told} of its sample: delete it"):
         write_sample(lost, **SIZES)
     (lost / "sample.json").write_text("{")
     with pytest.raises(UserError, match=r"sample\.json is damaged"):

@@ -9,11 +9,13 @@ from PIL import Image
 
 from optidel_hf.curation.inputs import InputConfig, open_sources
 from optidel_hf.errors import UserError
+from optidel_hf.files import alone_in
 from optidel_hf.sample import testbed, testbed_views
 from optidel_hf.sample.junk import JUNK
 from optidel_hf.sample.render import Rendering
 from optidel_hf.sample.testbed import (
     TestbedConfig,
+    describe,
     frame_names,
     open_testbed,
     plan_generated,
@@ -198,6 +200,33 @@ def test_a_finished_testbed_is_reused_and_another_refused(generated, monkeypatch
         write_testbed(TestbedConfig(folder, **{**SMALL, "junk": 0.5}))
 
 
+@pytest.mark.parametrize("pool", ["generated", "drifting"])
+def test_what_a_finished_testbed_lost_is_made_again(pool, request, real_images, tmp_path):
+    whole = request.getfixturevalue(pool)
+    output = shutil.copytree(whole.parents[1], tmp_path / "lost")
+    real = {} if pool == "generated" else {"images": str(real_images), "frames": 20, "junk": 0.2}
+    for name in ("frame-000003.jpg", "metadata.csv") if real else ("frame-000003.jpg",):
+        (output / whole.relative_to(whole.parents[1]) / name).unlink()
+        with pytest.raises(UserError, match=r"lost has lost some of its pool: the same `optidel testbed` makes"):
+            open_testbed(output)
+        write_testbed(TestbedConfig(str(output), **(real or SMALL)))
+        assert contents(output) == contents(whole.parents[1])
+
+
+def test_a_testbed_whose_record_is_damaged_is_told(generated, tmp_path):
+    output = shutil.copytree(generated.parents[1], tmp_path / "damaged")
+    (output / "testbed.json").write_text("{")
+    for use in (open_testbed, lambda folder: write_testbed(TestbedConfig(str(folder), **SMALL))):
+        with pytest.raises(UserError, match=r"testbed\.json is damaged"):
+            use(output)
+
+
+def test_a_testbed_that_another_process_writes_is_left_alone(tmp_path):
+    with alone_in(tmp_path), pytest.raises(UserError, match="Another process is at work in"):
+        write_testbed(TestbedConfig(str(tmp_path), **SMALL))
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_folder_with_other_files_is_refused(tmp_path):
     (tmp_path / "thesis.txt").write_text("irreplaceable")
     with pytest.raises(UserError, match="not a testbed"):
@@ -220,7 +249,8 @@ def test_real_frames_carry_their_group_and_the_word(drifting, real_images):
 def test_other_real_frames_of_the_same_number_are_another_testbed(drifting, real_images, tmp_path):
     folder, output = shutil.copytree(real_images, tmp_path / "frames"), tmp_path / "pool"
     write_testbed(TestbedConfig(str(output), images=str(folder), frames=6, junk=0.0))
-    write_testbed(TestbedConfig(str(output), images=str(folder), frames=6, junk=0.0))
+    of_scenes = {"redundancy": 7, "scene_types": 3, "image_size": 64}  # which says nothing of real frames
+    write_testbed(TestbedConfig(str(output), images=str(folder), frames=6, junk=0.0, **of_scenes))
     first, second, *_ = sorted(folder.glob("*.png"))
     shutil.copy(second, first)
     with pytest.raises(UserError, match="holds another testbed"):
@@ -230,6 +260,21 @@ def test_other_real_frames_of_the_same_number_are_another_testbed(drifting, real
 def test_fewer_frames_than_real_ones_are_refused(real_images, tmp_path):
     with pytest.raises(UserError, match="--frames 6"):
         write_testbed(TestbedConfig(str(tmp_path / "new"), images=str(real_images), frames=4, junk=0.5))
+
+
+def test_fewer_frames_than_a_scenes_copies_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"20 copies of a scene need more than 10 frames .* --frames 25"):
+        write_testbed(TestbedConfig(str(tmp_path / "new"), frames=12, redundancy=20, junk=0.2))
+    assert not (tmp_path / "new").exists()
+    plan_generated(TestbedConfig(frames=25, redundancy=20, junk=0.2))
+
+
+@pytest.mark.parametrize(
+    ("frames", "copies"), [(8, "4 near copies each ("), (10, "4 near copies each, the last scene in 2 (")]
+)
+def test_the_text_says_how_many_copies_there_are(frames, copies):
+    config = TestbedConfig(frames=frames, redundancy=4, junk=0.0)
+    assert copies in describe(config, plan_generated(config)[0])
 
 
 def test_a_broken_real_frame_is_named(real_images, tmp_path):
