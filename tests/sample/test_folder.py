@@ -12,6 +12,7 @@ from optidel_hf.errors import UserError
 from optidel_hf.files import alone_in
 from optidel_hf.sample import folder
 from optidel_hf.sample.folder import write_sample
+from optidel_hf.sample.frames import FrameConfig, generate_sequence
 
 
 SIZES = {"frames": 20, "train": 5, "validation": 2, "test": 3, "image_size": 32}
@@ -44,6 +45,13 @@ def test_layout(written):
 def test_masks_are_black_and_white_and_some_hold_a_polyp(written):
     values = [np.unique(np.asarray(Image.open(path))) for path in (written / "downstream" / "masks").iterdir()]
     assert set(np.concatenate(values)) == {0, 255}
+
+
+def test_labelled_frames_are_five_moments_apart(written):
+    _, every = generate_sequence(0, 1000, FrameConfig(SIZES["image_size"], frames_per_sequence=20, polyp_rate=0.9))
+    paths = sorted((written / "downstream" / "masks").glob("train_seq-1000_*"))
+    assert (np.stack([np.asarray(Image.open(path)) > 0 for path in paths]) == every[::5]).all()
+    assert (every[0] != every[5]).any()
 
 
 def test_no_sequence_is_in_two_parts(written):

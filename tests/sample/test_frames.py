@@ -6,7 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from optidel_hf.sample import frames as frames_module
+from optidel_hf.sample.bowel import build_bowel
 from optidel_hf.sample.frames import FrameConfig, generate_sequence
+from optidel_hf.sample.optics import Endoscope, build_endoscope, photograph
+from optidel_hf.sample.render import Rendering
 
 
 SMALL = FrameConfig(image_size=48, frames_per_sequence=3, polyp_rate=1.0)
@@ -79,6 +83,45 @@ def test_stride_takes_every_nth_moment(sequences):
     long = replace(SMALL, polyp_rate=0.0)
     wide, dense = generate_sequence(0, 3, short)[0].astype(int), generate_sequence(0, 3, long)[0].astype(int)
     assert np.abs(wide[1] - dense[2]).mean() < np.abs(wide[1] - dense[0]).mean()
+
+
+def shoot(seed=0, haze=0.0):
+    """A photograph of stripes with one highlight, seen through the right half of the frame; a mark is in the left."""
+    light, highlight, window, overlay = np.full((32, 32, 3), 0.3), *np.zeros((3, 32, 32))
+    light[:, ::4], highlight[20:28, 20:28], window[:, 16:], overlay[4, 2:8] = 0.1, 1, 1, 0.7
+    endoscope = Endoscope(window, overlay, exposure=0.8, white=np.ones(3), quality=95)
+    rendering = Rendering(light, highlight, np.zeros((32, 32), bool))
+    return photograph(rendering, endoscope, np.random.default_rng(seed), 0.3, 1.0, haze).astype(int)
+
+
+def test_outside_the_window_a_frame_is_black_but_for_its_marks():
+    frame = shoot()
+    assert frame[8:, :15].max() < 12
+    assert frame[4, 2:8].min() > 100
+    assert frame[:16, 17:].mean() > 100
+
+
+def test_highlights_are_white_the_sensor_has_noise_and_haze_takes_contrast():
+    frame, again, hazy = shoot(), shoot(seed=1), shoot(haze=0.25)
+    assert frame[22:26, 22:26].min() > 240 > frame[:16, 17:].max()
+    assert 1 < (frame - again)[:16, 17:].std() < 5
+    assert 0.5 < hazy[:16, 17:].std() / frame[:16, 17:].std() < 0.85
+
+
+def test_endoscopes_differ_in_border_and_marks_and_sequences_in_haze(monkeypatch):
+    endoscopes = [build_endoscope(np.random.default_rng(seed), 32) for seed in range(16)]
+    assert (
+        {(one.window == 0).any() for one in endoscopes} == {one.overlay.any() for one in endoscopes} == {True, False}
+    )
+    assert all((one.window[one.overlay > 0] == 0).all() for one in endoscopes)
+    bowel, hazes = build_bowel(np.random.default_rng(0)), []
+    dark = Rendering(np.zeros((32, 32, 3)), np.zeros((32, 32)), np.zeros((32, 32), bool))
+    monkeypatch.setattr(frames_module, "build_bowel", lambda _: bowel)
+    monkeypatch.setattr(frames_module, "render", lambda *_: [dark])
+    monkeypatch.setattr(frames_module, "photograph", lambda *shot: hazes.append(shot[-1]) or dark.diffuse)
+    for sequence in range(16):
+        generate_sequence(0, sequence, FrameConfig(image_size=32, frames_per_sequence=1, polyp_rate=0.0))
+    assert min(hazes) == 0 < max(hazes) <= 0.25
 
 
 @pytest.mark.parametrize("wrong", [{"image_size": 8}, {"frames_per_sequence": 0}, {"stride": 0}, {"polyp_rate": 1.5}])

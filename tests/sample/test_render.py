@@ -5,7 +5,7 @@ import pytest
 
 from optidel_hf.sample.bowel import build_bowel
 from optidel_hf.sample.frames import place_polyp, plan_flight
-from optidel_hf.sample.render import FAR, NEAR, march, march_images, render
+from optidel_hf.sample.render import FAR, NEAR, march, march_images, render, wall_distance
 
 
 @pytest.fixture(scope="module", params=[0, 1, 2])
@@ -34,3 +34,18 @@ def test_a_frame_does_not_depend_on_those_rendered_with_it(scene):
     together, alone = list(render(bowel, polyps, cameras, 32))[1], next(render(bowel, polyps, cameras[1:2], 32))
     np.testing.assert_allclose(together.diffuse, alone.diffuse, rtol=1e-4, atol=1e-5)
     assert np.array_equal(together.polyp, alone.polyp)
+
+
+def test_a_mask_holds_the_pixels_where_a_polyp_is_nearer_than_the_wall(scene):
+    bowel, polyps, cameras = scene
+    rays, travelled, _ = march_images(bowel, polyps, cameras, 64)
+    points = rays.at(travelled)
+    nearer = np.min([polyp.distance(points) for polyp in polyps], axis=0) < wall_distance(bowel, points)
+    masks = np.stack([one.polyp for one in render(bowel, polyps, cameras, 64)])
+    assert nearer.any()
+    assert (masks.ravel() != nearer).sum() <= 2  # at a distance of 0
+
+
+def test_wet_walls_glint(scene):
+    bowel, polyps, cameras = scene
+    assert max(one.highlight.max() for one in render(bowel, polyps, cameras, 32)) > 0.5
