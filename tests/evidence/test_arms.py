@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +22,7 @@ from optidel_hf.curation.patches import PatchConfig
 from optidel_hf.curation.pipeline import curate
 from optidel_hf.curation.reference import ReferenceConfig
 from optidel_hf.curation.scoring import ScoreConfig
+from optidel_hf.curation.selection import eligible, select
 from optidel_hf.curation.selection.candidates import rank_within
 from optidel_hf.curation.selection.clusters import cluster
 from optidel_hf.curation.selection.select import read_pool
@@ -32,6 +34,7 @@ from optidel_hf.evidence.arm_data import ArmData, build_arm
 from optidel_hf.evidence.arms import ARMS
 from optidel_hf.evidence.pool import Pool
 from optidel_hf.evidence.rules import likeness
+from optidel_hf.files import read_json
 from optidel_hf.pretraining.objectives.mae import build_mae
 from optidel_hf.pretraining.stored import StoredImages, open_images
 
@@ -42,6 +45,23 @@ STORED = 2  # round(0.1 x 21)
 LOOSE = {"max_area": 0.9, "min_area": 0.001, "box_nms_thresh": 0.95, "crop_nms_thresh": 0.95}
 SMALL = {"reference_width": 64, "reference_layers": 1, "reference_batch_size": 8, "reference_steps": 2}
 KEYS = ["source", "group", "bbox", "crop", "upscale", "fold", "difficulty", "embedding"]
+WITHOUT_HARDNESS = {"strategy": "optidel", "hardness_weight": 0.0}
+BASELINES = ("semdedup", "meddel", "ccs", "prototypes", "zcore")
+OF_PATCHES = {  # what each arm in mosaics of four key patches is chosen by
+    "hardest": {"strategy": "hardest"},
+    "optidel": {"strategy": "optidel"},
+    "easiest_mosaics": {"strategy": "easiest"},
+    "medium_mosaics": {"strategy": "medium"},
+    "coverage_mosaics": WITHOUT_HARDNESS,
+    "learnable_mosaics": {"strategy": "optidel", "score": "learnability"},
+    **{f"{name}_mosaics": {"strategy": name} for name in BASELINES},
+}
+OF_IMAGES = {
+    "hardest_images": {"strategy": "hardest"},
+    "optidel_images": {"strategy": "optidel"},
+    "coverage_images": WITHOUT_HARDNESS,
+    **{name: {"strategy": name} for name in BASELINES},
+}
 BUDGETED = [name for name, arm in ARMS.items() if arm.unit and arm.budgeted and not arm.bytes_of]
 
 
@@ -96,6 +116,24 @@ def tiles(data: ArmData) -> list[list[dict]]:
 
 def sources(data: ArmData) -> list[str]:
     return [tile["source"] for mosaic in tiles(data) for tile in mosaic]
+
+
+def scores(pool: Pool, unit: str) -> pa.Table:
+    folder = pool.output / "seed-0000" / unit / "scores"
+    names = pq.read_schema(next(folder.glob("*.parquet"))).names
+    return read_columns(folder, [name for name in names if name != "image"])
+
+
+def selected(table: pa.Table, unit: str, **options: Any) -> list[list[dict]]:
+    """What `select` takes for the arms' budget: the source and the crop of every tile, by image and slot."""
+    tiles = 4 if unit == "patch" else 1
+    found = select(table, budget=BUDGET, images=USABLE, tiles_per_mosaic=tiles, **options)
+    rows = table.select(["source", "crop"]).take(found.rows[np.lexsort((found.slot, found.mosaic))]).to_pylist()
+    return [rows[first : first + tiles] for first in range(0, len(rows), tiles)]
+
+
+def places(data: ArmData) -> list[list[dict]]:
+    return [[{name: tile[name] for name in ("source", "crop")} for tile in mosaic] for mosaic in tiles(data)]
 
 
 def ranks_of(data: ArmData, pool: Pool, values: np.ndarray) -> np.ndarray:
@@ -157,6 +195,43 @@ def test_product_arms_are_what_curate_makes(name: str, pool: Pool, built: dict[s
         device="cpu",
     )
     assert torch.equal(pixels(curate(config) / "curated"), pixels(built[name].dataset))
+
+
+@pytest.mark.parametrize(
+    ("name", "unit", "options"),
+    [(name, unit, how) for unit, arms in (("patch", OF_PATCHES), ("image", OF_IMAGES)) for name, how in arms.items()],
+)
+def test_arms_are_chosen_by_their_strategy(
+    name: str, unit: str, options: dict[str, Any], pool: Pool, built: dict[str, ArmData]
+) -> None:
+    assert places(built[name]) == selected(scores(pool, unit), unit, **options)
+
+
+def test_lesion_like_patches_are_hard_times_likeness(pool: Pool, built: dict[str, ArmData]) -> None:
+    table = scores(pool, "patch")
+    table = table.take(np.flatnonzero(eligible(table["upscale"].to_numpy(), SelectionConfig.max_upscale)))
+    hardness = rank_within(table["difficulty"].to_numpy(), table["fold"].to_numpy())
+    values = pa.array(hardness * likeness(table, scores(pool, "image")), pa.float32())
+    table = table.set_column(table.schema.get_field_index("difficulty"), "difficulty", values)
+    assert places(built["lesion_like_mosaics"]) == selected(table, "patch", max_upscale=np.inf)
+
+
+@pytest.mark.parametrize(
+    ("name", "made_from"),
+    [
+        ("random_images", ["inputs", "image"]),
+        ("hardest_images", ["inputs", "image", "seed-0000/image"]),
+        ("random_patch_mosaics", ["inputs", "patch"]),
+        ("hardest", ["inputs", "patch", "seed-0000/patch"]),
+    ],
+)
+def test_an_arms_seconds_are_its_own_and_those_of_what_it_is_made_from(
+    name: str, made_from: list[str], pool: Pool, built: dict[str, ArmData]
+) -> None:
+    folders = [pool.output / place for place in (*made_from, f"arms/{name}_0.1_0000")]
+    seconds = [read_json(folder / "seconds.json")["seconds"] for folder in folders]
+    assert min(seconds) > 0
+    assert built[name].facts["curation_seconds"] == pytest.approx(sum(seconds))
 
 
 def test_oracle_finds_planted_frames(planted: tuple[list[str], torch.Tensor], built: dict[str, ArmData]) -> None:

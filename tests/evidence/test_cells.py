@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tiny_grid import SIDE, SIZES, TRAINING, write_squares
+from tiny_grid import SIDE, SIZES, TRAINING, tiny_experiment, write_squares
 from transformers import ViTConfig, ViTModel
 
 from optidel_hf.cli import main
 from optidel_hf.curation.heldout import judge
+from optidel_hf.curation.reference import ReferenceConfig
 from optidel_hf.evaluation.backbone import Backbone
 from optidel_hf.evaluation.downstream import load_downstream
 from optidel_hf.evaluation.protocol import Segmenter, image_confusions, score
-from optidel_hf.evidence.cells import Judges
+from optidel_hf.evidence.arm_data import ArmData
+from optidel_hf.evidence.cells import Cell, Judges, cell_pretraining
 from optidel_hf.evidence.cells import judge as judge_cell
 from optidel_hf.evidence.config import ReproduceConfig
 
@@ -54,6 +57,34 @@ def test_a_grid_from_a_file_with_a_real_arm(image_folder: Path, tmp_path: Path) 
     assert row["vinfo_held_out"] == pytest.approx(judged["cell"]["v_information"], abs=1e-6)
     assert judged["cell"]["frames"] == 24 - round(0.8 * 24)
     assert np.isfinite(row["miou"])
+
+
+@pytest.mark.parametrize(
+    ("arm", "start", "own"),
+    [
+        ("optidel", None, {}),
+        ("optidel_tile_augmentation", None, {"tile_augmentation": True}),
+        ("optidel_half", None, {}),
+        ("optidel_last_whole", None, {"last_share": 0.2}),
+        ("random_equal_compute", None, {"steps": 4 + 20, "checkpoint_every": 12, "keep_checkpoints": 24}),
+        (
+            "full_equal_compute_from_scorer",
+            "scorer",
+            {"model": "scorer", "steps": 4 + 20 - 8, "checkpoint_every": 8, "keep_checkpoints": 16},
+        ),
+    ],
+)
+def test_arms_are_pretrained_alike_but_for_what_they_are_there_to_show(
+    arm: str, start: str | None, own: dict[str, Any], tmp_path: Path
+) -> None:
+    experiment = replace(
+        tiny_experiment(tmp_path, tmp_path, tmp_path / "out", curation_steps=20),
+        reference=ReferenceConfig(reference_steps=8, reference_batch_size=8),  # as many images as 8 steps of the grid
+    )
+    output = str(tmp_path / "out" / "models" / f"0003_{arm}_0.05")
+    shared = {"seed": 3, "output_dir": output, "checkpoint_every": 2, "keep_checkpoints": 4, "device": "cpu"}
+    expected = replace(experiment.pretrain, **{**shared, **own})
+    assert cell_pretraining(Cell(arm, 0.05, 3), ArmData("data", {}, start=start), experiment) == expected
 
 
 @pytest.mark.parametrize("mode", ["finetune", "probe"])
