@@ -44,11 +44,13 @@ def test_ranges_are_inclusive_and_exclusions_hold_in_both_parts(squares: Path) -
 
 
 def test_label_candidates_near_a_test_image_are_dropped(squares: Path) -> None:
-    shutil.copy(squares / "images" / "test_02.png", squares / "images" / "train_05.png")
-    kept = label_candidates(protocol(squares), SIDE).names
-    assert kept == [f"train_{i:02d}" for i in range(12) if i != 5]
-    with pytest.raises(UserError, match=r"0 label candidates are left of 12 in split 'train', and 2 are to be"):
-        label_candidates(protocol(squares, near_distance=256), SIDE)
+    ranges = {"label_range": "train_00:train_07", "test_range": "train_08:train_11"}
+    for test, label in (("test_02", "train_05"), ("train_09", "train_03")):
+        shutil.copy(squares / "images" / f"{test}.png", squares / "images" / f"{label}.png")
+    kept = label_candidates(protocol(squares, **ranges), SIDE).names
+    assert kept == [f"train_{i:02d}" for i in range(8) if i not in (3, 5)]
+    with pytest.raises(UserError, match=r"0 label candidates are left of 8 in split 'train', and 2 are to be"):
+        label_candidates(protocol(squares, **ranges, near_distance=256), SIDE)
 
 
 def test_an_image_cannot_be_label_and_test(squares: Path) -> None:

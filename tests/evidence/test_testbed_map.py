@@ -46,6 +46,15 @@ def test_contrasts_of_results_have_the_sign_that_was_put_there():
         assert {cell: verdict(one) for cell, one in intervals.items()} == {(20, 0.2): ABOVE, (1, 0.0): BELOW}
 
 
+def test_the_test_part_is_not_read():
+    small = {"seeds": 2, "images": 10, "modes": ("probe",)}
+    levels = {"full": 0.6, "random_images": 0.65, "optidel": 0.7}
+    both, validation = (
+        results_table(levels, **small, splits=parts) for parts in (("validation", "test"), ("validation",))
+    )
+    assert contrasts({(1, 0.0): both}) == contrasts({(1, 0.0): validation})
+
+
 def test_an_arm_that_was_not_run_leaves_its_cell_out():
     small = {"seeds": 2, "images": 10, "modes": ("probe",)}
     found = contrasts({(1, 0.0): results_table({"full": 0.6, "optidel": 0.7}, **small)})

@@ -59,6 +59,11 @@ def test_an_arms_line_holds_the_means_over_seeds_and_its_level() -> None:
     assert lines["none"][7] == "5 seeds"
 
 
+def test_the_test_part_is_not_read() -> None:
+    both, validation = (judged(ARMS, splits=parts) for parts in (("validation", "test"), ("validation",)))
+    assert pools_text([both]) == pools_text([validation])
+
+
 def test_a_pool_whose_gate_has_not_passed_says_so() -> None:
     text = pools_text([judged({**ARMS, "full": 0.5}, 1), judged(ARMS, 20), judged({"none": 0.5, "optidel": 0.7})])
     assert [line for line in text.splitlines() if line.startswith("## ")] == [

@@ -54,6 +54,11 @@ def test_unknown_scene_types_have_no_coverage():
     assert worth.scene_types == worth.tail_types == (0, 0)
 
 
+def test_the_tail_is_the_rarest_half_rounded_down_and_of_equally_rare_types_the_last():
+    rows = pool([(source, scene, scene, None) for scene, source in enumerate("abc")])
+    assert [judge([source], rows).tail_types for source in "abc"] == [(0, 1), (0, 1), (1, 1)]
+
+
 def test_another_pool_is_refused():
     with pytest.raises(UserError, match="'images/a'"):
         judge(["images/a"], pool())
