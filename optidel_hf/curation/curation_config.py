@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from optidel_hf.curation.selection_config import SelectionConfig
 from optidel_hf.devices import resolve_device
 from optidel_hf.errors import UserError
 from optidel_hf.files import refuse_stage_folder
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,9 @@ def refuse_early(config: CurationConfig) -> None:
     resolve_device(config.device)
     _refuse_checkpoints(config)
     _refuse_sizes(config)
+    if config.selection.ignored:
+        flags = " and ".join(f"--{name}" for name in config.selection.ignored)
+        logger.warning("The strategy '%s' does not look at %s: left aside.", config.selection.strategy, flags)
     if config.selection.score == LEARNABILITY and not config.score.learnability:
         raise UserError("--score learnability needs --learnability, which adds that column.")
     if config.reference.reference and config.score.learnability:

@@ -60,6 +60,18 @@ class SelectionConfig:
         return self.strategy == AUTO or STRATEGIES[self.strategy].scored
 
     @property
+    def ignored(self) -> list[str]:
+        """Fields that were given and change nothing of what the strategy chooses."""
+        if self.strategy == AUTO:
+            return []
+        strategy = STRATEGIES[self.strategy]
+        read = {*strategy.options, *(["score"] if strategy.score else [])}
+        asked = [option.name for option in fields(Options) if option.name != "seed"]
+        return [
+            name for name in ("score", *asked) if name not in read and getattr(self, name) != getattr(type(self), name)
+        ]
+
+    @property
     def embedding(self) -> bool:
         """Whether it reads embeddings."""
         return self.strategy == AUTO or STRATEGIES[self.strategy].embedding

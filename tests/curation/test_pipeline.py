@@ -22,7 +22,7 @@ from PIL import Image
 
 from optidel_hf.curation import pipeline
 from optidel_hf.curation.curated import MosaicConfig
-from optidel_hf.curation.curation_config import CurationConfig
+from optidel_hf.curation.curation_config import CurationConfig, refuse_early
 from optidel_hf.curation.inputs import InputConfig
 from optidel_hf.curation.patches import PatchConfig
 from optidel_hf.curation.pilot import Lead, PilotConfig
@@ -197,6 +197,16 @@ def test_what_the_command_line_refuses_is_refused_in_python_too(config: Curation
     with pytest.raises(UserError, match="until is 'mosaics': it is one of patches, scores, selection, curated"):
         curate(replace(config, output_dir=str(tmp_path / "out")), until="mosaics")
     assert not (tmp_path / "out").exists()
+
+
+def test_flags_that_the_strategy_does_not_look_at_are_told(
+    config: CurationConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = replace(config, output_dir=str(tmp_path / "out"))
+    refuse_early(config)
+    assert not caplog.text
+    refuse_early(replace(config, selection=SelectionConfig(strategy="random", trim=0.1, keep="near")))
+    assert "The strategy 'random' does not look at --trim and --keep: left aside." in caplog.text
 
 
 def test_a_changed_field_is_refused_and_named(config: CurationConfig, finished: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.spatial import cKDTree
 
-from optidel_hf.curation.selection import DISTANCES
+from optidel_hf.curation.selection import DISTANCES, STRATEGIES
 from optidel_hf.curation.selection.candidates import Candidates, standardize_within
 from optidel_hf.curation.selection.choice import OUTLIER, UNUSUAL, Options
 from optidel_hf.curation.selection.clusters import cluster
@@ -15,6 +17,7 @@ from optidel_hf.curation.selection.prototypes import prototypes
 from optidel_hf.curation.selection.strata import ccs
 from optidel_hf.curation.selection.subspaces import _redundancy, _vote, zcore
 from optidel_hf.curation.selection.uniform import random, random_images
+from optidel_hf.curation.selection_config import SelectionConfig
 
 
 def candidates(
@@ -39,6 +42,31 @@ def at_angles(*angles: float) -> np.ndarray:
     radians = np.deg2rad(angles)
     fan = np.stack([np.cos(radians), np.sin(radians), *np.zeros((3, len(angles)))], axis=1)
     return np.concatenate([fan, np.eye(5)[2:]])
+
+
+OTHER = {"trim": 0.3, "keep": "near", "max_distance": 0.2, "diversity": "logdet", "hardness_weight": 0.0}
+OTHER |= {"distance": "euclidean"}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("option", OTHER)
+def test_a_strategy_looks_at_the_options_that_it_names_alone(strategy: str, option: str) -> None:
+    rng = np.random.default_rng(0)
+    pool = candidates(120, rng.normal(size=(120, 8)) * rng.uniform(0.1, 3, 8), rng.normal(size=120))
+    default, chooser = Options(0, None, "far", 0.9), STRATEGIES[strategy]
+    plain, changed = (
+        chooser.choose(pool, 24, told).chosen.tolist()
+        for told in (default, replace(default, **{option: OTHER[option]}))
+    )
+    assert (plain != changed) == (option in chooser.options)
+
+
+def test_options_that_change_nothing_are_told() -> None:
+    assert SelectionConfig().ignored == SelectionConfig(strategy="auto", trim=0.1, score="pvi").ignored == []
+    told = {"trim": 0.4, "score": "pvi", "hardness_weight": 3.0}
+    assert SelectionConfig(strategy="random_images", **told).ignored == ["score", "trim", "hardness_weight"]
+    assert SelectionConfig(strategy="hardest", **told).ignored == ["trim", "hardness_weight"]
+    assert SelectionConfig(**told).ignored == []
 
 
 # prototypes

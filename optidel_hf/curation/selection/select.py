@@ -38,11 +38,13 @@ class Strategy(NamedTuple):
         choose: the function that chooses.
         score: column that it ranks by unless told otherwise, or `None` if it looks at no score.
         embedding: whether it reads the `embedding` column.
+        options: fields of [`Options`] that change what it chooses, besides `seed`.
     """
 
     choose: Callable[[Candidates, int, Options], Choice]
     score: str | None
     embedding: bool
+    options: tuple[str, ...] = ()
 
     @property
     def scored(self) -> bool:
@@ -52,16 +54,16 @@ class Strategy(NamedTuple):
 
 # The published rule is raw reconstruction error; the others that rank do so by what contrast and size do not explain.
 STRATEGIES = {
-    "optidel": Strategy(optidel, score="difficulty", embedding=True),
+    "optidel": Strategy(optidel, score="difficulty", embedding=True, options=("trim", "diversity", "hardness_weight")),
     "hardest": Strategy(hardest, score="cond_entropy", embedding=False),
     "easiest": Strategy(easiest, score="cond_entropy", embedding=False),
     "medium": Strategy(medium, score="difficulty", embedding=False),
     "random": Strategy(random, score=None, embedding=False),
     "random_images": Strategy(random_images, score=None, embedding=False),
-    "prototypes": Strategy(prototypes, score=None, embedding=True),
-    "semdedup": Strategy(semdedup, score=None, embedding=True),
-    "meddel": Strategy(meddel, score=None, embedding=True),
-    "ccs": Strategy(ccs, score="difficulty", embedding=False),
+    "prototypes": Strategy(prototypes, score=None, embedding=True, options=("keep", "distance")),
+    "semdedup": Strategy(semdedup, score=None, embedding=True, options=("keep", "distance")),
+    "meddel": Strategy(meddel, score=None, embedding=True, options=("keep", "distance", "max_distance")),
+    "ccs": Strategy(ccs, score="difficulty", embedding=False, options=("trim",)),
     "zcore": Strategy(zcore, score=None, embedding=True),
 }
 MAX_LOST_TO_UPSCALE = 0.1
