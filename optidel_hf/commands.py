@@ -136,11 +136,11 @@ def pretrain(arguments: Sequence[str]) -> None:
         _finish_model(config.output_dir, facts, publish)
 
 
-def _refuse_among_images(output: str, *datasets: str | None) -> None:
+def _refuse_among_images(output: str, *datasets: str | None, flag: str = "output_dir") -> None:
     """Refuse to write models and pictures among the images that the next run would read."""
     for dataset in filter(None, datasets):
-        if Path(dataset).is_dir() and Path(output).resolve().is_relative_to(Path(dataset).resolve()):
-            raise UserError(f"--output_dir {output} lies among the images of {dataset}: give a folder outside of it.")
+        if output and Path(dataset).is_dir() and Path(output).resolve().is_relative_to(Path(dataset).resolve()):
+            raise UserError(f"--{flag} {output} lies among the images of {dataset}: give a folder outside of it.")
 
 
 def _finish_model(folder: str, facts: dict[str, Any], publish: Any) -> None:
@@ -176,8 +176,8 @@ def reproduce(arguments: Sequence[str]) -> None:
 
     share_cores()
     experiment = make_experiment(*_parse(FLAGS, arguments, "reproduce", reproduce.__doc__))
-    for folder in filter(None, (experiment.grid.output_dir, experiment.grid.curation_dir)):
-        _refuse_among_images(folder, experiment.grid.pool)
+    for flag in ("output_dir", "curation_dir"):
+        _refuse_among_images(getattr(experiment.grid, flag) or "", experiment.grid.pool, flag=flag)
     file = config_file(arguments)
     if experiment.grid.final:
         if file is None:

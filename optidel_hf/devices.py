@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -31,8 +30,12 @@ def resolve_device(name: str = "auto", rank: int | None = None) -> torch.device:
     if name == "auto":
         name = next((kind for kind in ACCELERATORS if _available(kind)), "cpu")
     kind = name.split(":")[0]
-    if not re.fullmatch(rf"({'|'.join(('cpu', *ACCELERATORS))})(:\d+)?", name):
-        raise UserError(f"--device {name}: give auto, cpu, {', '.join(ACCELERATORS)}, or one of these with :N.")
+    try:
+        torch.device(name)
+    except RuntimeError:
+        raise UserError(
+            f"--device {name}: give auto, cpu, {', '.join(ACCELERATORS)}, or one of these with :N."
+        ) from None
     if kind != "cpu" and not _available(kind):
         raise UserError(f"--device {name}: torch {torch.__version__} sees no such device here; use --device cpu.")
     if rank is not None and kind in ("cuda", "xpu") and ":" not in name:

@@ -13,6 +13,14 @@ SAMPLE_DIR = Path("runs/sample")
 SAMPLE_CURATION_DIR = Path("runs/curate")
 
 
+def check_run(images_per_shard: int, reuse: str | None) -> None:
+    """Refuse, with a `UserError`, shards without images and an output that is none to take stages over from."""
+    if images_per_shard < 1:
+        raise UserError(f"images_per_shard is {images_per_shard}: a shard holds at least one image.")
+    if reuse and not Path(reuse, "inputs.parquet").exists():
+        raise UserError(f"--reuse {reuse} is no output of `optidel curate`: it has no inputs.parquet.")
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """Where and how a curation runs; nothing here changes its result but `images_per_shard`."""
@@ -21,6 +29,9 @@ class RunConfig:
     reuse: str | None = field(default=None, metadata={"help": "Output to take over finished stages from."})
     device: str = field(default="auto", metadata={"help": "auto (cuda, mps, xpu, then cpu) or one of these."})
     images_per_shard: int = field(default=256, metadata={"help": "Source images in a shard, the unit of resume."})
+
+    def __post_init__(self) -> None:
+        check_run(self.images_per_shard, self.reuse)
 
 
 @dataclass(frozen=True)

@@ -242,20 +242,13 @@ def _load_image_folder(path: Path, split: str | None, files: list[Path]) -> Data
         splits = load_dataset("imagefolder", data_dir=escape(str(path)), drop_labels=True)
     except Exception as error:  # datasets wraps errors of readers in several classes of its own
         raise UserError(f"{path} cannot be read by `load_dataset`: {error.__cause__ or error}") from None
-    parts = [_without_common_sources(undecoded(part)) for part in _choose_splits(splits, split).values()]
+    parts = [undecoded(part) for part in _choose_splits(splits, split).values()]
     column, root = image_columns(parts[0])[0], path.resolve()
     named = [[Path(os.path.relpath(row["path"], root)).as_posix() for row in part[column]] for part in parts]
     left_out = len(files) - sum(map(len, named))
     if split is None and left_out > 0:
         logger.warning("%d of %d images are in no split and no row of metadata: left out.", left_out, len(files))
     return _stacked([_with_sources(part, names) for part, names in zip(parts, named)], str(path))
-
-
-def _without_common_sources(part: Dataset) -> Dataset:
-    """With another name for a `source` in the metadata that names no single image, such as a hospital."""
-    if "source" in part.column_names and len(set(part["source"])) < len(part):
-        return part.rename_column("source", "metadata_source")
-    return part
 
 
 def _open_tables(pattern: Path, split: str | None) -> Dataset:

@@ -81,16 +81,6 @@ def test_metadata_of_a_folder_becomes_columns(tmp_path: Path, caplog: pytest.Log
     assert "1 of 3 images are in no split and no row of metadata" in caplog.text
 
 
-def test_metadata_may_name_a_source_that_many_images_have(tmp_path: Path) -> None:
-    fill(tmp_path, "1.png", "2.png")
-    (tmp_path / "metadata.csv").write_text("file_name,source\n1.png,north\n2.png,north\n")
-    rows = open_dataset(str(tmp_path))
-    assert rows["source"][:] == ["1.png", "2.png"]
-    assert rows["metadata_source"][:] == ["north", "north"]
-    (tmp_path / "metadata.csv").write_text("file_name,source\n1.png,first\n2.png,second\n")
-    assert open_dataset(str(tmp_path))["source"][:] == ["first", "second"]
-
-
 def test_files_called_metadata_that_describe_no_image_leave_nothing_out(tmp_path: Path) -> None:
     fill(tmp_path, "train_0.png", "frame_1.png")
     (tmp_path / ".cache").mkdir()

@@ -17,6 +17,7 @@ from optidel_hf.curation.selection_config import SelectionConfig
 from optidel_hf.devices import resolve_device
 from optidel_hf.errors import UserError
 from optidel_hf.files import refuse_stage_folder
+from optidel_hf.flags import check_run
 
 
 logger = logging.getLogger(__name__)
@@ -39,10 +40,7 @@ class CurationConfig:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.images_per_shard < 1:
-            raise UserError(f"images_per_shard is {self.images_per_shard}: a shard holds at least one image.")
-        if self.reuse and not Path(self.reuse, "inputs.parquet").exists():
-            raise UserError(f"--reuse {self.reuse} is no output of `optidel curate`: it has no inputs.parquet.")
+        check_run(self.images_per_shard, self.reuse)
 
 
 def refuse_early(config: CurationConfig) -> None:

@@ -79,8 +79,8 @@ class PatchConfig:
                 raise UserError(f"{name} is {value}: it is a fraction, from 0 to 1.")
         if self.min_crop == 0:
             raise UserError("min_crop is 0: a crop has a side.")
-        if self.context <= 0 or self.max_aspect < 1 or self.min_image_side < 1 or self.max_image_pixels < 1:
-            raise UserError("context is above 0; max_aspect, min_image_side and max_image_pixels are at least 1.")
+        if self.context <= 0 or self.max_aspect < 1 or self.max_image_pixels < 1:
+            raise UserError("context is above 0; max_aspect and max_image_pixels are at least 1.")
         if self.max_patches < 1 or self.patch_size < 8:
             raise UserError("max_patches is at least 1 and patch_size at least 8 pixels.")
         if self.points_per_batch < 1 or self.images_per_batch < 1:

@@ -65,12 +65,12 @@ class ReferenceConfig:
     reference_layers: int = field(default=6, metadata={"help": "Its encoder's layers."})
     reference_token: int = field(default=8, metadata={"help": "Side of its tokens, in pixels."})
     reference_seed: int = field(default=0, metadata={"help": "Seed of folds, weights and batches."})
-    calibration_share: float = field(default=0.1, metadata={"help": "Share of a fold's images kept to calibrate on."})
+    holdout: float = field(default=0.1, metadata={"help": "Share of a fold's images that calibrate its model."})
     max_reference_patches: int = field(default=50_000, metadata={"help": "Most patches that a fold trains on."})
 
     def __post_init__(self) -> None:
-        if not 0 < self.calibration_share < 0.5:
-            raise UserError(f"calibration_share is {self.calibration_share}: it is between 0 and half of a fold.")
+        if not 0 < self.holdout < 0.5:
+            raise UserError(f"holdout is {self.holdout}: it is between 0 and half of a fold.")
         if self.reference_steps < 1 or self.reference_batch_size < 1 or self.reference_layers < 1:
             raise UserError("reference_steps, reference_batch_size and reference_layers are at least 1.")
         if self.reference_token < 1 or self.max_reference_patches < 1 or self.reference_seed < 0:
@@ -113,7 +113,7 @@ def fit_scorer(
     output.mkdir(parents=True, exist_ok=True)
     folds = folds or assign_folds(patches["group"], patches["source"], config.reference_seed)
     patches = _sorted(patches)
-    parts = [split_fold(patches, folds, fold, config.calibration_share, config.reference_seed) for fold in (0, 1)]
+    parts = [split_fold(patches, folds, fold, config.holdout, config.reference_seed) for fold in (0, 1)]
     write_folds(folds, output)
     for fold, (train, held) in enumerate(parts):
         if not (output / f"fold-{fold}").exists():
@@ -150,7 +150,7 @@ def calibrate_checkpoint(
         return output
     own = set(patches["group"])
     # It has trained on none of them, so a single group will do.
-    kept_out = held_out(own, patches, config.calibration_share, config.reference_seed)
+    kept_out = held_out(own, patches, config.holdout, config.reference_seed)
     held = rows_of(_sorted(patches), kept_out or own)
     if not (output / "fold-0").exists():
         reference = open_reference(config.reference, config.reference_revision, where)

@@ -126,9 +126,9 @@ class EvaluateConfig:
     def arms(self) -> dict[str, str]:
         """Name and path of every arm, in the order given."""
         arms = named_paths(self.models)
-        for name, path in arms.items():
+        for entry, (name, path) in zip(self.models, arms.items()):
             if not path or not re.fullmatch(r"[\w.%+=-]+", name):
-                raise UserError(f"'{name}={path}' is no `name=path`: a name has letters, digits and any of _.%+=-")
+                raise UserError(f"'{entry}' is no `name=path`: a name has letters, digits and any of _ . % + = -")
         if all(path == NO_PRETRAINING for path in arms.values()):
             raise UserError("models needs at least one path or Hub id, which also gives 'none' its architecture.")
         return arms

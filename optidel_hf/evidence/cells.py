@@ -44,7 +44,7 @@ from optidel_hf.pretraining.trainer import Pretrainer
 
 
 FINISHED = "pretrain_config.json"  # what `Pretrainer.save` writes last
-BETWEEN = range(100, 501)  # steps between checkpoints, where judged steps lie further apart
+BETWEEN = range(100, 501)  # steps between checkpoints, where the last step alone is judged
 
 
 @dataclass(frozen=True)
@@ -147,11 +147,14 @@ def find_model(cell: Cell, grid: ReproduceConfig) -> Path | None:
 
 def cell_pretraining(cell: Cell, data: ArmData, experiment: Experiment) -> PretrainConfig:
     """
-    The pre-training of all cells with this one's seed and folder, and a checkpoint at least wherever it is judged.
+    The pre-training of all cells with this one's seed and folder, and a checkpoint wherever it is judged.
+
+    Where that is at the end alone there are more on the way, the newest of which are kept.
 
     What differs from arm to arm besides the data is what the arm is there to show.
     """
     grid, arm, steps = experiment.grid, ARMS[cell.arm], experiment.steps(cell.arm)
+    last_alone = grid.checkpoints == 1
     return replace(
         experiment.pretrain,
         steps=steps,
@@ -160,8 +163,8 @@ def cell_pretraining(cell: Cell, data: ArmData, experiment: Experiment) -> Pretr
         model=data.start or experiment.pretrain.model,
         seed=cell.seed,
         output_dir=str(experiment.output / "models" / str(cell)),
-        checkpoint_every=_often(steps // grid.checkpoints),
-        keep_checkpoints=steps,  # all: a run that is told to end writes one more than those that are judged
+        checkpoint_every=_often(steps) if last_alone else steps // grid.checkpoints,
+        keep_checkpoints=2 if last_alone else steps,  # all: a run that is told to end writes one more than are judged
         device=grid.device,
     )
 
@@ -172,9 +175,9 @@ def judged_steps(config: PretrainConfig, grid: ReproduceConfig) -> range:
     return range(every, config.steps + 1, every)
 
 
-def _often(interval: int) -> int:
-    """Steps between checkpoints, of which one falls on each judged step: few, as a kill costs them, if they divide."""
-    return max((steps for steps in BETWEEN if interval % steps == 0), default=interval)
+def _often(steps: int) -> int:
+    """Steps between checkpoints, of which one falls on the last step: few, as a kill costs them, if they divide."""
+    return max((every for every in BETWEEN if steps % every == 0), default=steps)
 
 
 def _pretrain(config: PretrainConfig, data: ArmData, judged: range, description: str) -> None:

@@ -95,6 +95,8 @@ class Grid:
             self._require_models(unfinished)
             if self.rank == 0:
                 note_opening(Path(self.grid.test_reads), self.hash)
+        if self.rank == 0 and any(ARMS[cell.arm].unit for cell in unfinished):
+            self._tell_of_shared_images()
         mine = [cell for cell in self.cells[self.rank :: self.world] if cell in unfinished]
         if mine:
             with single_process():
@@ -124,7 +126,6 @@ class Grid:
                 )
 
     def _compute(self, cells: Sequence[Cell]) -> None:
-        self._tell_of_shared_images(cells)
         judged = judged_part(self.grid, TEST, self.size) if self.grid.final else self.validation
         judges = Judges(self.candidates, judged)
         device = resolve_device(self.grid.device)
@@ -135,10 +136,8 @@ class Grid:
             write_rows(rows, {self.grid.split: judged.names}, self.path(cell), hashes)
             self._log(rows)
 
-    def _tell_of_shared_images(self, cells: Sequence[Cell]) -> None:
+    def _tell_of_shared_images(self) -> None:
         """Warn of a pool that has images which judge, or near-duplicates of them: no result of it can be trusted."""
-        if self.rank > 0 or not any(ARMS[cell.arm].unit for cell in cells):
-            return
         shared = pool_images_that_judge(self.grid, read_hashes(list_pool(self.experiment.pool()).folder))
         if shared:
             logger.warning(

@@ -209,9 +209,9 @@ def test_too_few_groups_are_refused(groups: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_the_calibration_share_is_below_half(share: float) -> None:
-    with pytest.raises(UserError, match=f"calibration_share is {share}"):
-        tiny_config(calibration_share=share)
+def test_the_holdout_is_below_half(share: float) -> None:
+    with pytest.raises(UserError, match=f"holdout is {share}"):
+        tiny_config(holdout=share)
 
 
 def test_sizes_that_no_model_has_are_refused() -> None:

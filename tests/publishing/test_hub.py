@@ -28,9 +28,10 @@ from optidel_hf.errors import UserError
 from optidel_hf.evaluation import metrics
 from optidel_hf.evaluation.backbone import load_backbone
 from optidel_hf.publishing import transfer
+from optidel_hf.publishing.burned_in import refuse_burned_in_text
 from optidel_hf.publishing.hub import PublishConfig, push_dataset, push_metric, push_model
 from optidel_hf.publishing.provenance import find_file, write_provenance
-from optidel_hf.publishing.records import Row, find_rows, patch_key, shards
+from optidel_hf.publishing.records import Row, find_rows, patch_key, read_curation, shards
 
 
 SHARDS = [*(f"scores/shard-{i:05d}-of-00003.parquet" for i in range(3)), "curated/shard-00000-of-00001.parquet"]
@@ -94,8 +95,9 @@ def test_images_with_burned_in_text_stay_here_unless_allowed(hub: HubServer, cur
     scores = pq.read_table(path).to_pylist()
     scores[row]["text"] = 0.03
     pq.write_table(pa.Table.from_pylist(scores), path)
-    with pytest.raises(UserError, match=r"1 of the 16 key patches seem to .* of video_\d/frame.png and"):
+    with pytest.raises(UserError, match=r"1 of the 16 key patches seem to .* of video_\d/frame.png and") as refused:
         push_dataset(lettered, "me/frames")
+    assert "--strategy optidel" not in str(refused.value)  # which this is
     assert cli.main(["push", "--folder", str(lettered), "--repo_id", "me/frames"]) == 2
     assert hub.calls == []
     push_dataset(lettered, "me/list", selection_only=True)
@@ -127,6 +129,11 @@ def test_text_that_was_not_scored_is_looked_for_in_the_patches(hub: HubServer, c
     write_patches({last: png(page)})
     with pytest.raises(UserError, match="1 of the 16 key patches seem to have burned-in text"):
         push_dataset(unscored, "me/frames")
+    shutil.copytree(curation / "scores", unscored / "scores")
+    shards(unscored / "scores")[-1].unlink()  # scoring that did not end: another strategy needs none
+    with pytest.raises(UserError, match="1 of the 16 key patches seem to have burned-in text"):
+        refuse_burned_in_text(read_curation(unscored))
+    shutil.rmtree(unscored / "scores")
     for path in shards(unscored / "patches"):
         path.unlink()
     with pytest.raises(UserError, match="it cannot be told whether they have burned-in text"):
