@@ -12,6 +12,7 @@ Shapes: `B` batch, `N` images, `C` classes, `T` patch tokens in a `G` x `G` grid
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -133,30 +134,20 @@ def train_segmenter(
     mode: str,
     *,
     seed: int,
-    steps: int,
-    batch_size: int,
-    learning_rate: float,
     device: torch.device,
     mixed_precision: str = "no",
+    **schedule: Any,
 ) -> Segmenter:
     """
     Put a head on a backbone and [`train`] them, on `device`: the head's weights are the seed's, too.
 
-    The backbone is trained in place; torch's generators are left as they were. `mixed_precision` may be `"auto"`.
+    The backbone is trained in place; torch's generators are left as they were. `mixed_precision` may be `"auto"`, and
+    `schedule` is the rest of what [`train`] is told.
     """
     with forked_rng(device):
         torch.manual_seed(seed)
         model = Segmenter(backbone, data.images.shape[-1]).to(device)
-        train(
-            model,
-            data,
-            mode,
-            seed=seed,
-            steps=steps,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            mixed_precision=resolve_precision(mixed_precision, device),
-        )
+        train(model, data, mode, seed=seed, mixed_precision=resolve_precision(mixed_precision, device), **schedule)
     return model
 
 
