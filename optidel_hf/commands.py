@@ -269,7 +269,8 @@ def theory(arguments: Sequence[str]) -> None:
     """When a perceptron should keep hard samples, and when easy ones: simulation and theory in one figure."""
     import json
 
-    from optidel_hf.theory.figure import draw_theory
+    from optidel_hf.drawing import save_figure
+    from optidel_hf.theory.figure import theory_figure
     from optidel_hf.theory.study import TheoryConfig, run_study
     from optidel_hf.theory.summary import best_strategies, results
 
@@ -278,7 +279,7 @@ def theory(arguments: Sequence[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     study = run_study(config)
     (folder / "theory.json").write_text(json.dumps(results(config, study), indent=1) + "\n")
-    draw_theory(folder / "theory.png", config, study)
+    save_figure(theory_figure(config, study), folder / "theory.png")
     say("\n".join([*best_strategies(config, study), f"figure: {folder / 'theory.png'}"]))
 
 

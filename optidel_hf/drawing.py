@@ -1,46 +1,67 @@
-"""Figures as PNG files: text, lines and dots with Pillow, placed in units of `SCALE` pixels."""
+"""Figures in one style, by Matplotlib without pyplot: nothing global, no display."""
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 
-INK, GRID, PAPER = "#22262e", "#dfe2e8", "#ffffff"
-SCALE = 2
-Point = tuple[float, float]
+INK, FAINT, GRID, PAPER = "#22262e", "#6b7078", "#dfe2e8", "#ffffff"
+DPI = 160
+STYLE = {
+    "font.size": 8,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.linewidth": 0.6,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "lines.linewidth": 1,
+    "lines.markersize": 5.5,
+    "lines.markeredgewidth": 1,
+    "legend.frameon": False,
+}
+
+in_style = matplotlib.rc_context(STYLE)
+"""Decorates what draws a figure."""
 
 
-def new_picture(width: float, height: float) -> tuple[Image.Image, ImageDraw.ImageDraw]:
-    """An empty picture of a size in units, and what draws on it."""
-    picture = Image.new("RGB", (round(width * SCALE), round(height * SCALE)), PAPER)
-    return picture, ImageDraw.Draw(picture)
+def new_figure(width: float, height: float, title: str) -> Figure:
+    """An empty figure of a size in inches, under its title; what is put into it is laid out without overlaps."""
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor=PAPER)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    return figure
 
 
-def save_picture(picture: Image.Image, path: str | Path) -> None:
+def hide_frame(axes: Axes, *sides: str) -> None:
+    """Remove sides of a panel's frame, and the marks of their ticks."""
+    for side in sides:
+        axes.spines[side].set_visible(False)
+        axes.tick_params(axis="x" if side in ("bottom", "top") else "y", length=0)
+
+
+def encode_figure(figure: Figure) -> bytes:
+    """A figure as PNG."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", metadata={"Software": None}, pil_kwargs={"optimize": True})
+    return drawn.getvalue()
+
+
+def save_figure(figure: Figure, path: str | Path) -> None:
     """Write a PNG file, whole or not at all."""
     temporary = Path(path).with_name(f".{Path(path).name}.tmp")
-    picture.save(temporary, "PNG", optimize=True)
+    temporary.write_bytes(encode_figure(figure))
     os.replace(temporary, path)
-
-
-def text(draw: ImageDraw.ImageDraw, at: Point, words: str, size: int, anchor: str = "la", colour: str = INK) -> float:
-    """Write at a place in units and give the width."""
-    font = ImageFont.load_default(size * SCALE)
-    draw.text((at[0] * SCALE, at[1] * SCALE), words, colour, font, anchor)
-    return draw.textlength(words, font) / SCALE
-
-
-def line(draw: ImageDraw.ImageDraw, points: Sequence[Point], colour: str, width: float) -> None:
-    """Connect points."""
-    draw.line([(x * SCALE, y * SCALE) for x, y in points], colour, round(width * SCALE), "curve")
-
-
-def dot(draw: ImageDraw.ImageDraw, at: Point, colour: str, filled: bool = True) -> None:
-    """A disc with a thin edge of paper, or a ring."""
-    x, y, r = at[0] * SCALE, at[1] * SCALE, 3.5 * SCALE
-    inside, edge = (colour, PAPER) if filled else (PAPER, colour)
-    draw.ellipse((x - r, y - r, x + r, y + r), inside, edge, SCALE if filled else round(1.5 * SCALE))

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from optidel_hf.drawing import save_figure
 from optidel_hf.evaluation.metrics.normdel.normdel import normdel
 from optidel_hf.evidence.arms import ARMS
 from optidel_hf.evidence.comparison import PRIMARY, TEST, Comparison, Judged, Series
-from optidel_hf.evidence.figure import draw_results
+from optidel_hf.evidence.figure import results_figure
 from optidel_hf.evidence.gate import Gate, headroom
 from optidel_hf.evidence.inference import FEWEST_SEEDS, seeds_needed
 from optidel_hf.evidence.measured import cost_section, level_section, measure_section
@@ -82,7 +83,7 @@ def write_summary(results: pa.Table, folder: Path, trials: Mapping[str, int] | N
         trials (`Mapping[str, int]`, *optional*): See [`summary_text`].
     """
     write_text(summary_text(results, trials), folder / "results.md")
-    draw_results(results, folder / "results.png")
+    save_figure(results_figure(results), folder / "results.png")
 
 
 def summary_text(results: pa.Table, trials: Mapping[str, int] | None = None) -> str:

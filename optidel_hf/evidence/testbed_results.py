@@ -17,10 +17,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from optidel_hf.drawing import save_figure
 from optidel_hf.evidence.comparison import VALIDATION, Judged, Series
 from optidel_hf.evidence.gate import headroom
 from optidel_hf.evidence.results import NAMES, judged_names
-from optidel_hf.evidence.testbed_map import contrasts, draw_map, verdict
+from optidel_hf.evidence.testbed_map import contrasts, map_figure, verdict
 from optidel_hf.evidence.wording import MISSING, difference_text, level_text, mode_words, seeds_text, table
 from optidel_hf.evidence.worth import Worth
 from optidel_hf.files import write_text
@@ -89,7 +90,7 @@ def write_testbed_results(grids: Sequence[JudgedPool], folder: Path, preface: st
     }
     if found := contrasts(cells):
         level = {cell for cell, results in cells.items() if not headroom(results).passed}
-        draw_map(folder / "testbed_map.png", found, level)
+        save_figure(map_figure(found, level), folder / "testbed_map.png")
 
 
 def merge_results(grids: Sequence[JudgedPool]) -> pa.Table | None:

@@ -79,6 +79,18 @@ class Axes:
         return "".join(parts)
 
 
+def binned_shares(everything: np.ndarray, chosen: np.ndarray, bins: int = 40) -> tuple[np.ndarray, np.ndarray]:
+    """
+    The edges of bins `(bins + 1,)` over all but the outermost thousandth of everything on either side, and the shares
+    `(2, bins)` of everything and of the chosen in them; what lies beyond counts in the end bins, and NaN in none.
+    """
+    finite = [values[np.isfinite(values)] for values in (everything, chosen)]
+    low, high = _spread(*np.quantile(finite[0], [0.001, 0.999]))
+    edges = np.linspace(low, high, bins + 1)
+    counts = [np.histogram(np.clip(values, low, high), edges)[0] / max(1, len(values)) for values in finite]
+    return edges, np.stack(counts)
+
+
 def histogram(everything: np.ndarray, chosen: np.ndarray, label: str, bins: int = 40) -> Markup:
     """
     The chosen patches' distribution over that of all patches, each as shares that sum to one.
@@ -94,13 +106,8 @@ def histogram(everything: np.ndarray, chosen: np.ndarray, label: str, bins: int 
     Returns:
         `Markup`: The chart as SVG.
     """
-    everything, chosen = everything[np.isfinite(everything)], chosen[np.isfinite(chosen)]
-    low, high = _spread(*np.quantile(everything, [0.001, 0.999]))
-    edges = np.linspace(low, high, bins + 1)
-    shares = [
-        np.histogram(np.clip(values, low, high), edges)[0] / max(1, len(values)) for values in (everything, chosen)
-    ]
-    axes = Axes((low, high), (0.0, 1.05 * max(share.max() for share in shares)))
+    edges, shares = binned_shares(everything, chosen, bins)
+    axes = Axes((edges[0], edges[-1]), (0.0, 1.05 * shares.max()))
     drawn = "".join(
         f'<path class="{name}" d="{axes.path(*_steps(edges, share))}Z"/>'
         for name, share in zip(("all", "chosen"), shares)

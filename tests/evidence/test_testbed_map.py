@@ -1,23 +1,12 @@
 from __future__ import annotations
 
 import pytest
-from PIL import Image, ImageColor
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from simulated import results_table
 
-from optidel_hf.drawing import PAPER, SCALE
 from optidel_hf.evidence.inference import Interval
-from optidel_hf.evidence.testbed_map import (
-    CELL_HEIGHT,
-    CELL_WIDTH,
-    COLOURS,
-    LEFT,
-    TITLE,
-    TOP,
-    contrasts,
-    draw_map,
-    panel_size,
-    verdict,
-)
+from optidel_hf.evidence.testbed_map import COLOURS, contrasts, map_figure, verdict
 
 
 NONE = float("nan")
@@ -61,32 +50,24 @@ def test_an_arm_that_was_not_run_leaves_its_cell_out():
     assert list(found) == ["optidel minus full, probed"]
 
 
-def test_cells_lie_and_look_as_their_difference(tmp_path):
+def cells(axes: Axes) -> dict[tuple[float, float], str]:
+    """The verdict that a cell's colour says, by the cell's middle."""
+    verdicts = {to_rgba(colour): name for name, colour in COLOURS.items()}
+    return {tuple(patch.get_center().tolist()): verdicts[patch.get_facecolor()] for patch in axes.patches}
+
+
+def test_cells_lie_and_look_as_their_difference():
     first = {(1, 0.0): interval(-0.03, -0.01), (1, 0.2): interval(-0.01, 0.01), (20, 0.2): interval(0.01, 0.05)}
     second = {(1, 0.0): interval(0.01, 0.05)}
-    draw_map(tmp_path / "map.png", {"optidel minus random_images": first, "optidel minus full": second})
-    picture = Image.open(tmp_path / "map.png")
-
-    def colour(panel, column, row):
-        left = panel * panel_size(2, 2)[0] + LEFT + column * CELL_WIDTH
-        return picture.getpixel(((left + 4) * SCALE, (TOP + TITLE + row * CELL_HEIGHT + 4) * SCALE))
-
-    expected = {(0, 0, 0): LEVEL, (0, 1, 0): ABOVE, (0, 0, 1): BELOW, (0, 1, 1): None, (1, 0, 1): ABOVE}
-    assert {place: colour(*place) for place in expected} == {
-        place: ImageColor.getrgb(COLOURS.get(name, PAPER)) for place, name in expected.items()
-    }
+    panels = map_figure({"optidel minus random_images": first, "optidel minus full": second}).axes
+    assert [axes.get_title(loc="left") for axes in panels] == ["optidel minus random_images", "optidel minus full"]
+    assert [cells(axes) for axes in panels] == [{(0, 0): BELOW, (0, 1): LEVEL, (1, 1): ABOVE}, {(0, 0): ABOVE}]
+    assert [name.get_text() for name in panels[0].get_xticklabels()] == ["no near copies", "20 near copies"]
+    assert [name.get_text() for name in panels[0].get_yticklabels()] == ["0 % junk", "20 % junk"]
 
 
-def test_a_cell_without_headroom_is_marked(tmp_path):
-    found = {"optidel minus random_images": {(1, 0.0): interval(0.01, 0.05), (5, 0.0): interval(0.01, 0.05)}}
-    draw_map(tmp_path / "map.png", found, {(5, 0.0)})
-    picture = Image.open(tmp_path / "map.png")
-    top, left = (TOP + TITLE) * SCALE, LEFT * SCALE
-    cells = [
-        picture.crop((x, top, x + (CELL_WIDTH - 2) * SCALE, top + (CELL_HEIGHT - 2) * SCALE))
-        for x in (left, left + CELL_WIDTH * SCALE)
-    ]
-    note = 44 * SCALE
-    above = [cell.crop((0, 0, cell.width, note)).tobytes() for cell in cells]
-    assert above[0] == above[1]
-    assert cells[0].tobytes() != cells[1].tobytes()
+def test_a_cell_without_headroom_is_marked():
+    found = {"optidel minus random_images": {(1, 0.0): interval(0.01, 0.05), (5, 0.0): interval(0.01, NONE)}}
+    (axes,) = map_figure(found, {(5, 0.0)}).axes
+    words = [text.get_text() for text in axes.texts]
+    assert words == ["+3.0", "+1.0 to +5.0\n5 seeds", "+nan", "+1.0 to +nan\n5 seeds, no headroom"]
