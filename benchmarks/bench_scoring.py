@@ -31,6 +31,7 @@ from optidel_hf.curation.calibration import FITTED_HERE, Calibration, load_refer
 from optidel_hf.curation.keys import KEY_FEATURES
 from optidel_hf.curation.masking import mask_partition, mask_ratio
 from optidel_hf.curation.nuisance import nuisances
+from optidel_hf.curation.reference import ReferenceConfig, write_settings
 from optidel_hf.curation.scoring import ScoreConfig, VInformationScorer, load_pixels
 from optidel_hf.curation.vinfo import DifficultyFit, GaussianFamily
 from optidel_hf.devices import resolve_device
@@ -55,6 +56,7 @@ def write_reference(folder: Path, size: str) -> None:
     family = GaussianFamily((1.0,), (1.0,), ((0.0, 0.0, 0.0),))
     facts = {"patches": 1, "groups": 1, "partitions": 1}
     calibration = Calibration(FITTED_HERE, None, False, family, DifficultyFit(0.0, 0.0, 0.0), **facts)
+    write_settings(folder, ReferenceConfig(), ScoreConfig())
     calibration.save(folder / "fold-0" / "calibration.json")
 
 

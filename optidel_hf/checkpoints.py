@@ -93,19 +93,20 @@ def refuse_pickle(checkpoint: str, revision: str | None = None, said: str | None
         `UserError`: with the way out.
     """
     config, *weights = (str(Path(subfolder) / file) for file in (CONFIG_NAME, *SAFETENSORS))
-    if has_file(checkpoint, config, revision) and not any(has_file(checkpoint, file, revision) for file in weights):
+    if find_file(checkpoint, config, revision) and not any(find_file(checkpoint, file, revision) for file in weights):
         raise UserError(
             f"{said or checkpoint} has no {SAFE_WEIGHTS_NAME}, and pickled weights (pytorch_model.bin) are never "
             "read: save it with transformers' `save_pretrained`."
         )
 
 
-def has_file(checkpoint: str, file: str, revision: str | None = None) -> bool:
-    """Whether a folder, or a repository on the Hub that can be reached, has a file."""
+def find_file(checkpoint: str, file: str, revision: str | None = None) -> Path | None:
+    """Where a file of a folder, or of a repository on the Hub that can be reached, lies here; None if it has none."""
     try:
-        return cached_file(checkpoint, file, revision=revision) is not None
+        path = cached_file(checkpoint, file, revision=revision)
     except OSError:
-        return False
+        return None
+    return Path(path) if path else None
 
 
 @contextmanager

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 
 class UserError(ValueError):
@@ -16,6 +17,12 @@ class Diverged(UserError):
 
 class Preempted(Exception):
     """The run was told to end (SIGTERM), wrote a checkpoint, and goes on from it when it is started again."""
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The fields whose values differ, `batch was 8, now 16`; empty where none does, None where one has none."""
+    names = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+    return ", ".join(f"{name} was {before.get(name)!r}, now {now.get(name)!r}" for name in names)
 
 
 @contextmanager

@@ -267,6 +267,8 @@ def _concatenated(files: list[Path], split: str | None) -> Dataset:
             f"--split {split}: {files[0].name} and the tables beside it are of {found}, by names such as "
             "test-00000-of-00001.parquet; any other name is of 'train'."
         )
+    if one := _open_alike(chosen, root):
+        return one
     tables = [_open_table(file, file.relative_to(root).as_posix()) for file in chosen]
     return _stacked([table for table in tables if len(table)] or tables, str(root))
 
@@ -274,6 +276,19 @@ def _concatenated(files: list[Path], split: str | None) -> Dataset:
 def _split_of(table: Path) -> str:
     named = HUB_SHARD.fullmatch(table.stem)
     return named[1] if named else "train"
+
+
+def _open_alike(files: list[Path], root: Path) -> Dataset | None:
+    """Parquet files of one schema at once, several times as fast as one by one; None where there are others."""
+    try:
+        schemas, rows = [pq.read_schema(file) for file in files], [pq.read_metadata(file).num_rows for file in files]
+        if not all(rows) or not all(schema.equals(schemas[0], check_metadata=True) for schema in schemas):
+            return None
+        table = load_dataset("parquet", data_files=[escape(str(file)) for file in files], split="train")
+    except Exception:  # one by one the broken file is named
+        return None
+    names = [f"{file.relative_to(root).as_posix()}#{row}" for file, count in zip(files, rows) for row in range(count)]
+    return _with_sources(table, names) if len(table) == len(names) else None
 
 
 def _open_table(file: Path, name: str) -> Dataset:

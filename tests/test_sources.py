@@ -191,6 +191,17 @@ def test_tables_are_of_the_split_that_the_hub_names_them_by(tmp_path: Path) -> N
     assert "are of ['test', 'train']" in refused(tmp_path, "validation")
 
 
+def test_tables_of_one_schema_are_opened_as_each_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for shard in range(3):
+        table(2 + shard).to_parquet(str(tmp_path / f"{shard}.parquet"))
+    at_once = open_dataset(str(tmp_path))
+    assert at_once["source"][:3] == ["0.parquet#0", "0.parquet#1", "1.parquet#0"]
+    monkeypatch.setattr("optidel_hf.sources._open_alike", lambda files, root: None)
+    by_itself = open_dataset(str(tmp_path))
+    assert at_once.features == by_itself.features
+    assert at_once[:] == by_itself[:]
+
+
 def test_tables_beside_images(tmp_path: Path) -> None:
     photos = fill(tmp_path / "photos", "1.png", "2.png")
     described = Dataset.from_dict({"file_name": ["1.png", "2.png"], "patient": ["a", "b"]})

@@ -1,7 +1,8 @@
 """
 What a reference folder holds: for each fold a ViT-MAE and what its scores are measured against.
 
-    REFERENCE/{folds.parquet, reliability.json, fold-0/{calibration.json, model.safetensors, ...}, fold-1/}
+    REFERENCE/{settings.json, folds.parquet, reliability.json,
+               fold-0/{calibration.json, model.safetensors, ...}, fold-1/}
 
 With `learnability`, `fold-0/early/` and `fold-1/early/` each hold the model of a shorter training on the same patches.
 """
@@ -12,7 +13,7 @@ import json
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from transformers import AutoImageProcessor, ViTMAEForPreTraining
 
@@ -25,6 +26,7 @@ from optidel_hf.pretraining.objectives.mae import load_mae
 
 
 FITTED_HERE = "."  # the calibration lies beside the weights that it belongs to
+SETTINGS = "settings.json"  # what the models and their calibration are made by
 EARLY = "early"  # folder of the early model, within its fold's
 
 
@@ -89,7 +91,7 @@ class Reference(NamedTuple):
 
 def forget_loaded() -> None:
     """Load anew what a folder holds, after something was written into it by this process."""
-    for loaded in (load_reference, load_early, load_calibration, load_folds):
+    for loaded in (load_reference, load_early, load_calibration, load_settings, load_folds):
         loaded.cache_clear()
 
 
@@ -101,9 +103,7 @@ def load_reference(folder: str | Path, fold: int, device: str) -> Reference:
     Raises:
         `UserError`: if its target is no longer the one that it was calibrated for.
     """
-    calibration = load_calibration(folder, fold)
-    fitted_here = calibration.model == FITTED_HERE
-    checkpoint = str(Path(folder) / f"fold-{fold}") if fitted_here else calibration.model
+    calibration, checkpoint = load_calibration(folder, fold), reference_checkpoint(folder, fold)
     reference = open_reference(checkpoint, calibration.revision, device)
     if reference.model.config.norm_pix_loss != calibration.normalised_target:
         raise UserError(
@@ -111,6 +111,12 @@ def load_reference(folder: str | Path, fold: int, device: str) -> Reference:
             f"{calibration.normalised_target}: calibrate it again in another folder."
         )
     return reference
+
+
+def reference_checkpoint(folder: str | Path, fold: int) -> str:
+    """The folder or Hub id of a fold's model."""
+    model = load_calibration(folder, fold).model
+    return str(Path(folder) / f"fold-{fold}") if model == FITTED_HERE else model
 
 
 @lru_cache(maxsize=4)
@@ -145,10 +151,19 @@ def open_reference(checkpoint: str, revision: str | None, device: str) -> Refere
 @lru_cache(maxsize=8)
 def load_calibration(folder: str | Path, fold: int) -> Calibration:
     """The calibration of one fold, once a process."""
-    path = Path(folder) / f"fold-{fold}" / "calibration.json"
-    if not path.exists():
+    return Calibration.load(_part(folder, f"fold-{fold}/calibration.json"))
+
+
+@lru_cache(maxsize=4)
+def load_settings(folder: str | Path) -> dict[str, Any]:
+    """The fields of `ReferenceConfig` and `ScoreConfig` that a folder was made by, once a process."""
+    return read_json(_part(folder, SETTINGS))
+
+
+def _part(folder: str | Path, name: str) -> Path:
+    if not (path := Path(folder) / name).exists():
         raise UserError(f"{folder} is no reference folder ({path} is missing): make one with `optidel score`.")
-    return Calibration.load(path)
+    return path
 
 
 def given_weights(folder: str | Path) -> list[str]:

@@ -7,10 +7,10 @@ Hamming distance of at most 30 are joined, and the connected components are the 
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+import joblib
 import numpy as np
 from PIL import Image
 from scipy.sparse import coo_matrix
@@ -49,7 +49,7 @@ def near_duplicate_components(hashes: np.ndarray, distance: int = NEAR) -> np.nd
     held = 0
     near_pairs = partial(_near_pairs, np.ascontiguousarray(hashes[distinct].T), distance)
     with (
-        ThreadPoolExecutor(os.cpu_count()) as pool,
+        ThreadPoolExecutor(joblib.cpu_count()) as pool,
         tqdm(total=len(distinct), desc="near-duplicates", unit=" images") as bar,
     ):
         for pairs in map(distinct.__getitem__, pool.map(near_pairs, range(0, len(distinct), ROWS))):

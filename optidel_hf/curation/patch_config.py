@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from optidel_hf.checkpoints import EMBEDDED, checkpoint_path
+from optidel_hf.checkpoints import EMBEDDED, checkpoint_path, find_file
 from optidel_hf.errors import UserError
 from optidel_hf.files import read_json
 from optidel_hf.images import MAX_IMAGE_PIXELS
@@ -98,7 +97,7 @@ class PatchConfig:
     def thresholds(self) -> Thresholds:
         """The grid and thresholds in force: given here, else the checkpoint's preset, else segment-anything's."""
         given = {name: getattr(self, name) for name in Thresholds._fields if getattr(self, name) is not None}
-        return Thresholds(**{**_read_preset(self.sam), **given})
+        return Thresholds(**{**_read_preset(self.sam, self.sam_revision), **given})
 
 
 class Thresholds(NamedTuple):
@@ -115,7 +114,7 @@ class Thresholds(NamedTuple):
     box_nms_thresh: float = 0.7
 
 
-def _read_preset(sam: str) -> dict[str, Any]:
-    path = Path(checkpoint_path(sam)) / PRESET_FILE
-    preset = read_json(path) if path.exists() else {}
+def _read_preset(sam: str, revision: str | None) -> dict[str, Any]:
+    path = find_file(checkpoint_path(sam), PRESET_FILE, revision)
+    preset = read_json(path) if path else {}
     return {name: preset[name] for name in Thresholds._fields if name in preset}

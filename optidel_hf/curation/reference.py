@@ -13,18 +13,28 @@ would cost nothing, but at a high learning rate a model is worse than its steps 
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import shutil
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset, concatenate_datasets
 
 from optidel_hf.curation import agreement, vinfo
-from optidel_hf.curation.calibration import EARLY, FITTED_HERE, Calibration, Reference, forget_loaded, open_reference
+from optidel_hf.curation.calibration import (
+    EARLY,
+    FITTED_HERE,
+    SETTINGS,
+    Calibration,
+    Reference,
+    forget_loaded,
+    open_reference,
+)
 from optidel_hf.curation.folds import assign_folds, hashed, held_out, rows_of, split_fold, write_folds
 from optidel_hf.curation.reliability import (
     MOST_PARTITIONS,
@@ -34,8 +44,10 @@ from optidel_hf.curation.reliability import (
     spearman_brown,
 )
 from optidel_hf.curation.scoring import Measures, ScoreConfig, measure_patches
+from optidel_hf.curation.stages import determining
 from optidel_hf.devices import resolve_device
-from optidel_hf.errors import Diverged, UserError
+from optidel_hf.errors import Diverged, UserError, changes
+from optidel_hf.files import read_json, write_text
 from optidel_hf.images import open_image
 from optidel_hf.pretraining.trainer import PretrainConfig, Pretrainer
 from optidel_hf.tables import require_table
@@ -105,15 +117,16 @@ def fit_scorer(
 
     Raises:
         `UserError`: if the folder holds models of other groups, or of the same ones dealt otherwise, if there are too
-            few groups to train and calibrate, or if a training diverges.
+            few groups to train and calibrate, if a training diverges, or if its models were made with other settings.
     """
     require_table(patches, "`patches`")
     config, score, output = config or ReferenceConfig(), score or ScoreConfig(), Path(output_dir)
     forget_loaded()
-    output.mkdir(parents=True, exist_ok=True)
+    _refuse_other_settings(output, config, score)
     folds = folds or assign_folds(patches["group"], patches["source"], config.reference_seed)
     patches = _sorted(patches)
     parts = [split_fold(patches, folds, fold, config.holdout, config.reference_seed) for fold in (0, 1)]
+    write_settings(output, config, score)
     write_folds(folds, output)
     for fold, (train, held) in enumerate(parts):
         if not (output / f"fold-{fold}").exists():
@@ -139,13 +152,15 @@ def calibrate_checkpoint(
     Args and result are those of [`fit_scorer`], without its folds; `config.reference` names the checkpoint.
 
     Raises:
-        `UserError`: if no checkpoint is named, or its predictions do not fit its recorded target.
+        `UserError`: if no checkpoint is named, its predictions do not fit its recorded target, or the folder was made
+            with other settings.
     """
     if config.reference is None:
         raise UserError("There is no checkpoint to calibrate: name one in ReferenceConfig.reference, or fit_scorer.")
     require_table(patches, "`patches`")
     forget_loaded()
     score, output, where = score or ScoreConfig(), Path(output_dir), str(resolve_device(device))
+    _refuse_other_settings(output, config, score)
     if (output / agreement.FILE).exists():
         return output
     own = set(patches["group"])
@@ -156,12 +171,30 @@ def calibrate_checkpoint(
         reference = open_reference(config.reference, config.reference_revision, where)
         _check_target(reference, held, config.reference, score)
         calibration = _calibrate(reference, held, config.reference, config.reference_revision, score)
+        write_settings(output, config, score)
         partial = output / ".fold-0.partial"
         partial.mkdir(parents=True, exist_ok=True)
         calibration.save(partial / "calibration.json")
         partial.rename(output / "fold-0")
     agreement.write_agreement(output, held, score, config.second_reference, where)
     return output
+
+
+def write_settings(output: Path, config: ReferenceConfig, score: ScoreConfig) -> None:
+    """Write what a folder's models are made by."""
+    write_text(json.dumps(_settings(config, score), indent=2) + "\n", output / SETTINGS)
+
+
+def _refuse_other_settings(output: Path, config: ReferenceConfig, score: ScoreConfig) -> None:
+    """Refuse a folder that holds models which were made otherwise."""
+    if not any(output.glob("fold-*")):
+        return
+    if changed := changes(read_json(output / SETTINGS), _settings(config, score)):
+        raise UserError(f"{output} holds models of other settings ({changed}): give another folder, or delete it.")
+
+
+def _settings(config: ReferenceConfig, score: ScoreConfig) -> dict[str, Any]:
+    return asdict(config) | determining(score)
 
 
 def _fit_fold(

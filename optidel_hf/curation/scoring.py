@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -20,7 +20,7 @@ import torch
 from datasets import Dataset, Features, List, Value
 from PIL.Image import Resampling
 from torch import Tensor
-from transformers import ViTMAEForPreTraining
+from transformers import AutoConfig, ViTMAEForPreTraining
 
 from optidel_hf.checkpoints import folder_fingerprint
 from optidel_hf.curation import vinfo
@@ -32,12 +32,14 @@ from optidel_hf.curation.calibration import (
     load_early,
     load_folds,
     load_reference,
+    load_settings,
+    reference_checkpoint,
 )
 from optidel_hf.curation.keys import KEY_FEATURES
 from optidel_hf.curation.masking import hidden_mean, mask_partition, mask_ratio
 from optidel_hf.curation.nuisance import NUISANCES, nuisances
 from optidel_hf.devices import resolve_device
-from optidel_hf.errors import UserError
+from optidel_hf.errors import UserError, changes
 from optidel_hf.images import open_image
 from optidel_hf.pretraining.objectives.mae import MaskedAutoencoding
 from optidel_hf.processes import take_one_thread_in_a_pool
@@ -46,6 +48,7 @@ from optidel_hf.tables import batch_column
 
 SCORES = ("cond_entropy", "null_entropy", "pvi", "pvi_std", "recon_error", "contrast", "difficulty")
 LEARNABILITY = "learnability"
+CALIBRATED = ("masks", "mask_seed", "variance")  # fields of `ScoreConfig` that a calibration holds for
 VARIANCES = ("global", "channel", "position")
 DECODERS = 4
 
@@ -102,7 +105,8 @@ class VInformationScorer:
 
     Args:
         reference (`str` or `Path`): folder written by [`fit_scorer`] or [`calibrate_checkpoint`].
-        config ([`ScoreConfig`], *optional*).
+        config ([`ScoreConfig`], *optional*): by default what `reference` was calibrated with; masks and variances
+            are of the calibration and cannot be others.
         device (`str`, *optional*, defaults to `"auto"`).
 
     Columns added, in bits per value unless said otherwise: `cond_entropy`, `null_entropy`, `pvi`, `pvi_std` (over
@@ -114,7 +118,7 @@ class VInformationScorer:
     """
 
     reference: str | Path
-    config: ScoreConfig = ScoreConfig()
+    config: ScoreConfig | None = None
     device: str = "auto"
 
     def __getstate__(self) -> dict[str, Any]:
@@ -122,14 +126,26 @@ class VInformationScorer:
         return self.__dict__ | {"models": folder_fingerprint(self.reference), "given": given_weights(self.reference)}
 
     @property
+    def score(self) -> ScoreConfig:
+        """The configuration in force."""
+        fitted = {field.name: load_settings(self.reference)[field.name] for field in fields(ScoreConfig)}
+        if self.config is None:
+            return ScoreConfig(**fitted)
+        asked = asdict(self.config)
+        if changed := changes(*({name: told[name] for name in CALIBRATED} for told in (fitted, asked))):
+            raise UserError(f"{self.reference} is calibrated otherwise ({changed}): calibrate in another folder.")
+        return self.config
+
+    @property
     def features(self) -> Features:
         """Declared output features: the keys and the scores, without the image."""
-        width = load_reference(self.reference, 0, "cpu").model.config.hidden_size
+        checkpoint, revision = reference_checkpoint(self.reference, 0), load_calibration(self.reference, 0).revision
+        width = AutoConfig.from_pretrained(checkpoint, revision=revision).hidden_size
         return Features(
             {
                 **KEY_FEATURES,
                 **{name: Value("float32") for name in (*SCORES, *NUISANCES)},
-                **({LEARNABILITY: Value("float32")} if self.config.learnability else {}),
+                **({LEARNABILITY: Value("float32")} if self.score.learnability else {}),
                 "fold": Value("int8"),
                 "embedding": List(Value("float16"), length=width),
             }
@@ -161,15 +177,16 @@ class VInformationScorer:
     def _score(self, decoded: Iterator[np.ndarray], sides: Tensor, fold: int, device: str) -> dict[str, Tensor]:
         calibration, first = load_calibration(self.reference, fold), load_reference(self.reference, 0, device)
         model = load_reference(self.reference, fold, device).model
-        early = load_early(self.reference, fold, device).model if self.config.learnability else None
-        partitions = range(self.config.partitions or calibration.partitions)
+        config = self.score
+        early = load_early(self.reference, fold, device).model if config.learnability else None
+        partitions = range(config.partitions or calibration.partitions)
         measured, begun, spoilt, embedded = [], [], [], []
-        while images := list(islice(decoded, self.config.patches_per_batch)):
+        while images := list(islice(decoded, config.patches_per_batch)):
             patches = torch.from_numpy(np.stack(images)).to(device)
             pixels = normalise(patches, first.mean, first.std)
-            measured.append(measure(model, pixels, self.config, partitions))
+            measured.append(measure(model, pixels, config, partitions))
             if early is not None:
-                begun.append(measure(early, pixels, self.config, partitions))
+                begun.append(measure(early, pixels, config, partitions))
             embedded.append(embed(first.model, pixels).half())
             spoilt.append(nuisances(patches))
         columns = _score_columns(Measures.gather(measured), calibration, sides)

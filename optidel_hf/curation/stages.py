@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from optidel_hf.errors import UserError
+from optidel_hf.errors import UserError, changes
 from optidel_hf.files import write_text
 
 
@@ -87,9 +87,7 @@ class Stage:
     def _refuse_changes(self, record: dict[str, Any]) -> None:
         if record["hash"] == self.hash:
             return
-        old = record["fields"]
-        changed = [k for k in sorted({*old, *self.fields}) if old.get(k) != json.loads(_json(self.fields)).get(k)]
-        said = ", ".join(f"{k} was {old.get(k)!r}, now {self.fields.get(k)!r}" for k in changed)
+        said = changes(record["fields"], json.loads(_json(self.fields)))
         raise UserError(
             f"{self.folder} was made with another configuration ({said or 'an earlier stage or its input changed'}). "
             f"Run `optidel curate --reuse {self.folder.parent} --output_dir <another folder> ...` with the new "

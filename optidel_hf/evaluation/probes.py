@@ -27,7 +27,7 @@ from optidel_hf.errors import UserError, named_by
 from optidel_hf.evaluation.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone
 from optidel_hf.evaluation.downstream import DownstreamSet, load_downstream
 from optidel_hf.evaluation.protocol import score, train_segmenter
-from optidel_hf.images import ImageRejected, centre_square, cut_square, open_image
+from optidel_hf.pretraining.stored import decode
 from optidel_hf.sources import find_image_column, image_columns, open_dataset
 
 
@@ -177,8 +177,6 @@ def _folders(sources: list[str], label_column: str) -> list[str]:
 
 
 def _decode(value: object, source: str, size: int) -> torch.Tensor:
-    try:
-        image = open_image(value)
-    except ImageRejected as reason:
-        raise UserError(f"--probe_dataset: '{source}' cannot be used ({reason}): remove it.") from None
-    return torch.from_numpy(np.array(cut_square(image, centre_square(*image.size), size))).permute(2, 0, 1)
+    if isinstance(image := decode(value, size), str):
+        raise UserError(f"--probe_dataset: '{source}' cannot be used ({image}): remove it.")
+    return image

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from optidel_hf.arguments import named_paths
 from optidel_hf.devices import PRECISIONS, resolve_device, resolve_precision
-from optidel_hf.errors import UserError
+from optidel_hf.errors import UserError, changes
 from optidel_hf.evaluation.backbone import Backbone, fresh_backbone, load_backbone
 from optidel_hf.evaluation.downstream import DownstreamSet, list_pairs, load_downstream, refuse_unknown, shared_image
 from optidel_hf.evaluation.metrics.normdel.normdel import normdel
@@ -267,13 +267,8 @@ def _claim(out: Path, determining: dict[str, Any]) -> None:
     file = out / "evaluate_config.json"
     if not file.exists():
         return _write_json(file, determining)
-    before = read_json(file)
-    changed = [name for name in before | determining if before.get(name) != determining.get(name)]
-    if changed:
-        raise UserError(
-            f"{out} holds runs with other values of {', '.join(changed)} "
-            f"({', '.join(f'{name}: {before.get(name)}' for name in changed)}): give another output_dir."
-        )
+    if changed := changes(read_json(file), determining):
+        raise UserError(f"{out} holds runs of another configuration ({changed}): give another --output_dir.")
 
 
 def _write_results(out: Path, config: EvaluateConfig, image_size: int, rows: list[dict[str, Any]]) -> None:

@@ -29,7 +29,7 @@ from optidel_hf.curation.selection import mosaics_in_budget
 from optidel_hf.curation.shards import wait_for
 from optidel_hf.curation.stages import digest
 from optidel_hf.devices import hardware, resolve_device, resolve_precision
-from optidel_hf.errors import UserError, named_by
+from optidel_hf.errors import UserError, changes, named_by
 from optidel_hf.evidence.arms import ARMS
 from optidel_hf.evidence.cells import Cell, Judges, enumerate_cells, find_model, run_cell
 from optidel_hf.evidence.comparison import TEST, VALIDATION, Judged
@@ -204,12 +204,14 @@ class Grid:
     def _claim_curation(self, made_from: dict[str, Any]) -> None:
         """Refuse arms' data, which grids may share, of other images or another SAM; each arm's folder knows more."""
         folder = self.experiment.pool().output
-        path, text = folder / "made_from.json", json.dumps(made_from, indent=2) + "\n"
+        path = folder / "made_from.json"
         with lock(path):
             if not path.exists():
-                write_text(text, path)
-        if path.read_text() != text:
-            raise UserError(f"{folder} holds arms of another pool or SAM: give another --curation_dir, or delete it.")
+                write_text(json.dumps(made_from, indent=2) + "\n", path)
+        if changed := changes(read_json(path), made_from):
+            raise UserError(
+                f"{folder} holds arms of another pool or SAM ({changed}): give another --curation_dir, or delete it."
+            )
 
 
 def _refuse_other(folder: Path, record: dict[str, Any]) -> None:
@@ -219,11 +221,9 @@ def _refuse_other(folder: Path, record: dict[str, Any]) -> None:
     theirs = read_json(file)
     if theirs["hash"] == record["hash"]:
         return
-    before, now = theirs["fields"], json.loads(json.dumps(record["fields"]))
-    changed = [name for name in sorted(before | now) if before.get(name) != now.get(name)]
-    said = ", ".join(f"{name} was {before.get(name)!r}, now {now.get(name)!r}" for name in changed)
+    changed = changes(theirs["fields"], json.loads(json.dumps(record["fields"])))
     raise UserError(
-        f"{folder} holds cells of another configuration ({said}): give another --output_dir (--curation_dir "
+        f"{folder} holds cells of another configuration ({changed}): give another --output_dir (--curation_dir "
         f"{folder / 'curation'} shares the arms' data where these are the same), or set these fields back."
     )
 

@@ -37,6 +37,7 @@ S seeds, N images, C classes, A arms, K checkpoints.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -209,14 +210,10 @@ def seeds_needed(components: Components, images: int, difference: float = 0.01) 
         components are not known.
     """
     counts = range(FEWEST_SEEDS, MOST_SEEDS + 1)
-    if not minimum_detectable_difference(components, MOST_SEEDS, images) <= difference:
-        return None
-    low, high = 0, len(counts) - 1
-    while low < high:
-        middle = (low + high) // 2
-        enough = minimum_detectable_difference(components, counts[middle], images) <= difference
-        low, high = (low, middle) if enough else (middle + 1, high)
-    return counts[low]
+    place = bisect_left(
+        counts, True, key=lambda seeds: minimum_detectable_difference(components, seeds, images) <= difference
+    )
+    return counts[place] if place < len(counts) else None
 
 
 def steps_to_level(

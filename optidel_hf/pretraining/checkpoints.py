@@ -24,7 +24,7 @@ from typing import Any
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
-from optidel_hf.errors import UserError
+from optidel_hf.errors import UserError, changes
 
 
 logger = logging.getLogger(__name__)
@@ -167,10 +167,8 @@ def _digests(folder: Path) -> dict[str, str]:
 
 
 def _refuse_changes(checkpoint: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-    if changed:
-        differences = ", ".join(f"{name} (was {before.get(name)}, is {now.get(name)})" for name in changed)
+    if changed := changes(before, now):
         raise UserError(
-            f"{checkpoint} was made by another run: {differences}. "
+            f"{checkpoint} was made by another run: {changed}. "
             "Set them back, give another --output_dir, or start over with --resume never."
         )

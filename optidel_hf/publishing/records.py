@@ -129,8 +129,8 @@ def read_curation(curation_dir: str | Path) -> CurationRecord:
     inputs = read_table(folder / "inputs.parquet", columns=["source"])
     with_patches, patches = _count_patches(folder / "patches")
     score_shards = shards(folder / "scores")
-    columns, offsets = _read_scores(score_shards)
     selection, facts = read_selection(folder / "selection.parquet")
+    columns, offsets = _read_scores(score_shards, facts.get("score") or "")
     rejected = _count_rejected(folder / "rejected")
     stages = {path.parent.name: read_json(path) for path in sorted(folder.glob("*/config.json"))}
     return CurationRecord(
@@ -302,11 +302,11 @@ def _count_patches(folder: Path) -> tuple[int, int]:
     return len(sources), patches
 
 
-def _read_scores(paths: Sequence[Path]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def _read_scores(paths: Sequence[Path], ranked_by: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
     if not paths:
         return {}, np.zeros(1, dtype=np.int64)
     there = read_schema(paths[0]).names
-    names = [name for name in (*SCORES, "contrast", "area", "fold") if name in there]
+    names = [name for name in dict.fromkeys((*SCORES, "contrast", "area", "fold", ranked_by)) if name in there]
     tables = [read_table(path, columns=[*names, "crop"]) for path in paths]
     table = pa.concat_tables(tables)
     columns = {name: _floats(table[name]) for name in names}

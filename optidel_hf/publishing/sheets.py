@@ -19,9 +19,9 @@ from optidel_hf.publishing.records import CurationRecord, Key, Row, find_rows, l
 PATCHES_DRAWN = 24
 MOSAICS_DRAWN = 12
 PATCH_SIDE, MOSAIC_SIDE = 120, 224
-HARD_WHEN_LOW = ("pvi",)
+HARD_WHEN_LOW = ("pvi", "contrastive_pvi")
 """Scores of which a low value means a hard patch."""
-HARDNESS = ("cond_entropy", "pvi", "recon_error", "difficulty")
+HARDNESS = (*HARD_WHEN_LOW, "cond_entropy", "recon_error", "difficulty")
 """Scores that tell how well the reference model predicts a patch."""
 
 T = TypeVar("T")

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from optidel_hf.errors import UserError
+from optidel_hf.errors import UserError, changes
 from optidel_hf.files import alone_in, read_json
 from optidel_hf.sample.cells import generate_slide
 from optidel_hf.sample.frames import FrameConfig, generate_sequence
@@ -117,11 +117,8 @@ def is_written(output_dir: Path, asked: dict[str, Any]) -> bool:
         raise UserError(f"{output_dir} holds files that are not a sample; give a new or an empty folder.")
     # Samples that were written when there was one domain do not name it.
     found = {"domain": "colonoscopy", **read_json(output_dir / "sample.json")}
-    if found != asked:
-        names = ", ".join(
-            f"{name} {found.get(name)} instead of {asked[name]}" for name in asked if found.get(name) != asked[name]
-        )
-        raise UserError(f"{output_dir} holds another sample ({names}); give another folder or delete this one.")
+    if changed := changes(found, asked):
+        raise UserError(f"{output_dir} holds another sample ({changed}); give another folder or delete this one.")
     pool, *labelled = asked["counts"].values()
     for kind, wanted in (("images", pool + sum(labelled)), ("masks", sum(labelled))):
         if (there := sum(1 for _ in output_dir.glob(f"*/{kind}/*"))) < wanted:

@@ -13,6 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import joblib
 import numpy as np
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ def scene_pool(folder: Path, seed: int, count: int, side: int) -> np.ndarray:
         part = path.with_suffix(".part")
         pool = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=(count, side, side, 4))
         paint = partial(make_scene, seed, side=side)
-        with ProcessPoolExecutor(max_workers=max(1, len(os.sched_getaffinity(0)))) as workers:
+        with ProcessPoolExecutor(max_workers=joblib.cpu_count()) as workers:
             painted = workers.map(paint, range(count), chunksize=16)
             for index, (image, labels) in enumerate(tqdm(painted, total=count, unit="scene", desc="painting")):
                 pool[index, ..., :3], pool[index, ..., 3] = image, labels

@@ -34,7 +34,7 @@ from torch import Tensor, distributed, nn
 from tqdm import tqdm
 from transformers import SamConfig, SamModel
 
-from optidel_hf.errors import UserError
+from optidel_hf.errors import UserError, changes
 from optidel_hf.files import write_text
 from optidel_hf.sample.sam_batches import make_batch, scene_pool
 
@@ -289,12 +289,8 @@ class SamTrainer:
             state = torch.load(file, weights_only=True)
         except (OSError, RuntimeError, ValueError, UnpicklingError) as error:
             raise UserError(f"{file} is damaged ({error}): delete it to begin anew.") from None
-        now = self._told()
-        told = state.get("told", now)  # earlier checkpoints tell nothing
-        if changed := [
-            f"{name} was {told.get(name)!r}, now {now[name]!r}" for name in now if told.get(name) != now[name]
-        ]:
-            raise UserError(f"{self.folder} holds another run ({', '.join(changed)}): give another --output_dir.")
+        if changed := changes(state.get("told", self._told()), self._told()):  # earlier checkpoints tell nothing
+            raise UserError(f"{self.folder} holds another run ({changed}): give another --output_dir.")
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])

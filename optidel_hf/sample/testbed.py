@@ -30,7 +30,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from optidel_hf.curation.curated import source_sha256
-from optidel_hf.errors import UserError, named_by
+from optidel_hf.errors import UserError, changes, named_by
 from optidel_hf.files import alone_in, read_json, write_text
 from optidel_hf.parquet import write_parquet
 from optidel_hf.sample.junk import JUNK
@@ -279,12 +279,8 @@ def _claim(output: Path, config: TestbedConfig, images: str | None) -> None:
         del asked[name]
     path = output / "testbed.json"
     if path.exists():
-        found = read_json(path)
-        other = [
-            f"{name} {found.get(name)} instead of {value}" for name, value in asked.items() if found.get(name) != value
-        ]
-        if other:
-            raise UserError(f"{output} holds another testbed ({', '.join(other)}); give another folder or delete it.")
+        if changed := changes(read_json(path), asked):
+            raise UserError(f"{output} holds another testbed ({changed}); give another folder or delete it.")
     elif output.exists() and any(output.iterdir()):
         raise UserError(f"{output} holds files that are not a testbed; give a new or an empty folder.")
     else:

@@ -18,10 +18,10 @@ from PIL import Image
 from torch import Tensor
 from transformers import SamModel, SamProcessor
 
-from optidel_hf.checkpoints import checkpoint_path
+from optidel_hf.checkpoints import EMBEDDED, checkpoint_path
 from optidel_hf.curation.amg import box_iou
 from optidel_hf.curation.masks import MaskGenerator, Masks
-from optidel_hf.curation.patch_config import PatchConfig
+from optidel_hf.curation.patch_config import PRESET_FILE, PatchConfig, Thresholds
 from optidel_hf.curation.patches import NO_PATCH, SamPatchExtractor, crop_square, cut_patches
 from optidel_hf.errors import UserError
 from optidel_hf.images import Opened, open_reduced
@@ -326,3 +326,18 @@ def test_the_preset_for_endoscopy_is_a_configuration() -> None:
     values = yaml.safe_load(path.read_text())
     config = PatchConfig(**values)
     assert {name: getattr(config, name) for name in values} == values
+
+
+def test_a_preset_is_the_checkpoints_own_wherever_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = PatchConfig(sam=EMBEDDED).thresholds()
+    assert here != Thresholds()
+
+    def cached(name: str, file: str, revision: str | None) -> str:
+        if (name, file, revision) != ("me/sam", PRESET_FILE, "v1"):
+            raise OSError("no such file")
+        return str(Path(checkpoint_path(EMBEDDED)) / PRESET_FILE)
+
+    monkeypatch.setattr("optidel_hf.checkpoints.cached_file", cached)
+    assert PatchConfig(sam="me/sam", sam_revision="v1").thresholds() == here
+    assert PatchConfig(sam="me/sam", sam_revision="v1", points_per_side=7).thresholds().points_per_side == 7
+    assert PatchConfig(sam="me/other").thresholds() == Thresholds()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,8 @@ def test_both_folds_start_alike_and_train_as_long(fitted: tuple[Path, Dataset, S
 
 def test_a_fold_holds_what_scoring_reads_and_nothing_else(fitted: tuple[Path, Dataset, Spy]) -> None:
     folder = fitted[0]
-    assert sorted(path.name for path in folder.iterdir()) == ["fold-0", "fold-1", "folds.parquet", "reliability.json"]
+    whole = ["fold-0", "fold-1", "folds.parquet", "reliability.json", "settings.json"]
+    assert sorted(path.name for path in folder.iterdir()) == whole
     for fold in (0, 1):
         names = {path.name for path in (folder / f"fold-{fold}").iterdir()}
         assert names == {"config.json", "model.safetensors", "preprocessor_config.json", "calibration.json"}
@@ -225,6 +227,14 @@ def test_sizes_that_no_model_has_are_refused() -> None:
             tiny_config(reference_learning_rate=rate)
 
 
+def test_models_of_other_settings_are_not_handed_out(fitted, tmp_path: Path) -> None:
+    folder, patches = fitted[0], tiny_patches(48)
+    with pytest.raises(UserError, match="reference_steps was 2, now 7"):
+        fit_scorer(patches, folder, tiny_config(reference_steps=7), SCORE, device="cpu")
+    with pytest.raises(UserError, match="masks was 4, now 8"):
+        fit_scorer(patches, folder, tiny_config(), replace(SCORE, masks=8), device="cpu")
+
+
 # A given checkpoint
 
 
@@ -233,14 +243,17 @@ def test_a_checkpoint_is_calibrated_on_a_tenth_and_scores_all(tmp_path: Path, n:
     name = save_mae(tmp_path / "mae", tiny_mae(seed=7))
     patches = tiny_patches(n)
     folder = calibrate_checkpoint(patches, tmp_path / "out", tiny_config(reference=name), SCORE, device="cpu")
-    assert sorted(path.name for path in folder.iterdir()) == ["fold-0", "reliability.json"]
+    assert sorted(path.name for path in folder.iterdir()) == ["fold-0", "reliability.json", "settings.json"]
     calibration = Calibration.load(folder / "fold-0" / "calibration.json")
     # 24 images of 12 groups: two groups hold 2.4 of them; a single group is all there is.
     assert (calibration.model, calibration.patches) == (name, 8 if n == 48 else 4)
     scored = VInformationScorer(str(folder), SCORE, "cpu")(patches[:])
     assert scored["fold"].tolist() == [0] * n
     assert np.isfinite(scored["pvi"]).all()
-    assert calibrate_checkpoint(patches, folder, tiny_config(reference="gone"), SCORE, device="cpu") == folder
+    shutil.rmtree(name)
+    assert calibrate_checkpoint(patches, folder, tiny_config(reference=name), SCORE, device="cpu") == folder
+    with pytest.raises(UserError, match=r"models of other settings \(reference was '.*mae', now 'other'\)"):
+        calibrate_checkpoint(patches, folder, tiny_config(reference="other"), SCORE, device="cpu")
 
 
 def one_group(n: int = 24) -> Dataset:

@@ -19,6 +19,7 @@ from optidel_hf.curation.calibration import FITTED_HERE, Calibration, Reference,
 from optidel_hf.curation.folds import write_folds
 from optidel_hf.curation.masking import mask_partition, mask_ratio
 from optidel_hf.curation.nuisance import NUISANCES, nuisances
+from optidel_hf.curation.reference import ReferenceConfig, calibrate_checkpoint, write_settings
 from optidel_hf.curation.scoring import (
     KEY_FEATURES,
     SCORES,
@@ -43,6 +44,7 @@ FITS = (DifficultyFit(-0.5, 0.6, 0.2), DifficultyFit(-0.4, 0.7, 0.1))
 def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A cross-fitted reference folder: two different models, and the fold that scores each group."""
     folder = tmp_path_factory.mktemp("reference")
+    write_settings(folder, ReferenceConfig(), ScoreConfig())
     for fold in (0, 1):
         save_mae(folder / f"fold-{fold}", tiny_mae(seed=fold + 1))
         facts = {"patches": 4, "groups": 2, "partitions": 2}
@@ -275,7 +277,22 @@ def test_as_many_partitions_are_scored_as_the_calibration_measured(reference: st
     assert measured["recon_error"].tolist() == given["recon_error"].tolist()
 
 
+@pytest.mark.parametrize("other", [{"variance": "channel"}, {"masks": 8}, {"mask_seed": 1}])
+def test_scores_are_measured_as_the_calibration_was(tmp_path: Path, other: dict) -> None:
+    name, patches = save_mae(tmp_path / "mae", tiny_mae(seed=7)), tiny_patches(16)
+    calibrated = ScoreConfig(partitions=2, **other)
+    folder = calibrate_checkpoint(patches, tmp_path / "out", ReferenceConfig(reference=name), calibrated, "cpu")
+    scorer = VInformationScorer(folder, device="cpu")
+    assert scorer.score == calibrated
+    assert (
+        scorer(patches[:])["pvi"].tolist() == VInformationScorer(folder, calibrated, "cpu")(patches[:])["pvi"].tolist()
+    )
+    with pytest.raises(UserError, match=rf"{folder} is calibrated otherwise \({next(iter(other))} was "):
+        VInformationScorer(folder, ScoreConfig(), "cpu")(patches[:])
+
+
 def test_a_reference_whose_target_has_changed_is_refused(reference: str, tmp_path: Path) -> None:
+    write_settings(tmp_path, ReferenceConfig(), ScoreConfig())
     save_mae(tmp_path / "fold-0", tiny_mae(norm_pix_loss=True))
     shutil.copy(Path(reference) / "fold-0" / "calibration.json", tmp_path / "fold-0")
     with pytest.raises(UserError, match=r"has norm_pix_loss True, but .* was calibrated for False"):

@@ -224,7 +224,7 @@ def test_a_dataset_is_trained_on_whatever_its_format_and_broken_images(tmp_path,
 
 def test_another_configuration_or_other_images_are_refused(images, tmp_path) -> None:
     _run(images, tmp_path, steps=2)
-    with pytest.raises(UserError, match=r"seed \(was 0, is 1\), steps \(was 2, is 3\)"):
+    with pytest.raises(UserError, match=r"seed was 0, now 1, steps was 2, now 3"):
         Pretrainer(tiny_config(tmp_path, steps=3, seed=1), images).train()
     with pytest.raises(UserError, match=r"images \(was"):
         Pretrainer(tiny_config(tmp_path, steps=2), images[:-1]).train()

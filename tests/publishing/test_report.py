@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from optidel_hf.errors import UserError
@@ -168,6 +169,19 @@ def test_a_low_pvi_is_hard(curation: Path) -> None:
     assert score == "pvi"
     assert len(order) == 23
     assert order[-1] == np.nanargmin(record.columns["pvi"])
+
+
+def test_the_selections_own_score_orders_the_sheets(curation: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "ranked"
+    shutil.copytree(curation, folder)
+    table = pq.read_table(folder / "selection.parquet")
+    facts = json.loads(table.schema.metadata[b"optidel"]) | {"score": "recon_error"}
+    told = table.replace_schema_metadata({**table.schema.metadata, b"optidel": json.dumps(facts)})
+    pq.write_table(told, folder / "selection.parquet")
+    record = read_curation(folder)
+    ranked_by, order = by_hardness(record)
+    assert ranked_by == "recon_error"
+    assert order[-1] == np.argmax(record.columns["recon_error"])
 
 
 def test_without_a_score_difficulty_orders_the_sheets(curation: Path) -> None:

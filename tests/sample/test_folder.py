@@ -69,12 +69,12 @@ def test_a_finished_sample_is_reused(written, monkeypatch):
 
 
 def test_another_configuration_is_refused(written):
-    with pytest.raises(UserError, match="seed 0 instead of 1"):
+    with pytest.raises(UserError, match="seed was 0, now 1"):
         write_sample(written, **SIZES, seed=1)
 
 
 def test_another_domain_is_refused(written):
-    with pytest.raises(UserError, match="domain colonoscopy instead of cells"):
+    with pytest.raises(UserError, match="domain was 'colonoscopy', now 'cells'"):
         write_sample(written, **SIZES, domain="cells")
 
 

@@ -196,7 +196,7 @@ def test_a_finished_testbed_is_reused_and_another_refused(generated, monkeypatch
     monkeypatch.setattr(testbed, "_write_jpeg", lambda *_: pytest.fail("written again"))
     folder = str(generated.parents[1])
     assert write_testbed(TestbedConfig(folder, **SMALL)) == generated
-    with pytest.raises(UserError, match=r"junk 0.25 instead of 0.5"):
+    with pytest.raises(UserError, match=r"junk was 0\.25, now 0\.5"):
         write_testbed(TestbedConfig(folder, **{**SMALL, "junk": 0.5}))
 
 

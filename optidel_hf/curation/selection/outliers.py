@@ -32,6 +32,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.ndimage import median
 
 from optidel_hf.curation.selection.candidates import Candidates, hardest_first
 from optidel_hf.curation.selection.choice import OUT_OF_FOCUS, OUTLIER, SPOILT, UNLEARNT
@@ -98,11 +99,8 @@ def _limits(candidates: Candidates) -> dict[str, float]:
 
 def _softness(candidates: Candidates) -> tuple[np.ndarray, np.ndarray]:
     """The median `defocus` of each image's patches, `(images,)`, and each patch's image, `(n,)`."""
-    _, image, count = np.unique(candidates.source, return_inverse=True, return_counts=True)
-    values = candidates.nuisances["defocus"]
-    ranked, last = values[np.lexsort((values, image))], np.cumsum(count)
-    first = last - count
-    return (ranked[first + (count - 1) // 2] + ranked[first + count // 2]) / 2, image
+    images, image = np.unique(candidates.source, return_inverse=True)
+    return np.asarray(median(candidates.nuisances["defocus"], image, np.arange(len(images)))), image
 
 
 def spoilt_limit(values: np.ndarray, least: float) -> float:
