@@ -2,8 +2,8 @@
 The map of where selection pays: one arm minus another over the redundancy and the junk of a testbed.
 
 Each cell is one grid's `results.parquet` on one pool. It says whether the difference lies above zero, below it, or
-cannot be told from it: the 95 % interval decides, and only where it leaves zero out has the cell a colour. A pool
-whose gate has not passed is marked "no headroom": there the colour supports no claim.
+holds it: the 95 % interval decides, and only where it leaves zero out has the cell a colour. A pool whose gate has not
+passed is marked "no headroom": there the colour supports no claim.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from optidel_hf.evidence.wording import count_text, mode_words, seeds_text
 
 
 PAIRS = (("optidel", "random_images"), ("optidel", "full"))
-COLOURS = {"above zero": "#bfe3c6", "not told from zero": "#eceef1", "below zero": "#f3c3b5"}
+COLOURS = {"above zero": "#bfe3c6", "holds zero": "#eceef1", "below zero": "#f3c3b5"}
 CELL_SIZE = (1.3, 0.65)
 LEFT, HEADING, HEAD, FOOT = 0.9, 5.3, 0.7, 0.5
 """In inches: a cell, the names beside a panel, the least width, the figure's head and legend, a panel's own."""
@@ -57,9 +57,9 @@ def contrasts(results: Mapping[Pool, pa.Table]) -> dict[str, dict[Pool, Interval
 
 
 def verdict(difference: Interval) -> str:
-    """Where the interval lies; one that holds zero, or is none, is not told from it."""
+    """Where the interval lies; one that is none holds zero as well."""
     if not difference.excludes_zero:
-        return "not told from zero"
+        return "holds zero"
     return "above zero" if difference.low > 0 else "below zero"
 
 
