@@ -2,9 +2,8 @@
 Held-out V-information: what a model that was pre-trained on a selection predicts of frames that nothing has seen.
 
 This, not the selected set's own figures, is the goal: hard samples raise H_V(Y|X) of the set, and so lower the
-information that the set holds. A share of the images, in whole near-duplicate groups, is held out before any patch is
-cut, so that neither the reference models nor any strategy sees them; the choice depends on the groups' names alone, so
-all arms of one pool hold out the same. A masked autoencoder is judged there on whole frames by
+information that the set holds. A masked autoencoder is judged on whole frames of the pool that no stage saw
+(`frames.py`) by
 
     I_V = 1/2 log2(s0^2 / s^2)      bits per value,
 
@@ -31,7 +30,6 @@ import hashlib
 import json
 import logging
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,16 +44,13 @@ from optidel_hf.curation import contrastive
 from optidel_hf.curation.calibration import Reference, open_reference
 from optidel_hf.curation.contrastive import fit_temperature
 from optidel_hf.curation.contrastive_scoring import HEAD_FILE, draw_bank, embed_views, load_encoder
-from optidel_hf.curation.folds import take_share
-from optidel_hf.curation.inputs import InputConfig, group_images, open_sources
+from optidel_hf.curation.frames import Frames, downstream_frames, held_out_frames
 from optidel_hf.curation.scoring import ScoreConfig, load_pixels, measure
 from optidel_hf.curation.vinfo import LEAST_VARIANCE
 from optidel_hf.devices import resolve_device
-from optidel_hf.errors import UserError, named_by
+from optidel_hf.errors import UserError
 from optidel_hf.evaluation.statistics import bootstrap_correction
 from optidel_hf.files import read_json, write_text
-from optidel_hf.images import decode_reason
-from optidel_hf.parquet import read_table
 
 
 logger = logging.getLogger(__name__)
@@ -79,42 +74,12 @@ FRAME_FEATURES = Features(
 )
 
 
-class Frames(NamedTuple):
-    """Readable images to judge models on."""
-
-    images: list[Any]  # undecoded
-    sources: list[str]
-    groups: list[str]
-
-
 class Moments(NamedTuple):
     """What the information is made of, for each of `n` frames."""
 
     error: np.ndarray  # (n,) mean squared error over hidden values
     mean: np.ndarray  # (n, C) mean of the target's values
     square: np.ndarray  # (n, C) mean of their squares
-
-
-def hold_out(groups: Sequence[str], share: float, seed: int = 0) -> set[str]:
-    """
-    Whole groups, in the order of their names' hashes, until they hold `share` of the images; never the largest.
-
-    Args:
-        groups (`Sequence[str]`): group of each image.
-        share (`float`): 0 holds out nothing.
-        seed (`int`, *optional*, defaults to 0): of the hashes; 0 for what all arms of a pool hold out.
-
-    Raises:
-        `UserError`: if a share is asked for and all images are of one group.
-    """
-    images = Counter(groups)
-    if share and len(images) < 2:
-        raise UserError("--held_out needs at least two groups of images, and these are all of one.")
-    return take_share(images, share, key=lambda name: _hash(f"held out {seed}:{name}"))
-
-
-def _hash(name: str) -> str:
-    return hashlib.sha256(name.encode()).hexdigest()
 
 
 def judge(
@@ -179,56 +144,6 @@ def judge_on(frames: Frames, checkpoint: str | Path, device: str) -> dict[str, A
     return judge_model(str(checkpoint), frames, str(resolve_device(device)))
 
 
-def held_out_frames(folder: Path) -> Frames:
-    """The readable frames that a curation held out."""
-    path = folder / "held_out.parquet"
-    if not folder.is_dir():
-        raise UserError(f"--curation_dir {folder}: no such folder; give the output of `optidel curate`.")
-    if not path.exists():
-        raise UserError(
-            f"{folder} held no image out: curate into another folder with --held_out 0.1, or give --images."
-        )
-    held = dict(zip(*(read_table(path)[name].to_pylist() for name in ("source", "group"))))
-    if not (folder / "config.json").exists():
-        raise UserError(f"{folder} has no config.json: its curation is to be finished first.")
-    config = InputConfig(**read_json(folder / "config.json")["inputs"])
-    try:
-        sources = open_sources(config)
-    except UserError as error:
-        raise UserError(
-            f"{error} {folder} was made from it: run this where its images are found by that name."
-        ) from None
-    rows = [row for row, source in enumerate(sources["source"]) if source in held]
-    if len(rows) < len(held):
-        gone = min(held.keys() - set(sources["source"]))
-        raise UserError(
-            f"{path} lists {len(held)} images and {config.dataset} has {len(rows)} of them: '{gone}' is gone."
-        )
-    frames = sources.select(rows)
-    return readable_frames(frames, [held[source] for source in frames["source"]], f"that {path} lists")
-
-
-def downstream_frames(images: str, split: str | None = None, image_column: str | None = None) -> Frames:
-    """The readable images of a downstream set, in near-duplicate groups; a folder that holds masks is refused."""
-    with named_by("--images"):
-        frames = open_sources(InputConfig(images, split, image_column=image_column))
-    return readable_frames(frames, group_images(frames), f"of {images}")
-
-
-def readable_frames(frames: Dataset, groups: list[str], which: str) -> Frames:
-    """
-    The images of a table that can be opened, in its order; `which` they are is for the message where none can.
-
-    Raises:
-        `UserError`: if none can.
-    """
-    rows = zip(frames["image"], frames["source"], groups)
-    readable = [row for row in rows if decode_reason(row[0])[0] is not None]
-    if not readable:
-        raise UserError(f"None of the {len(frames)} images {which} can be read.")
-    return Frames(*map(list, zip(*readable)))
-
-
 def _judge_masked(checkpoint: str, frames: Frames, device: str) -> dict[str, Any]:
     reference = open_reference(checkpoint, None, device)
     figures = information(measure_images(reference, frames.images), frames.groups)
@@ -240,7 +155,8 @@ def _judge_contrastive(checkpoint: str, frames: Frames, device: str) -> dict[str
     whole = [[0, 0, 0]] * len(frames.images)  # views are seeded by source and crop
     columns = {"image": frames.images, "source": frames.sources, "group": frames.groups, "crop": whole}
     table = Dataset.from_dict(columns, features=FRAME_FEATURES)
-    encoder, groups = load_encoder(checkpoint, device), sorted(set(frames.groups), key=_hash)
+    encoder = load_encoder(checkpoint, device)
+    groups = sorted(set(frames.groups), key=lambda name: hashlib.sha256(name.encode()).hexdigest())
     if len(groups) < LEAST_GROUPS:
         raise UserError(
             f"A contrastive model tells images apart, and these are of {len(groups)} group(s): give at least "

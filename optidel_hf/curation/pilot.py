@@ -28,7 +28,8 @@ import pyarrow as pa
 from datasets import Dataset, Image
 from scipy.stats import t as student
 
-from optidel_hf.curation.heldout import hold_out, information, measure_images
+from optidel_hf.curation.frames import hold_out
+from optidel_hf.curation.heldout import information, measure_images
 from optidel_hf.curation.reference import Reference, ReferenceConfig, decode_patches, training_config
 from optidel_hf.curation.selection import mosaics_in_budget, select
 from optidel_hf.curation.shards import read_rows

@@ -39,7 +39,7 @@ from optidel_hf.curation.curated import (
 )
 from optidel_hf.curation.curation_config import CurationConfig, refuse_early
 from optidel_hf.curation.folds import assign_folds
-from optidel_hf.curation.heldout import hold_out
+from optidel_hf.curation.frames import hold_out
 from optidel_hf.curation.inputs import inputs_hash, list_inputs, open_sources
 from optidel_hf.curation.mosaic import grid_side
 from optidel_hf.curation.patch_config import PatchConfig

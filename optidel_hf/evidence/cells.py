@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from optidel_hf.curation.heldout import LEAST_GROUPS, Frames, hold_out, judge_on, readable_frames
+from optidel_hf.curation.frames import Frames, hold_out, readable_frames
+from optidel_hf.curation.heldout import LEAST_GROUPS, judge_on
 from optidel_hf.curation.inputs import open_sources
 from optidel_hf.devices import resolve_device
 from optidel_hf.errors import UserError

@@ -22,10 +22,9 @@ from optidel_hf.curation.calibration import open_reference
 from optidel_hf.curation.contrastive_scoring import _key, embed_views, load_encoder
 from optidel_hf.curation.curated import MosaicConfig
 from optidel_hf.curation.curation_config import CurationConfig
+from optidel_hf.curation.frames import downstream_frames, hold_out
 from optidel_hf.curation.heldout import (
     Moments,
-    downstream_frames,
-    hold_out,
     information,
     interval,
     judge,

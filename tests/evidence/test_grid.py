@@ -22,7 +22,7 @@ from PIL import Image
 from tiny_grid import ARMS, COUNTS, fake_arm, tiny_experiment, write_squares
 
 from optidel_hf.cli import main
-from optidel_hf.curation.heldout import Frames
+from optidel_hf.curation.frames import Frames
 from optidel_hf.curation.stages import digest
 from optidel_hf.errors import Preempted, UserError
 from optidel_hf.evaluation import downstream as downstream_sets
