@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields
@@ -38,6 +39,7 @@ def parse(dataclasses: Sequence[type], arguments: Sequence[str], prog: str, desc
     file = config_file(arguments)
     values = vars(parser.parse_args([*(_flags_of(file, fields) if file else []), *arguments]))
     values.pop("config")
+    values = {name: _at_home(value) for name, value in values.items()}
     try:
         return parser.parse_dict(values)
     except ValueError as error:
@@ -107,6 +109,16 @@ def _flags_of(path: Path, fields: set[str]) -> list[str]:
         raise UserError(f"--config {path}: '{unknown[0]}' is no flag of this command; --help lists them.")
     given = {key: value for key, value in values.items() if value is not None}
     return [flag for key, value in given.items() for flag in _flag(key, value)]
+
+
+def _at_home(value: Any) -> Any:
+    """A path, or each of a list's, with the home folder for a `~` that no shell has replaced."""
+    if isinstance(value, list):
+        return [_at_home(part) for part in value]
+    if not isinstance(value, str):
+        return value
+    name, equals, path = value.rpartition("=") if re.match(r"[\w.%+-]+=~", value) else ("", "", value)
+    return name + equals + os.path.expanduser(path)
 
 
 def _default(field: Field) -> Any:

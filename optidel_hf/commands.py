@@ -138,8 +138,10 @@ def pretrain(arguments: Sequence[str]) -> None:
 
 def _refuse_among_images(output: str, *datasets: str | None, flag: str = "output_dir") -> None:
     """Refuse to write models and pictures among the images that the next run would read."""
+    from optidel_hf.sources import lies_among
+
     for dataset in filter(None, datasets):
-        if output and Path(dataset).is_dir() and Path(output).resolve().is_relative_to(Path(dataset).resolve()):
+        if output and lies_among(output, dataset):
             raise UserError(f"--{flag} {output} lies among the images of {dataset}: give a folder outside of it.")
 
 

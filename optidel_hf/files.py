@@ -32,8 +32,9 @@ def write_text(text: str, path: Path) -> Path:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except OSError:
+    except OSError as error:
         partial.unlink(missing_ok=True)
+        error.filename = error.filename or str(path)
         raise
     return path
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import math
+import os
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -19,6 +21,7 @@ from optidel_hf.errors import UserError
 MAX_IMAGE_PIXELS = 89_478_485
 # For sources whose size was accepted when their patches were cut: Pillow's own limit, twice the above, still holds.
 ACCEPTED = sys.maxsize
+LEAST_OF_16_BITS = 2**12  # of the largest value: 12 bits in 16, as cameras and scanners write them, would be black
 # `open_image` has a limit of its own. For the whole process: `catch_warnings` is not safe in the threads that decode.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
@@ -49,7 +52,7 @@ def open_image(value: Any, max_pixels: int = MAX_IMAGE_PIXELS, canvas: str = "wh
     Open one image as 8-bit RGB, upright.
 
     EXIF orientation is applied, the first frame of an animation is taken, transparency is laid on `canvas`,
-    CMYK and palettes are converted, and 16-bit grey is scaled to 8 bits.
+    CMYK and palettes are converted, and 16-bit grey is scaled to 8 bits; 16 bits that hold 12 or fewer are rejected.
 
     Args:
         value (`dict`, `PIL.Image.Image`, `str` or `Path`):
@@ -100,8 +103,8 @@ def open_reduced(
         raise ImageRejected("not an image that Pillow can read") from None
     except Image.DecompressionBombError as error:
         raise ImageRejected(str(error)) from None
-    except FileNotFoundError:
-        raise ImageRejected("file not found") from None
+    except FileNotFoundError as error:
+        raise ImageRejected(_not_found(str(error.filename))) from None
     except Exception as error:  # on broken data decoders raise OSError, SyntaxError, RuntimeError, struct.error, ...
         raise ImageRejected(f"broken image: {error}") from None
 
@@ -172,7 +175,17 @@ def _open_lazily(value: Any) -> Image.Image:
         value = io.BytesIO(value["bytes"]) if value.get("bytes") is not None else value.get("path")
     if value is None:
         raise ImageRejected("no image in this row")
-    return Image.open(value if isinstance(value, io.BytesIO) else Path(value))
+    if isinstance(value, io.BytesIO):
+        return Image.open(value)
+    if (path := Path(value)).exists() and not path.is_file():
+        raise ImageRejected("not a regular file")
+    return Image.open(path)
+
+
+def _not_found(path: str) -> str:
+    if re.match(r"\w+:/", path):
+        return "a URL, which is not fetched: download it first"
+    return "file not found" if os.path.isabs(path) else "file not found: relative paths begin at the working folder"
 
 
 def _load(image: Image.Image, least: tuple[int, int] | None) -> bool:
@@ -194,7 +207,10 @@ def _load(image: Image.Image, least: tuple[int, int] | None) -> bool:
 
 def _to_rgb(image: Image.Image, canvas: str) -> Image.Image:
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):  # Pillow's for 16-bit PGM
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+        values = np.asarray(image)
+        if 0 < values.max() < LEAST_OF_16_BITS:
+            raise ImageRejected(f"16 bits with no value above {values.max()}, nearly black: scale it to 65535")
+        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise ImageRejected(f"mode {image.mode} has no fixed range: convert it to 8 or 16 bits")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:

@@ -17,11 +17,16 @@ def write_parquet(table: pa.Table, path: Path) -> None:
     """Write `table` beside `path` and rename: `path` is whole or absent, also after a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        pq.write_table(table, file, compression="zstd")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            pq.write_table(table, file, compression="zstd")
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        error.filename = error.filename or str(path)
+        raise
 
 
 def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
@@ -53,6 +58,8 @@ def told_if_damaged(path: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowInvalid, OSError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise UserError(f"{path} does not exist.") from None
         if isinstance(error, OSError) and error.errno:  # the system's: it cannot be read here, and may be whole
             raise
         raise UserError(f"{path} is damaged ({error}): delete it, and the same command makes it again.") from None

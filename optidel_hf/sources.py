@@ -150,6 +150,14 @@ def hub_commit(repo: str, revision: str | None = None) -> str:
         ) from None
 
 
+def lies_among(output: str | Path, dataset: str) -> bool:
+    """Whether what is written into `output` would be read as part of a dataset the next time."""
+    output, path = Path(output).resolve(), Path(dataset).expanduser()
+    if path.is_dir():
+        return output.is_relative_to(path.resolve())
+    return path.suffix in TABLE_FORMATS and output == path.parent.resolve()
+
+
 def _open_folder(path: Path, split: str | None) -> Dataset:
     if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
         return _open_saved(path, split)
@@ -199,11 +207,15 @@ def _image_files(folder: Path) -> list[Path]:
 
 def _walk(folder: Path) -> Iterator[Path]:
     seen: set[str] = set()
-    for where, folders, names in os.walk(folder, followlinks=True):
+    for where, folders, names in os.walk(folder, onerror=_tell_left_out, followlinks=True):
         real = os.path.realpath(where)
         folders[:] = sorted(name for name in folders if not name.startswith(".")) if real not in seen else []
         yield from (Path(where, name) for name in names if real not in seen and not name.startswith("."))
         seen.add(real)
+
+
+def _tell_left_out(error: OSError) -> None:
+    logger.warning("%s cannot be read (%s): what it holds is left out.", error.filename, error.strerror)
 
 
 def _elsewhere(path: Path) -> str:
@@ -325,7 +337,9 @@ def _stacked(parts: list[Dataset], what: str) -> Dataset:
     try:
         return concatenate_datasets(parts)
     except ValueError as error:  # a column of one name and two types
-        raise UserError(f"{what}: the parts do not fit together ({error}); give one of them, by --split.") from None
+        raise UserError(
+            f"{what}: the parts do not fit together ({error}); give those of one kind, by --split or by their names."
+        ) from None
 
 
 def _choose_splits(splits: DatasetDict, split: str | None) -> DatasetDict:

@@ -118,3 +118,15 @@ def test_a_negation_is_not_helped_by_what_it_negates(capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit):
         parse((Shared,), ["--help"], "share", "Shares.")
     assert "The opposite of --private." in capsys.readouterr().out.split("--no_private")[-1]
+
+
+def test_the_home_folder_is_meant_where_no_shell_has_put_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+
+    @dataclass
+    class Places:
+        dataset: str = ""
+        models: list[str] = field(default_factory=list)
+
+    (places,) = parse([Places], ["--dataset", "~/images", "--models", "vit=~/vit", "~/other", "a~b"], "x", "y")
+    assert places == Places("/home/me/images", ["vit=/home/me/vit", "/home/me/other", "a~b"])

@@ -17,6 +17,7 @@ from optidel_hf.images import open_image
 from optidel_hf.sources import (
     find_image_column,
     hub_commit,
+    lies_among,
     open_dataset,
     unique_sources,
 )
@@ -307,3 +308,30 @@ def test_the_commit_of_a_hub_dataset(hub: HubServer, monkeypatch: pytest.MonkeyP
     assert hub_commit("me/frames", first) == first  # nothing to ask
     with pytest.raises(UserError, match=r"the Hub does not tell its commit .* give it by --revision"):
         hub_commit("me/frames", "main")
+
+
+def test_outputs_among_images_and_beside_tables(tmp_path: Path) -> None:
+    pool = fill(tmp_path / "pool", "1.png")
+    assert lies_among(pool / "out", str(pool))
+    assert lies_among(pool, str(pool))
+    assert not lies_among(tmp_path / "out", str(pool))
+    for tables in (tmp_path / "a.parquet", tmp_path / "*.arrow"):
+        assert lies_among(tmp_path, str(tables))
+        assert not lies_among(tmp_path / "out", str(tables))
+    assert not lies_among(tmp_path, "me/frames")
+
+
+def test_a_folder_that_may_not_be_read_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path, "1.png", "locked/2.png")
+    scan = os.scandir
+
+    def refused(path: str) -> object:
+        if Path(path).name == "locked":
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    assert sources(tmp_path) == ["1.png"]
+    assert "locked cannot be read (Permission denied): what it holds is left out." in caplog.text

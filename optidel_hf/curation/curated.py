@@ -24,7 +24,7 @@ from optidel_hf.curation.mosaic import grid_side, pixels_sha256, render_mosaic, 
 from optidel_hf.curation.selection import Selection
 from optidel_hf.curation.shards import FirstRank, existing_shards, shard_bounds, shard_paths, wait_for
 from optidel_hf.errors import UserError
-from optidel_hf.images import ACCEPTED, encode_png, open_image
+from optidel_hf.images import ACCEPTED, MAX_IMAGE_PIXELS, encode_png, open_image
 from optidel_hf.parquet import read_table, write_parquet
 from optidel_hf.processes import process_rank
 from optidel_hf.sources import find_image_column, undecoded
@@ -57,6 +57,8 @@ class MosaicConfig:
     def __post_init__(self) -> None:
         if self.image_size < 16:
             raise UserError(f"image_size is {self.image_size}: a curated image has at least 16 pixels a side.")
+        if self.image_size**2 > MAX_IMAGE_PIXELS:
+            raise UserError(f"image_size is {self.image_size}: a curated image has at most {MAX_IMAGE_PIXELS} pixels.")
 
 
 def check_grid(tiles: int, size: int) -> None:

@@ -18,6 +18,7 @@ from optidel_hf.devices import resolve_device
 from optidel_hf.errors import UserError
 from optidel_hf.files import refuse_stage_folder
 from optidel_hf.flags import check_run
+from optidel_hf.sources import TABLE_FORMATS
 
 
 logger = logging.getLogger(__name__)
@@ -75,8 +76,9 @@ def _refuse_place(config: CurationConfig) -> None:
         raise UserError(f"--output_dir {output} is a file: give a folder, new or of an earlier run.")
     if (output / "pretrain_config.json").exists():
         raise UserError(f"--output_dir {output} holds a model: give another folder, new or of an earlier curation.")
-    if output.resolve() == Path(config.inputs.dataset).resolve():
-        raise UserError(f"--output_dir {output} is the --dataset itself: give another folder.")
+    dataset = Path(config.inputs.dataset).expanduser()
+    if output.resolve() == (dataset.parent if dataset.suffix in TABLE_FORMATS else dataset).resolve():
+        raise UserError(f"--output_dir {output} is the folder of --dataset itself: give another one.")
 
 
 def _refuse_checkpoints(config: CurationConfig) -> None:

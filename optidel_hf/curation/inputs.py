@@ -84,8 +84,8 @@ def open_sources(config: InputConfig) -> Dataset:
     pictures = dataset.select_columns([image]).rename_columns({image: "image"})
     # Columns first, then order: to add columns to rows in another order datasets would copy every image.
     named = concatenate_datasets([pictures, Dataset.from_dict(names)], axis=1)
-    order = sorted(range(len(named)), key=names["source"].__getitem__)
-    return named.select(order[: config.limit])
+    first = range(len(named))[: config.limit]
+    return named.select(sorted(first, key=names["source"].__getitem__))
 
 
 def list_inputs(

@@ -297,7 +297,8 @@ class _Run:
     def _source_rows(self, rows: list[int]) -> Dataset:
         """A shard of the sources in memory; to add a column in place datasets would copy every image to its cache."""
         part = self.sources.select(rows)
-        columns = {"image": part["image"], "source": part["source"], "group": [self.groups[row] for row in rows]}
+        images = [value if value and any(value.values()) else None for value in part["image"]]
+        columns = {"image": images, "source": part["source"], "group": [self.groups[row] for row in rows]}
         names = Features({"source": Value("string"), "group": Value("string")})
         return Dataset.from_dict(columns, features=Features({"image": Image(decode=False), **names}))
 

@@ -26,6 +26,7 @@ from optidel_hf.curation.inputs import InputConfig, open_sources
 from optidel_hf.curation.mosaic import RENDERER, pixels_sha256, renderer_versions
 from optidel_hf.curation.shards import existing_shards, shard_bounds, shard_paths
 from optidel_hf.errors import UserError, named_by
+from optidel_hf.files import alone_in, refuse_stage_folder
 from optidel_hf.images import ACCEPTED, MAX_IMAGE_PIXELS, decode_reason, open_image
 from optidel_hf.parquet import write_parquet
 
@@ -64,10 +65,18 @@ def rebuild(config: RebuildConfig) -> Path:
         `UserError`: naming the sources that are missing, or the images that came out differently and why; or if the
             folder holds another selection.
     """
-    path, output = find_selection(config.selection, config.revision), Path(config.output_dir)
+    output = Path(config.output_dir)
+    refuse_stage_folder(output)
+    path = find_selection(config.selection, config.revision)
     chosen = read_selection(path)
     sources = _Sources(config)
     sources.refuse_missing(chosen["source"].unique().to_pylist())
+    output.mkdir(parents=True, exist_ok=True)
+    with alone_in(output):
+        return _rebuild(output, path, chosen, sources)
+
+
+def _rebuild(output: Path, path: Path, chosen: pa.Table, sources: _Sources) -> Path:
     list_under_way = _claim(output, pq.read_table(path))
     facts = json.loads(chosen.schema.metadata[METADATA_KEY])
     mosaic = np.asarray(chosen["mosaic"])

@@ -55,6 +55,8 @@ class Stage:
         record = self.folder / "config.json"
         if record.exists():
             self._refuse_changes(_read_record(record))
+        elif any(self.folder.glob("shard-*")):
+            raise UserError(f"{self.folder} holds shards and no config.json that says of what: move it away.")
         else:
             facts = {"fields": self.fields, "upstream": self.upstream, "hash": self.hash}
             write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", record)

@@ -190,10 +190,19 @@ def _table_pairs(dataset: str, split: str, image_column: str, mask_column: str) 
 def _load(pairs: Sequence[Pair], image_size: int, where: str) -> DownstreamSet:
     images = np.empty((len(pairs), image_size, image_size, 3), dtype=np.uint8)
     levels = np.empty((len(pairs), image_size, image_size), dtype=np.uint8)
+    wrong: dict[str, str] = {}
     with ThreadPoolExecutor(DECODING_THREADS) as pool:
         decoded = pool.map(partial(_decode, image_size=image_size), pairs)
-        for row, (image, mask) in enumerate(tqdm(decoded, total=len(pairs), desc=f"reading {where}", unit="img")):
-            images[row], levels[row] = image, mask
+        for row, found in enumerate(tqdm(decoded, total=len(pairs), desc=f"reading {where}", unit="img")):
+            if isinstance(found, str):
+                wrong[pairs[row][0]] = found
+            else:
+                images[row], levels[row] = found
+    if wrong:
+        raise UserError(
+            f"{where}: {len(wrong)} cannot be used, first {next(iter(wrong.values()))}. Correct them, or leave them "
+            f"out by --exclude {' '.join(wrong)}"
+        )
     _tell_of_greys(levels, where)
     masks = (levels > MASK_THRESHOLD).astype(np.uint8)
     channels_first = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
@@ -202,6 +211,14 @@ def _load(pairs: Sequence[Pair], image_size: int, where: str) -> DownstreamSet:
 
 def _tell_of_greys(levels: np.ndarray, where: str) -> None:
     """Warn where masks are not binary: greys, or numbers of classes in more pixels than are white."""
+    numbered = ((levels > 0).any((1, 2)) & ~(levels > MASK_THRESHOLD).any((1, 2))).sum()
+    if numbered:
+        logger.warning(
+            "%s: %d masks are not black but have no pixel above %d, and count as empty: objects are to be white.",
+            where,
+            numbered,
+            MASK_THRESHOLD,
+        )
     grey = np.mean((levels >= GREY[0]) & (levels <= GREY[1]))
     numbers, white = np.mean((levels > 0) & (levels < GREY[0])), np.mean(levels > MASK_THRESHOLD)
     if grey > MOST_GREY or numbers > white:
@@ -214,18 +231,19 @@ def _tell_of_greys(levels: np.ndarray, where: str) -> None:
         )
 
 
-def _decode(pair: Pair, image_size: int) -> tuple[np.ndarray, np.ndarray]:
+def _decode(pair: Pair, image_size: int) -> tuple[np.ndarray, np.ndarray] | str:
+    """The image and its mask's levels, or why there are none."""
     name, *values = pair
-    try:
-        image, mask = (open_image(value, canvas=canvas) for value, canvas in zip(values, ("white", "black")))
-    except ImageRejected as rejected:
-        raise UserError(f"The image or the mask of '{name}' cannot be used ({rejected}); exclude '{name}'.") from None
+    opened = []
+    for value, what, canvas in zip(values, ("image", "mask"), ("white", "black")):
+        try:
+            opened.append(open_image(value, canvas=canvas))
+        except ImageRejected as rejected:
+            return f"the {what} of '{name}' ({rejected})"
+    image, mask = opened
     # A turned or cropped mask would be squashed onto the image in silence.
     if abs(image.width / image.height - mask.width / mask.height) > 0.05 * image.width / image.height:
-        raise UserError(
-            f"'{name}': the image is {image.width}x{image.height} but its mask {mask.width}x{mask.height}; "
-            f"correct the mask or exclude '{name}'."
-        )
+        return f"'{name}', whose image is {image.width}x{image.height} but its mask {mask.width}x{mask.height}"
     size = (image_size, image_size)
     levels = np.asarray(mask.convert("L").resize(size, Image.Resampling.NEAREST))
     return np.asarray(image.resize(size, Image.Resampling.BICUBIC)), levels

@@ -29,7 +29,7 @@ from optidel_hf.evaluation.downstream import DownstreamSet, list_pairs, load_dow
 from optidel_hf.evaluation.metrics.normdel.normdel import normdel
 from optidel_hf.evaluation.protocol import labelled_rows, score, train_segmenter
 from optidel_hf.evaluation.statistics import markdown_table, summarise
-from optidel_hf.files import read_json, write_text
+from optidel_hf.files import alone_in, read_json, write_text
 
 
 logger = logging.getLogger(__name__)
@@ -158,9 +158,18 @@ def evaluate_segmentation(config: EvaluateConfig) -> list[dict[str, Any]]:
     if config.labels > (available := len(data[config.train_split])):
         raise UserError(f"--labels {config.labels}: split '{config.train_split}' has {available} images; 0 takes all.")
     out = Path(config.output_dir)
-    _claim(out, _determining(config, image_size, data))
+    out.mkdir(parents=True, exist_ok=True)
+    with alone_in(out):
+        _claim(out, _determining(config, image_size, data))
+        rows = _run_all(config, out, given, data)
+        _write_results(out, config, image_size, rows)
+    return rows
 
-    rows = []
+
+def _run_all(
+    config: EvaluateConfig, out: Path, given: dict[str, Backbone], data: dict[str, DownstreamSet]
+) -> list[dict[str, Any]]:
+    arms, rows = config.arms(), []
     with tqdm(total=len(arms) * len(config.modes) * config.seeds, desc="runs", unit="run") as bar:
         for arm, path in arms.items():
             start = partial(_start, path, given[arm])
@@ -170,7 +179,6 @@ def evaluate_segmentation(config: EvaluateConfig) -> list[dict[str, Any]]:
                     run = partial(_run, config, start, data, mode, seed)
                     rows.append(_finished_or_run(out, base | {"mode": mode, "seed": seed}, run))
                     bar.update()
-    _write_results(out, config, image_size, rows)
     return rows
 
 

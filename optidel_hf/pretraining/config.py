@@ -262,6 +262,8 @@ class PretrainConfig:
                 f"{self.objective} compares each image with its whole batch, which accumulation would tear apart: "
                 f"gradient_accumulation_steps must be 1, not {self.gradient_accumulation_steps}; take more processes."
             )
+        if self.objective == "simclr" and self.batch_size < 2:
+            raise UserError("batch_size must be at least 2 for simclr, which tells images of a batch apart.")
         if self.reconstruct_every and self.objective != "mae":
             raise UserError(f"reconstruct_every is for mae: {self.objective} reconstructs nothing.")
         if not 0 <= self.warmup <= self.steps:

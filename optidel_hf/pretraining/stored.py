@@ -123,8 +123,8 @@ class StoredImages:
         return images
 
     def _skip(self, row: int, reason: str) -> None:
-        message = "row %d of column '%s' is left out, the next one takes its place: %s"
-        logger.warning(message, row, self.image_column, reason)
+        which = f"row {row} of column '{self.image_column}'" + (f" ({self.names[row]})" if self.names else "")
+        logger.warning("%s is left out, the next one takes its place: %s", which, reason)
 
     def _nothing(self) -> UserError:
         where = f"the {len(self)} images in column '{self.image_column}'"

@@ -184,15 +184,16 @@ class Pretrainer:
         objective = self.whole()
         if not self.accelerator.is_main_process:
             return
-        try:
-            objective.save(self.out, image_processor(self.model.config.image_size))
-        except SafetensorError as error:  # which wraps what the system says, such as of a full disk
-            raise UserError(
-                f"The model cannot be written to {self.out} ({error}): make room there, and the same command goes on "
-                "from its last checkpoint."
-            ) from error
-        record = {**asdict(self.config), **self._facts()}  # the device that was used replaces the one asked for
-        write_text(json.dumps(record, indent=2) + "\n", self.out / "pretrain_config.json")
+        with alone_in(self.out):
+            try:
+                objective.save(self.out, image_processor(self.model.config.image_size))
+            except SafetensorError as error:  # which wraps what the system says, such as of a full disk
+                raise UserError(
+                    f"The model cannot be written to {self.out} ({error}): make room there, and the same command goes "
+                    "on from its last checkpoint."
+                ) from error
+            record = {**asdict(self.config), **self._facts()}  # the device that was used replaces the one asked for
+            write_text(json.dumps(record, indent=2) + "\n", self.out / "pretrain_config.json")
 
     @property
     def _checkpoints(self) -> Path:
@@ -200,10 +201,9 @@ class Pretrainer:
 
     def _begin(self) -> int:
         """The number of steps that are already taken."""
-        if self.config.resume == "never":
-            _refuse_to_remove(self.out, self.config.model)
-            if self.accelerator.is_main_process:
-                start_over(self.out)
+        _refuse_to_replace(self.out, self.config.model)
+        if self.config.resume == "never" and self.accelerator.is_main_process:
+            start_over(self.out)
         self.accelerator.wait_for_everyone()
         require_writable(self._checkpoints)
         start = resume_checkpoint(self.accelerator, self._checkpoints, self.told)
@@ -382,10 +382,14 @@ def check_last(share: float, last: Images | str | None) -> None:
         raise UserError("--last_dataset is for the last steps: say for which share of them with --last_share.")
 
 
-def _refuse_to_remove(out: Path, model: str | None) -> None:
-    """Refuse to start over where what training starts from would go with what was there."""
+def _refuse_to_replace(out: Path, model: str | None) -> None:
+    """Refuse to write over the model that training starts from, or over what no run of ours has written."""
     if model and Path(model).is_dir() and Path(model).resolve().is_relative_to(out.resolve()):
-        raise UserError(f"--resume never removes the model in {out}, from which --model starts: give another one.")
+        raise UserError(f"--model {model} lies in --output_dir {out}, which is written over: give another one.")
+    if not any((out / own).exists() for own in ("checkpoints", "pretrain_config.json")):
+        for name in ("README.md", "config.json", "model.safetensors", "backbone"):
+            if (out / name).exists():
+                raise UserError(f"{out / name} is of something else and would be replaced: give another --output_dir.")
 
 
 def _check_batch(batch_size: int, processes: int, accumulation: int) -> None:

@@ -329,6 +329,8 @@ def read_results(results: str | Path) -> dict[str, Any]:
     path = path / "results.json" if path.is_dir() else path
     if not path.exists():
         raise UserError(f"--results {path}: no such file; give the results.json of `optidel evaluate`, or its folder.")
+    if path.suffix != ".json":
+        raise UserError(f"--results {path} is no JSON file: give the results.json of `optidel evaluate`.")
     told = read_json(path)
     if "summary" not in told:
         raise UserError(f"{path} is no results.json of `optidel evaluate`: it has no summary.")

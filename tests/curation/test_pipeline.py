@@ -326,7 +326,7 @@ def test_another_curations_stages_are_no_output(config: CurationConfig, finished
 
 
 def test_the_images_own_folder_is_no_output(config: CurationConfig) -> None:
-    with pytest.raises(UserError, match="is the --dataset itself: give another folder"):
+    with pytest.raises(UserError, match="is the folder of --dataset itself: give another one"):
         curate(replace(config, output_dir=config.inputs.dataset))
 
 

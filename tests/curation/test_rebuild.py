@@ -19,6 +19,7 @@ from optidel_hf.curation.curated import METADATA_KEY, curated_shards, draft_sele
 from optidel_hf.curation.rebuild import RebuildConfig, rebuild
 from optidel_hf.curation.selection import Selection
 from optidel_hf.errors import UserError
+from optidel_hf.files import alone_in
 
 
 SOURCES = [f"video/{i}.png" for i in range(6)]
@@ -182,3 +183,17 @@ def test_another_pillow_is_named(out: Path, images: Path, tmp_path: Path) -> Non
     shutil.copy(images / SOURCES[5], images / SOURCES[0])
     with pytest.raises(UserError, match=r"it was made with Pillow 1\.1, and here is"):
         rebuild(RebuildConfig(str(other), str(images), str(tmp_path / "again")))
+
+
+def test_a_curation_and_another_process_are_left_alone(out: Path, images: Path, tmp_path: Path) -> None:
+    def made(folder: Path) -> RebuildConfig:
+        return RebuildConfig(str(out), str(images), str(folder))
+
+    curation = tmp_path / "curation"
+    curation.mkdir()
+    (curation / "inputs.parquet").touch()
+    for part in ("curated", "patches"):
+        with pytest.raises(UserError, match="is part of the curation"):
+            rebuild(made(curation / part))
+    with alone_in(tmp_path), pytest.raises(UserError, match="Another process is at work"):
+        rebuild(made(tmp_path))

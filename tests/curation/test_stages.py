@@ -106,3 +106,11 @@ def test_taking_over_copies_where_links_are_impossible(tmp_path: Path, monkeypat
     same.folder.parent.mkdir()
     same.take_over(tmp_path / "old")
     assert (same.folder / "config.json").read_text() == (tmp_path / "old" / "patches" / "config.json").read_text()
+
+
+def test_shards_without_a_record_are_of_nobody_knows_what(tmp_path: Path) -> None:
+    stage = Stage(tmp_path / "patches", {"size": 64}, "")
+    (stage.claim() / "shard-00000-of-00001.parquet").touch()
+    (stage.folder / "config.json").unlink()
+    with pytest.raises(UserError, match=r"patches holds shards and no config\.json"):
+        stage.claim()

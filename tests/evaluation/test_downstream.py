@@ -98,15 +98,25 @@ def test_no_images_and_no_masks_folder(small_folder: Path, tmp_path_factory: pyt
 
 
 def test_broken_image_is_named(small_folder: Path) -> None:
-    (small_folder / "images" / "test_c.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match="'test_c' cannot be used"):
-        load_downstream(str(small_folder), "test", 32)
+    (small_folder / "images" / "train_a.png").write_bytes(b"no image")
+    (small_folder / "masks" / "train_b.png").write_bytes(b"no mask")
+    named = r"2 cannot be used, first the image of 'train_a' \(not an image .* by --exclude train_a train_b$"
+    with pytest.raises(UserError, match=named):
+        load_downstream(str(small_folder), "train", 32)
 
 
 def test_turned_mask_is_refused(small_folder: Path) -> None:
     PILImage.fromarray(np.full((32, 64), 255, np.uint8)).save(small_folder / "masks" / "test_c.png")
-    with pytest.raises(UserError, match="'test_c': the image is 32x32 but its mask 64x32"):
+    with pytest.raises(UserError, match="'test_c', whose image is 32x32 but its mask 64x32"):
         load_downstream(str(small_folder), "test", 32)
+
+
+def test_masks_that_are_numbered_among_white_ones_are_told(small_folder: Path, caplog) -> None:
+    with PILImage.open(small_folder / "masks" / "train_a.png") as mask:
+        levels = np.ones_like(np.asarray(mask.convert("L")))
+    PILImage.fromarray(levels).save(small_folder / "masks" / "train_a.png")
+    load_downstream(str(small_folder), "train", 32)
+    assert "1 masks are not black but have no pixel above 127" in caplog.text
 
 
 def test_masks_of_zeros_and_ones_are_refused(small_folder: Path) -> None:

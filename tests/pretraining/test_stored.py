@@ -54,8 +54,10 @@ def test_an_unreadable_image_is_named_and_the_next_one_takes_its_place(caplog) -
     stored = StoredImages(table([BROKEN, first, BROKEN, BROKEN, second, BROKEN]), "image", 16)
     images = stored.read_all()
     assert [message[:5] for message in caplog.messages] == ["row 0", "row 2", "row 3", "row 5"]
-    expected = "row 0 of column 'image' is left out, the next one takes its place: not an image that Pillow can read"
-    assert caplog.messages[0] == expected
+    assert caplog.messages[0] == (
+        f"row 0 of column 'image' ({stored.names[0]}) is left out, the next one takes its place: "
+        "not an image that Pillow can read"
+    )
     assert torch.equal(images, images[[1, 1, 4, 4, 4, 1]])
     assert not torch.equal(images[1], images[4])
     assert torch.equal(torch.stack([stored.read(row) for row in range(6)]), images)

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import shutil
 import signal
+import stat
 import time
 from pathlib import Path
 from typing import Any
@@ -226,8 +228,28 @@ def test_another_configuration_or_other_images_are_refused(images, tmp_path) -> 
     _run(images, tmp_path, steps=2)
     with pytest.raises(UserError, match=r"seed was 0, now 1, steps was 2, now 3"):
         Pretrainer(tiny_config(tmp_path, steps=3, seed=1), images).train()
-    with pytest.raises(UserError, match=r"images \(was"):
+    with pytest.raises(UserError, match="images was"):
         Pretrainer(tiny_config(tmp_path, steps=2), images[:-1]).train()
+
+
+@pytest.mark.parametrize("name", ["README.md", "config.json", "model.safetensors"])
+def test_files_that_no_run_has_written_are_left_alone(images, tmp_path, name) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=rf"{name} is of something else and would be replaced: give another"):
+        Pretrainer(tiny_config(tmp_path, steps=2), images).train()
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "mine")]
+
+
+def test_weights_can_be_read_by_whom_other_files_can(images, tmp_path) -> None:
+    _run(images, tmp_path, steps=1, objective="simclr")
+    written = [tmp_path / "projection_head.safetensors", *(tmp_path / "backbone").iterdir()]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in written} == {0o666 & ~umask()}
+
+
+def umask() -> int:
+    now = os.umask(0)
+    os.umask(now)
+    return now
 
 
 def test_starting_over_leaves_nothing_of_the_model_before(images, tmp_path) -> None:
@@ -236,7 +258,7 @@ def test_starting_over_leaves_nothing_of_the_model_before(images, tmp_path) -> N
     for name in found_out:
         (tmp_path / name).write_text("{}")
     (tmp_path / "notes.txt").write_text("the user's own")
-    with pytest.raises(UserError, match=r"--resume never removes the model in .*: give another one"):
+    with pytest.raises(UserError, match=r"--model .*backbone lies in --output_dir .*: give another one"):
         _run(images, tmp_path, steps=2, resume="never", model=str(tmp_path / "backbone"), objective="simclr")
     assert (tmp_path / "model.safetensors").exists()
     _run(images, tmp_path, steps=2, resume="never", objective="simclr")

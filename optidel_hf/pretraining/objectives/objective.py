@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, ViTModel
 from transformers.image_processing_base import ImageProcessingMixin
+from transformers.utils import CONFIG_NAME
 
 from optidel_hf.pretraining.draws import Augmentation
 
@@ -59,11 +60,17 @@ class Objective(nn.Module, ABC):
 
 
 def save_model(model: PreTrainedModel, processor: ImageProcessingMixin, folder: Path) -> None:
-    """Save beside the folder's files and move them in, so that no file is ever half-written, also by a power cut."""
+    """
+    Save beside the folder's files and move them in, so that no file is ever half-written, also by a power cut.
+
+    Weights get the mode that other files have: safetensors lets their owner alone read them.
+    """
     unfinished = folder / ".unfinished"
     model.save_pretrained(unfinished)
     processor.save_pretrained(unfinished)
+    mode = (unfinished / CONFIG_NAME).stat().st_mode
     for path in sorted(unfinished.iterdir()):
+        path.chmod(mode)
         with path.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(path, folder / path.name)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import ViTModel
 from transformers.image_processing_base import ImageProcessingMixin
+from transformers.utils import CONFIG_NAME
 
 from optidel_hf.pretraining.draws import Augmentation
 from optidel_hf.pretraining.objectives.objective import Objective
@@ -75,6 +77,7 @@ class SimCLR(Objective):
         super().save(folder, processor)
         unfinished = folder / ".projection_head.safetensors"
         save_file({name: weight.cpu().contiguous() for name, weight in self.head.state_dict().items()}, unfinished)
+        shutil.copymode(folder / "backbone" / CONFIG_NAME, unfinished)
         os.replace(unfinished, folder / "projection_head.safetensors")
 
 
