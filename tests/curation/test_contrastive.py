@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 import torch
 from datasets.fingerprint import Hasher
-from safetensors.torch import save_file
+from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny_reference import picture, save_mae, tiny_mae, tiny_patches
 from torch.nn.functional import normalize
 from transformers import ViTConfig, ViTModel
 
+from optidel_hf.curation import contrastive_scoring
 from optidel_hf.curation.contrastive import (
     COLDEST,
     CandidateBank,
@@ -32,6 +34,7 @@ from optidel_hf.curation.contrastive_scoring import (
     ContrastiveScorer,
     calibrate_contrastive,
     draw_view,
+    embed_views,
     load_contrastive,
     load_encoder,
 )
@@ -254,3 +257,56 @@ def test_what_cannot_be_scored_is_refused(backbone: str, tmp_path: Path) -> None
 def test_few_candidates_are_told(backbone: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     calibrate_contrastive(tiny_patches(24), tmp_path, backbone, device="cpu")
     assert "5 candidates instead of 511" in caplog.text
+
+
+def test_views_are_simclrs_drawn_milder() -> None:
+    """On a patch whose red is the column, whose green is the row and whose blue is their middle."""
+    y, x = np.mgrid[:64, :64] * 4
+    image = Image.fromarray(np.stack([x, y, (x + y) // 2], axis=-1).astype(np.uint8))
+    plain = {"COLOUR": 0.0, "GREY": 0.0}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in plain.items():
+            patch.setattr(contrastive_scoring, name, value)
+        views = [np.asarray(draw_view(image, np.random.default_rng(seed), 32)).astype(int) for seed in range(600)]
+    across = np.array([view[16, -1, 0] - view[16, 0, 0] for view in views])
+    assert np.mean(across < 0) == pytest.approx(0.5, abs=0.07)  # mirrored
+    area = (np.abs(across) / np.abs(across).max()) ** 2
+    assert 0.18 < area.min() < 0.25
+    assert area.mean() == pytest.approx(0.6, abs=0.03)  # evenly from a fifth to all
+
+
+def test_colours_change_both_ways_and_a_fifth_of_the_views_have_none() -> None:
+    image = Image.new("RGB", (32, 32), (150, 100, 80))
+    views = np.array([np.asarray(draw_view(image, np.random.default_rng(seed), 8))[4, 4] for seed in range(800)])
+    spread = views.max(axis=1) - views.min(axis=1)
+    assert np.mean(spread == 0) == pytest.approx(0.2, abs=0.05)
+    light = views.mean(axis=1) / 110
+    assert light.min() == pytest.approx(0.6, abs=0.03)
+    assert light.max() == pytest.approx(1.4, abs=0.03)
+
+
+def test_no_more_patches_calibrate_than_are_asked_for_whatever_their_order(
+    backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contrastive_scoring, "MOST_PATCHES", 3)
+    told = []
+    for name, patches in (("a", tiny_patches(96)), ("b", tiny_patches(96).shuffle(seed=1))):
+        folder = calibrate_contrastive(patches, tmp_path / name, backbone, device="cpu")
+        told.append(json.loads((folder / "contrastive.json").read_text()))
+    assert told[0]["patches"] == told[1]["patches"] == 3
+    assert told[0]["information"] == pytest.approx(told[1]["information"], abs=1e-4)
+
+
+def test_two_crops_of_one_image_have_other_views(backbone: str) -> None:
+    batch = {"image": [picture(0)] * 2, "source": ["a", "a"], "crop": [[0, 0, 32], [8, 0, 32]]}
+    first, _ = embed_views(load_encoder(backbone, "cpu"), batch, 0)
+    assert (first[0] - first[1]).abs().max() > 1e-2
+
+
+def test_another_head_is_another_scorer(backbone: str, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(backbone, tmp_path / "backbone"))
+    folder = calibrate_contrastive(tiny_patches(96), tmp_path / "out", str(own), device="cpu")
+    before = Hasher.hash(ContrastiveScorer(folder, "cpu"))
+    head = load_file(own / "projection_head.safetensors")
+    save_file({name: 2 * weight for name, weight in head.items()}, own / "projection_head.safetensors")
+    assert Hasher.hash(ContrastiveScorer(folder, "cpu")) != before

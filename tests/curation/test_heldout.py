@@ -18,6 +18,7 @@ from tiny_reference import picture, save_mae, tiny_mae
 from transformers import ViTConfig, ViTModel
 
 from optidel_hf.cli import main
+from optidel_hf.curation import heldout
 from optidel_hf.curation.calibration import open_reference
 from optidel_hf.curation.contrastive_scoring import _key, embed_views, load_encoder
 from optidel_hf.curation.curated import MosaicConfig
@@ -291,3 +292,26 @@ def test_views_of_a_frame_are_those_of_its_centre_square(downstream: Path, tmp_p
     whole, cut = (embed_views(encoder, {**batch, "image": values}, 0) for values in (frames.images, squares))
     for view in (0, 1):
         torch.testing.assert_close(whole[view], cut[view])
+
+
+def test_ten_groups_have_an_interval() -> None:
+    low, high = interval(lambda weight: float(weight[:5].sum() / weight.sum()), [str(i) for i in range(10)])
+    assert low is not None
+    assert low < 0.5 < high
+
+
+def test_images_that_cannot_be_read_judge_nobody(downstream: Path, tmp_path: Path) -> None:
+    (downstream / "images" / "validation_99.png").write_bytes(b"no image")
+    judged = judge(
+        {"a": save_mae(tmp_path / "mae", tiny_mae())}, tmp_path, "cpu", str(downstream / "images"), "validation"
+    )
+    assert (judged["a"]["frames"], judged["a"]["groups"]) == (24, 23)
+
+
+def test_there_are_at_most_so_many_candidates(
+    downstream: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert heldout.CANDIDATES == 511
+    monkeypatch.setattr(heldout, "CANDIDATES", 9)
+    name = save_simclr(tmp_path / "simclr")
+    assert judge({"a": name}, tmp_path, "cpu", str(downstream / "images"), "validation")["a"]["candidates"] == 9

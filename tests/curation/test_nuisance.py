@@ -121,3 +121,20 @@ def test_the_smallest_patches_are_measured_too() -> None:
     assert all(0 <= value <= 1 for values in found.values() for value in values)
     assert found["defocus"][0] < found["defocus"][1] == 1
     assert found["border"] == [0, 1]
+
+
+def test_only_what_is_white_is_saturated() -> None:
+    red = surface()
+    red[10:20, 10:20] = [255, 90, 60]
+    red[30:40, 30:34] = 255
+    assert measure(red)["saturation"] == [40 / 64**2]
+
+
+def test_glints_on_a_colourless_slope_and_colourless_boxes_are_no_text() -> None:
+    slope = np.broadcast_to((40 + 2 * np.arange(64))[None, :, None], (64, 64, 3)).astype(np.uint8)
+    for y, x in np.random.default_rng(0).integers(4, 60, (12, 2)):
+        slope[y : y + 2, x : x + 3] = 255
+    boxed = surface()
+    boxed[40:60, 10:50] = 128
+    boxed[:20] = 0
+    assert max(measure(slope, boxed)["text"]) < 0.01

@@ -265,3 +265,11 @@ def test_few_offers_are_renewed_for_a_choice(monkeypatch: pytest.MonkeyPatch) ->
     chosen, _ = deal(Turns(np.arange(n) // 10, np.arange(n) // 20, clusters), objective, count)
     assert len(set(chosen.tolist())) == count
     assert len(renewed) < 100 + 3 * count
+
+
+def test_coverage_is_the_same_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    directions, chosen = scattered(60), np.arange(0, 60, 3)
+    monkeypatch.setattr("optidel_hf.curation.selection.objective.POOL_SAMPLE", 7)
+    sample = np.random.default_rng(2).permutation(60)[:7]
+    expected = similarities(directions)[np.ix_(sample, chosen)].max(axis=1).mean() * 60
+    assert coverage(directions, chosen, np.random.default_rng(2)) == pytest.approx(expected, rel=1e-5)

@@ -20,7 +20,7 @@ from transformers import ViTConfig, ViTMAEForPreTraining, ViTModel
 from optidel_hf.curation import reference
 from optidel_hf.curation.calibration import Calibration, Reference, load_folds, load_reference, open_reference
 from optidel_hf.curation.folds import assign_folds, held_out
-from optidel_hf.curation.reference import calibrate_checkpoint, fit_scorer
+from optidel_hf.curation.reference import calibrate_checkpoint, fit_scorer, training_config
 from optidel_hf.curation.reliability import fewest_partitions, spearman_brown
 from optidel_hf.curation.scoring import ScoreConfig, VInformationScorer, load_pixels, measure_patches
 from optidel_hf.curation.vinfo import fit_difficulty
@@ -392,3 +392,21 @@ def test_another_kind_of_checkpoint_is_refused(tmp_path: Path) -> None:
     config = tiny_config(reference=str(tmp_path / "vit"))
     with pytest.raises(UserError, match="is a 'vit', not a 'vit_mae'"):
         calibrate_checkpoint(tiny_patches(), tmp_path / "out", config, SCORE, device="cpu")
+
+
+def test_a_reference_model_is_trained_as_it_is_told(tmp_path: Path) -> None:
+    told = tiny_config(reference_seed=5, reference_learning_rate=0.2, reference_width=128, reference_layers=3)
+    config = training_config(told, tmp_path, tiny_patches(2), "cpu")
+    assert (config.steps, config.batch_size, config.base_learning_rate, config.seed) == (2, 4, 0.2, 5)
+    assert (config.image_size, config.patch_size) == (32, 8)
+    assert (config.hidden_size, config.num_attention_heads, config.num_hidden_layers) == (128, 2, 3)
+    assert (config.norm_pix_loss, config.min_crop_scale, config.mixed_precision) == (False, 0.5, "no")
+
+
+def test_what_a_capped_training_sees_is_drawn_by_the_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spy = Spy(monkeypatch)
+    for name, most in (("all", 50), ("few", 7)):
+        fit_scorer(tiny_patches(48), tmp_path / name, tiny_config(max_reference_patches=most), SCORE, device="cpu")
+    whole, capped = ([image.numpy().tobytes() for image in run["images"]] for run in spy.runs[::2])
+    rows = [whole.index(image) for image in capped]
+    assert rows == sorted(rows) != list(range(7))  # in order, and not the first ones

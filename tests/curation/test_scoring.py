@@ -12,6 +12,7 @@ import pytest
 import torch
 from datasets import Dataset
 from datasets.fingerprint import Hasher
+from PIL import Image
 from tiny_reference import picture, save_mae, tiny_mae, tiny_patches
 from transformers import ViTModel
 
@@ -19,7 +20,11 @@ from optidel_hf.curation.calibration import FITTED_HERE, Calibration, Reference,
 from optidel_hf.curation.folds import write_folds
 from optidel_hf.curation.masking import mask_partition, mask_ratio
 from optidel_hf.curation.nuisance import NUISANCES, nuisances
-from optidel_hf.curation.reference import ReferenceConfig, calibrate_checkpoint, write_settings
+from optidel_hf.curation.reference import (
+    ReferenceConfig,
+    calibrate_checkpoint,
+    write_settings,
+)
 from optidel_hf.curation.scoring import (
     KEY_FEATURES,
     SCORES,
@@ -319,3 +324,11 @@ def test_counts_of_masks_are_checked() -> None:
         measure(tiny_mae(), pixels(1), ScoreConfig(masks=20), range(1))
     with pytest.raises(UserError, match="variance is 'patch': choose one of global, channel, position"):
         ScoreConfig(variance="patch")
+
+
+def test_patches_are_brought_to_the_models_size_by_bicubic() -> None:
+    patch, mean, std = picture(0, side=48), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    expected = torch.from_numpy(np.asarray(patch.resize((32, 32), Image.Resampling.BICUBIC)) / 255).permute(2, 0, 1)
+    found = load_pixels([patch], Reference(tiny_mae(), mean, std))[0]
+    colours = [torch.tensor(values).view(3, 1, 1) for values in (mean, std)]
+    torch.testing.assert_close(found.double(), (expected - colours[0]) / colours[1], atol=1e-5, rtol=0)

@@ -13,6 +13,7 @@ from optidel_hf.curation.selection.candidates import Candidates, standardize_wit
 from optidel_hf.curation.selection.choice import OUTLIER, UNUSUAL, Options
 from optidel_hf.curation.selection.clusters import cluster
 from optidel_hf.curation.selection.duplicates import _nearest_before, meddel, semdedup
+from optidel_hf.curation.selection.outliers import cut_outliers
 from optidel_hf.curation.selection.prototypes import prototypes
 from optidel_hf.curation.selection.strata import ccs
 from optidel_hf.curation.selection.subspaces import _redundancy, _vote, zcore
@@ -251,3 +252,31 @@ def test_random_images_of_whole_images_is_random() -> None:
     for seed in range(3):
         drawn, images = (strategy(pool, 20, options(seed=seed)).chosen for strategy in (random, random_images))
         assert np.array_equal(drawn, images)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_seed_redraws_all_but_what_is_ranked_by_its_score_alone(strategy: str) -> None:
+    rng = np.random.default_rng(0)
+    pool = candidates(120, rng.normal(size=(120, 8)), rng.normal(size=120))
+    choose = STRATEGIES[strategy].choose
+    chosen = {tuple(sorted(choose(pool, 24, Options(seed, None, "far", 0.9)).chosen)) for seed in range(4)}
+    assert (len(chosen) > 1) == (strategy not in ("hardest", "easiest", "medium"))
+
+
+def test_a_share_that_binary_makes_smaller_is_cut_whole() -> None:
+    pool = candidates(100, score=np.arange(100.0))
+    assert len(cut_outliers(pool, 5, 0.29).pool) == 71  # 0.29 x 100 is 28.999999999999996
+
+
+def test_zcore_looks_at_every_axis() -> None:
+    points = np.array([[0.5, 0.5], [0, 0], [0.5, 0.5], [0, 1], [1, 0], [1, 1]])
+    embedding = np.concatenate([np.zeros((6, 2)), points], axis=1)
+    choices = [set(zcore(candidates(6, embedding), 5, options(seed=seed)).chosen.tolist()) for seed in range(10)]
+    assert all(chosen in ({0, 1, 3, 4, 5}, {1, 2, 3, 4, 5}) for chosen in choices)
+
+
+@pytest.mark.parametrize(("count", "clusters"), [(8, 4), (40, 10), (450, 100)])
+def test_there_is_a_cluster_for_every_four_that_are_chosen(count: int, clusters: int) -> None:
+    pool = candidates(500, np.random.default_rng(0).normal(size=(500, 6)))
+    assert cluster(pool, count, 0).label.max() + 1 == clusters
+    assert cluster(candidates(3, np.eye(3)), 3, 0).label.max() + 1 == 3

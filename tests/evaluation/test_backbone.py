@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -105,3 +106,11 @@ def test_a_model_that_is_no_vit_is_refused(tmp_path: Path) -> None:
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds no model: there is no config\.json, which `save_pretrained` writes"):
         load_backbone(str(tmp_path))
+
+
+def test_the_normalisation_is_a_part_of_the_encoder(vit_folder: Path) -> None:
+    given = load_backbone(str(vit_folder))
+    other = replace(given, std=(0.5, 0.5, 0.5))
+    assert other.fingerprint() != given.fingerprint() != replace(given, mean=(0.5, 0.5, 0.5)).fingerprint()
+    fresh = fresh_backbone(replace(other, mean=(0.1, 0.2, 0.3)), 0)
+    assert (fresh.mean, fresh.std) == ((0.1, 0.2, 0.3), (0.5, 0.5, 0.5))

@@ -13,7 +13,7 @@ from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
 from optidel_hf.errors import UserError
-from optidel_hf.evaluation.downstream import load_downstream
+from optidel_hf.evaluation.downstream import list_pairs, load_downstream, shared_image
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -198,3 +198,49 @@ def test_rows_without_a_file_name_are_named_by_source(tmp_path: Path, source: An
         tmp_path / "x.parquet"
     )
     assert load_downstream(str(tmp_path / "x.parquet"), "train", 16).names == [str(source)]
+
+
+def test_images_are_resized_by_bicubic_and_masks_by_nearest(tmp_path: Path) -> None:
+    rng, size = np.random.default_rng(0), (16, 16)
+    image = PILImage.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8))
+    mask = PILImage.fromarray(255 * rng.integers(0, 2, (40, 50), dtype=np.uint8))
+    for part, picture in (("images", image), ("masks", mask)):
+        (tmp_path / part).mkdir()
+        picture.save(tmp_path / part / "test_x.png")
+    data = load_downstream(str(tmp_path), "test", image_size=16)
+    expected = np.asarray(image.resize(size, PILImage.Resampling.BICUBIC))
+    assert np.array_equal(data.images[0].permute(1, 2, 0).numpy(), expected)
+    assert np.array_equal(255 * data.masks[0].numpy(), np.asarray(mask.resize(size, PILImage.Resampling.NEAREST)))
+
+
+@pytest.mark.parametrize(("width", "refused"), [(33, False), (35, True)])
+def test_a_mask_may_be_a_twentieth_wider(small_folder: Path, width: int, refused: bool) -> None:
+    PILImage.fromarray(np.full((32, width), 255, np.uint8)).save(small_folder / "masks" / "test_c.png")
+    if refused:
+        with pytest.raises(UserError, match=f"image is 32x32 but its mask {width}x32"):
+            load_downstream(str(small_folder), "test", 32)
+    else:
+        assert len(load_downstream(str(small_folder), "test", 32)) == 1
+
+
+def test_of_tables_the_same_bytes_under_the_same_name_are_the_same_image(tmp_path: Path) -> None:
+    def split(name: str, level: int, path: str = "frame_0.png") -> None:
+        image = {"bytes": png(np.full((16, 16, 3), level, np.uint8)), "path": path}
+        features = Features({"image": Image(), "mask": Image()})
+        table = Dataset.from_dict({"image": [image], "mask": [image]}, features=features)
+        table.to_parquet(tmp_path / f"{name}-00000-of-00001.parquet")
+
+    for name, level in (("train", 200), ("test", 200), ("validation", 201)):
+        split(name, level)
+    train, test, other = (list_pairs(str(tmp_path), name) for name in ("train", "test", "validation"))
+    assert shared_image(train, test) == "frame_0"
+    assert shared_image(train, other) is None  # as frames of two videos are called
+
+
+def test_transparent_parts_of_an_image_are_white(small_folder: Path) -> None:
+    picture = PILImage.new("RGBA", (32, 32), (10, 20, 30, 255))
+    picture.paste((0, 0, 0, 0), (0, 0, 32, 16))
+    picture.save(small_folder / "images" / "test_c.png")
+    image = load_downstream(str(small_folder), "test", 32).images[0]
+    assert image[:, 0, 0].tolist() == [255, 255, 255]
+    assert image[:, 31, 0].tolist() == [10, 20, 30]

@@ -10,6 +10,7 @@ from PIL import Image as PILImage
 from transformers import ViTConfig, ViTModel
 
 from optidel_hf.errors import UserError
+from optidel_hf.evaluation import probes
 from optidel_hf.evaluation.probes import LabelledSet, ProbeConfig, features, load_labelled, make_probe, probe_classes
 
 
@@ -107,3 +108,35 @@ def test_one_class_is_refused(tmp_path) -> None:
         make_probe(ProbeConfig(probe_dataset=str(tmp_path)), 16, CPU)
     with pytest.raises(UserError, match="are both 'train'"):
         ProbeConfig(probe_dataset=str(tmp_path), probe_test_split="train")
+
+
+def test_features_are_the_mean_patch_tokens_of_normalised_pixels(encoder: ViTModel) -> None:
+    images = _stripes(5, 0).images
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    with torch.no_grad():
+        expected = encoder((images / 255 - mean) / std).last_hidden_state[:, 1:].mean(1)
+    np.testing.assert_allclose(features(encoder, images), expected.numpy(), atol=1e-5)
+
+
+def test_the_linear_probe_sees_features_of_any_scale(encoder: ViTModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    kinds = rng.integers(0, 2, 200)
+    values = rng.normal(size=(200, 6)) * [1e-4, 1, 1, 1, 1, 1]
+    values[:, 0] += 1e-3 * kinds  # what tells the classes apart is small
+    monkeypatch.setattr(probes, "features", lambda encoder, images: values[images])
+    train, test = (LabelledSet(torch.arange(*part), kinds[slice(*part)]) for part in ((0, 100), (100, 200)))
+    assert probe_classes(encoder, train, test)["linear_accuracy"] > 0.95
+
+
+def test_a_segmentation_probe_is_fitted_on_one_split_and_judged_on_the_other(
+    encoder: ViTModel, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+        for name in ("train_0", "train_1", "test_2"):
+            PILImage.new("L", (16, 16), 255).save(tmp_path / part / f"{name}.png")
+    told: list[list[str]] = []
+    monkeypatch.setattr(probes, "train_segmenter", lambda backbone, data, *rest, **more: told.append(data.names))
+    monkeypatch.setattr(probes, "score", lambda model, data, size: told.append(data.names) or {"mean_iou": 0.5})
+    make_probe(ProbeConfig(probe_dataset=str(tmp_path)), 16, CPU)(encoder)
+    assert told == [["train_0", "train_1"], ["test_2"]]

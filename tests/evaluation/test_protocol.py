@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from optidel_hf.evaluation import protocol
-from optidel_hf.evaluation.backbone import load_backbone
+from optidel_hf.evaluation.backbone import Backbone, load_backbone
 from optidel_hf.evaluation.downstream import DownstreamSet, load_downstream
 from optidel_hf.evaluation.protocol import (
     MLPHead,
@@ -168,3 +169,37 @@ def test_score_does_not_depend_on_the_batch_size(model: Segmenter, test_set: Dow
 def test_images_of_another_size_than_the_encoders_are_accepted(vit_folder: Path) -> None:
     model = Segmenter(load_backbone(str(vit_folder)), mask_size=48)
     assert model(torch.zeros(2, 3, 48, 48, dtype=torch.uint8)).shape == (2, 2, 48, 48)
+
+
+@pytest.mark.parametrize("mode", ["finetune", "probe"])
+def test_the_rate_warms_up_for_a_tenth_and_falls_to_zero_and_no_gradient_is_longer_than_one(
+    model: Any, train_set: Any, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates, norms, decay = [], [], set()
+    step = torch.optim.AdamW.step
+
+    def note(optimizer: torch.optim.AdamW, *args: Any, **options: Any) -> Any:
+        (group,) = optimizer.param_groups
+        rates.append(group["lr"])
+        decay.add(group["weight_decay"])
+        gradients = [weight.grad for weight in group["params"] if weight.grad is not None]
+        norms.append(torch.nn.utils.get_total_norm(gradients).item())
+        return step(optimizer, *args, **options)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", note)
+    monkeypatch.setattr(protocol, "segmentation_loss", lambda *told: 1000 * segmentation_loss(*told))
+    fit(model, train_set, mode, steps=20)  # at a peak of 2e-3
+    cosine = [(1 + np.cos(np.pi * step / 18)) / 2 for step in range(18)]
+    assert rates == pytest.approx([2e-3 * share for share in (0, 0.5, *cosine)])
+    assert norms == pytest.approx([1.0] * 20, abs=1e-3)
+    assert decay == {0.05}
+
+
+@torch.no_grad()
+def test_tokens_are_the_encoders_of_the_patches_alone_under_its_own_normalisation(vit_folder: Path) -> None:
+    encoder = load_backbone(str(vit_folder)).encoder
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    mean, std = (0.5, 0.4, 0.3), (0.1, 0.2, 0.4)
+    pixels = (images / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    expected = encoder(pixels).last_hidden_state[:, 1:]  # without the class token
+    torch.testing.assert_close(Segmenter(Backbone(encoder, mean, std), 32).tokens(images), expected)

@@ -12,7 +12,11 @@ import torch
 from transformers import HfArgumentParser, ViTModel
 
 from optidel_hf.errors import UserError
+from optidel_hf.evaluation import segmentation
+from optidel_hf.evaluation.backbone import Backbone, fresh_backbone, load_backbone
+from optidel_hf.evaluation.downstream import DownstreamSet, load_downstream
 from optidel_hf.evaluation.metrics.normdel.normdel import normdel
+from optidel_hf.evaluation.protocol import Segmenter, labelled_rows
 from optidel_hf.evaluation.segmentation import EvaluateConfig, evaluate_segmentation
 
 
@@ -199,3 +203,43 @@ def test_command_line_arguments_are_parsed() -> None:
     (config,) = HfArgumentParser(EvaluateConfig).parse_args_into_dataclasses(line.split())
     assert (config.models, config.modes, config.data_ratio) == (["a=x", "none"], ["probe"], [0.1, 0.0])
     assert (config.image_size, config.steps) == (64, 200)
+
+
+def test_no_field_that_changes_a_run_changes_unnoticed(settings: dict[str, Any]) -> None:
+    plain = settings | {"modes": ["probe"]}
+    evaluate_segmentation(EvaluateConfig(**plain))
+    changes: dict[str, Any] = {"learning_rate": 0.1, "probe_learning_rate": 0.1, "batch_size": 5, "image_size": 64}
+    for name, value in changes.items():
+        with pytest.raises(UserError, match=rf"another configuration \({name} was "):
+            evaluate_segmentation(EvaluateConfig(**plain | {name: value}))
+
+
+def test_every_run_starts_from_the_encoder_as_given_with_its_modes_rate_and_its_seeds_labels(
+    settings: dict[str, Any], vit_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[Any, ...]] = []
+    judged: list[list[str]] = []
+    plain = segmentation.score
+
+    def note(backbone: Backbone, data: DownstreamSet, mode: str, *, seed: int, **schedule: Any) -> Segmenter:
+        rate, precision = schedule["learning_rate"], schedule["mixed_precision"]
+        told.append((backbone.fingerprint(), tuple(data.names), mode, seed, rate, precision))
+        with torch.no_grad():
+            backbone.encoder.layernorm.bias += 1  # as fine-tuning changes what it is given
+        return Segmenter(backbone, 32).eval()
+
+    monkeypatch.setattr(segmentation, "train_segmenter", note)
+    monkeypatch.setattr(
+        segmentation, "score", lambda model, data, *size: judged.append(data.names) or plain(model, data, *size)
+    )
+    rates = {"learning_rate": 0.1, "probe_learning_rate": 0.2, "mixed_precision": "bf16"}
+    evaluate_segmentation(EvaluateConfig(**settings | rates | {"seeds": 2}))
+    given, names = load_backbone(str(vit_folder)), load_downstream(settings["dataset"], "train", 32).names
+    labels = {seed: tuple(names[row] for row in labelled_rows(24, 6, seed)) for seed in (0, 1)}
+    assert told == [
+        (start(seed).fingerprint(), labels[seed], mode, seed, rate, "bf16")
+        for start in (lambda seed: given, lambda seed: fresh_backbone(given, seed))
+        for mode, rate in (("finetune", 0.1), ("probe", 0.2))
+        for seed in (0, 1)
+    ]
+    assert judged == [load_downstream(settings["dataset"], "test", 32).names] * 8

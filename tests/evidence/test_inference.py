@@ -7,7 +7,7 @@ import pytest
 from simulated import confusion, experiment, true_difference
 
 from optidel_hf.evaluation.metrics.mean_iou.mean_iou import MeanIoU
-from optidel_hf.evaluation.statistics import mean_interval
+from optidel_hf.evaluation.statistics import bootstrap_correction, mean_interval
 from optidel_hf.evidence.inference import (
     Components,
     minimum_detectable_difference,
@@ -176,3 +176,25 @@ def test_a_perfect_order_of_few_arms_is_no_certainty():
     assert found.low < 0.9
     assert np.isnan(rank_correlation(np.arange(4.0), np.arange(4.0)).low)
     assert np.isnan(rank_correlation(np.ones(6), np.arange(6.0)).value)
+
+
+def test_few_images_widen_the_bootstrap_as_students_t_does():
+    rng = np.random.default_rng(0)
+    a, b = experiment(rng, LEVELS, 1, 6, (0.0, 0.3, 0.0)).repeat(3, axis=1)
+    interval = paired_interval(a, b)
+    picked = rng.integers(0, 6, (4000, 6))
+    plain = np.quantile(pooled_miou(a[0][picked]) - pooled_miou(b[0][picked]), [0.025, 0.975]) - interval.difference
+    found = np.array([interval.low, interval.high]) - interval.difference
+    assert bootstrap_correction(6) > 1.4
+    assert found == pytest.approx(bootstrap_correction(6) * plain, abs=0.1 * np.ptp(plain))
+
+
+def test_without_an_image_effect_the_interval_is_students_over_seeds():
+    rng = np.random.default_rng(1)
+    a, b = experiment(rng, LEVELS, 4, 60, (0.02, 0.0, 0.3))
+    while variance_components(a, b).image > 0:  # what chance leaves of it
+        a, b = experiment(rng, LEVELS, 4, 60, (0.02, 0.0, 0.3))
+    interval = paired_interval(a, b)
+    expected = mean_interval(pooled_miou(a) - pooled_miou(b))
+    # Seeds are by their influence there and by their mIoU here: the same but for rounding.
+    assert (interval.low, interval.high) == pytest.approx(expected[1:], abs=1e-4)

@@ -120,3 +120,10 @@ def test_views_differ_by_what_was_asked_for_alone() -> None:
     draws = draw(0, 0, 0, 6, augmentation=plain, n_tokens=1)
     (view,) = augment(images, draws, plain, 40)
     torch.testing.assert_close(view, images.float())
+
+
+def test_crops_overshoot_no_pixel() -> None:
+    squares = (torch.arange(24) // 3 % 2).bool()
+    images = 255 * (squares ^ squares[:, None]).to(torch.uint8).expand(1, 3, 24, 24)
+    view = crop_resize(images, torch.tensor([[0.0, 0, 1, 1]]), torch.tensor([False]), 72)
+    assert (view.min(), view.max()) == (0, 255)  # bicubic weights alone give -30 to 285

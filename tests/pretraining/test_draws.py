@@ -87,3 +87,20 @@ def test_mae_changes_no_colour() -> None:
     assert torch.equal(draws.factors, torch.tensor([1.0, 1, 1, 0]).expand(400, 1, 4))
     assert not draws.grey.any()
     assert not draws.sigma.any()
+
+
+def test_no_number_tells_another() -> None:
+    draws = draw(3, 7, 0, 6000, augmentation=SIMCLR, n_tokens=15)
+    x, y, width, height = draws.box[:, 0, 0].double().unbind(1)
+    left, above = x / (1 - width).clamp_min(1e-9), y / (1 - height).clamp_min(1e-9)
+    crop = [left, above, width * height, (width / height).log(), draws.flip[:, 0, 0]]
+    look = [*draws.factors[:, 0].unbind(1), draws.grey[:, 0], draws.sigma[:, 0] > 0]
+    told = torch.stack([column.double() for column in (*crop, *look, *draws.noise.unbind(1))])
+    told = told[:, (1 - width > 1e-6) & (1 - height > 1e-6)]
+    correlation = torch.corrcoef(told).fill_diagonal_(0)
+    assert correlation.abs().max() < 0.07
+
+
+def test_each_seed_has_an_order_of_its_own() -> None:
+    orders = [tuple(sample_order(seed, range(40), 40)) for seed in range(3)]
+    assert len(set(orders)) == 3

@@ -3,12 +3,14 @@ from __future__ import annotations
 import json
 import math
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator
 
 from optidel_hf.errors import UserError
+from optidel_hf.pretraining import metrics
 from optidel_hf.pretraining.metrics import SETTLED_SECONDS, StepLog, keep_lines, read_metrics
 
 
@@ -84,3 +86,20 @@ def test_the_bar_tells_the_fraction_of_peak_once_the_run_has_settled(tmp_path, m
     assert "of peak" not in shown[0]
     percent = float(shown[1].rpartition(", ")[2].removesuffix("% of peak"))
     assert 1 <= percent <= 10  # 10 % less what a busy machine took
+
+
+def test_a_rate_is_that_of_all_steps_since_the_last_look(tmp_path, monkeypatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(metrics, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    with _log(tmp_path / "metrics.jsonl") as log:  # 4 images a step
+        for step, seconds in ((1, 1.0), (2, 1.0), (3, 4.0)):
+            now[0] += seconds
+            _add(log, step, 0.5)
+            if step > 1:
+                log.flush()
+        now[0] += 3.0
+        log.skip_time()  # an evaluation
+        now[0] += 0.5
+        _add(log, 4, 0.5)
+        log.flush()
+    assert [line["images_per_second"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [4, 4, 1, 8]

@@ -140,3 +140,14 @@ def test_a_new_encoder_is_told_by_its_seed_and_knows_places() -> None:
     table = first.embeddings.position_embeddings
     assert not table.requires_grad
     assert torch.cdist(table[0], table[0]).fill_diagonal_(1).min() > 0.1
+
+
+def test_the_head_is_what_it_is_told_to_be(tmp_path) -> None:
+    def made(**changes: object) -> SimCLR:
+        return SimCLR.from_config(tiny_config(tmp_path, objective="simclr", **changes), "eager")
+
+    told = made(temperature=0.3, projection_size=24, seed=5)
+    assert (told.temperature, told.head[2].weight.shape) == (0.3, (24, 32))
+    again, other = made(projection_size=24, seed=5), made(projection_size=24, seed=6)
+    assert torch.equal(told.head[0].weight, again.head[0].weight)
+    assert not torch.equal(told.head[0].weight, other.head[0].weight)

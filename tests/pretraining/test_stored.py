@@ -131,3 +131,15 @@ def test_what_cannot_be_opened_is_refused(tmp_path) -> None:
         open_images(str(tmp_path / "cut.tar"), size=16)
     with pytest.raises(UserError, match="no/where cannot be streamed from the Hub"):
         open_images("no/where", size=16, stream=True)
+
+
+def test_a_fingerprint_tells_sources_whose_pixels_are_not_looked_at() -> None:
+    rows = table([png(pixels) for pixels in pictures(3)])
+    others = rows.map(lambda row: {"source": f"other/{row['source']}"})
+    assert StoredImages(rows, "image", 16).fingerprint != StoredImages(others, "image", 16).fingerprint
+
+
+def test_a_limit_takes_the_first_images(tmp_path) -> None:
+    table([png(pixels) for pixels in pictures(5)]).to_parquet(tmp_path / "train.parquet")
+    for limit, count in ((2, 2), (9, 5), (None, 5)):
+        assert len(open_images(str(tmp_path / "train.parquet"), size=16, limit=limit)) == count

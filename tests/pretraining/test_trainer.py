@@ -306,3 +306,30 @@ def test_what_cannot_be_trained_on_is_refused(images, tmp_path) -> None:
         Pretrainer(tiny_config(tmp_path), images.float())
     with pytest.raises(UserError, match="no images"):
         Pretrainer(tiny_config(tmp_path), images[:0])
+
+
+def test_adamw_has_the_papers_momenta_and_the_decay_that_was_asked_for(images, tmp_path) -> None:
+    groups = Pretrainer(tiny_config(tmp_path, weight_decay=0.3), images).optimizer.param_groups
+    assert [(group["betas"], group["weight_decay"]) for group in groups] == [((0.9, 0.95), 0.3), ((0.9, 0.95), 0.0)]
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_long_gradient_is_scaled_to_what_was_asked_for(images, tmp_path, parts: int) -> None:
+    changes = {"max_grad_norm": 1e-3, "gradient_accumulation_steps": parts}
+    pretrainer, norms = Pretrainer(tiny_config(tmp_path, **changes), images), []
+
+    def note(optimizer: torch.optim.Optimizer, *rest: object) -> None:
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        norms.append(torch.nn.utils.get_total_norm([weight.grad for weight in weights]).item())
+
+    pretrainer.optimizer.optimizer.register_step_pre_hook(note)
+    _, told = pretrainer.step(pretrainer.batches.after(0))
+    assert norms == pytest.approx([1e-3], rel=1e-3)
+    assert told > 0.01  # before
+
+
+def test_the_record_tells_the_time_of_all_steps_and_the_loss_of_the_last(images, tmp_path) -> None:
+    lines = _run(images, tmp_path, steps=30, checkpoint_every=30)
+    record = json.loads((tmp_path / "pretrain_config.json").read_text())
+    assert record["final_loss"] == pytest.approx(np.mean(_losses(lines)[-20:]))
+    assert record["seconds"] == pytest.approx(sum(16 / line["images_per_second"] for line in lines), abs=0.06)

@@ -27,7 +27,7 @@ from optidel_hf.publishing.cards import (
     write_dataset_card,
     write_model_card,
 )
-from optidel_hf.publishing.provenance import dataset_facts, write_provenance
+from optidel_hf.publishing.provenance import dataset_facts, read_provenance, write_provenance
 from optidel_hf.publishing.records import read_curation
 
 
@@ -307,3 +307,10 @@ def test_a_dataset_card_needs_a_selection(curation: Path, tmp_path: Path) -> Non
     (tmp_path / "inputs.parquet").write_bytes((curation / "inputs.parquet").read_bytes())
     with pytest.raises(UserError, match="selection"):
         render_dataset_card(tmp_path)
+
+
+def test_what_the_command_line_knew_wins_over_what_the_run_recorded(tmp_path: Path) -> None:
+    run = {"images_sha256": "of the run", "last_images": 5}
+    assert read_provenance(tmp_path, run)["images_sha256"] == "of the run"
+    write_provenance(tmp_path, {"name": "frames", "images_sha256": "told"})
+    assert read_provenance(tmp_path, run) == {"images_sha256": "told", "last_images": 5, "name": "frames"}

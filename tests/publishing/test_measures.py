@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from optidel_hf.errors import UserError
+from optidel_hf.publishing import measures
 from optidel_hf.publishing.measures import (
     NOT_EMBEDDED,
     NOT_HELD_OUT,
@@ -166,3 +167,33 @@ def test_a_pilot_is_told_with_its_lead() -> None:
         "(95 % 0.050 to 0.150), extrapolated from a quarter and a half."
     )
     assert pilot_text({}) == ""
+
+
+def test_the_distance_is_the_same_in_parts(curation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = shutil.copytree(curation, tmp_path / "out")
+    embed(out, np.random.default_rng(0).normal(size=(24, 3)))
+    record = read_curation(out)
+    record.selection = keep_rows(record, range(0, 24, 2))
+    distance = measures.coverage_distance(record, np.arange(0, 24, 2))
+    pool = np.random.default_rng(0).normal(size=(24, 3)).astype(np.float16).astype(np.float64)
+    away = pool - pool.mean(axis=0)
+    away /= np.linalg.norm(away, axis=1, keepdims=True)
+    assert distance == pytest.approx(1 - (away @ away[::2].T).max(axis=1).mean(), abs=1e-4)
+    near = [np.argmax(away @ away[row]) for row in range(24)]
+    assert near == list(range(24))
+
+
+@pytest.mark.parametrize("part", [4, 5])
+def test_many_chosen_patches_are_looked_at_in_parts(
+    curation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: int
+) -> None:
+    out = shutil.copytree(curation, tmp_path / "out")
+    embed(out, np.random.default_rng(0).normal(size=(24, 3)))
+    record, rows = read_curation(out), np.arange(0, 24, 2)
+    sample = np.unique(np.linspace(0, 23, part).round().astype(int))
+    pool = np.random.default_rng(0).normal(size=(24, 3)).astype(np.float16).astype(np.float64)
+    away = pool - pool.mean(axis=0)
+    away /= np.linalg.norm(away, axis=1, keepdims=True)
+    monkeypatch.setattr(measures, "POOL_SAMPLE", part)
+    expected = 1 - (away[sample] @ away[rows].T).max(axis=1).mean()
+    assert measures.coverage_distance(record, rows) == pytest.approx(expected, abs=1e-4)

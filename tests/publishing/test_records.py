@@ -11,7 +11,15 @@ import pytest
 from optidel_hf.curation import patches
 from optidel_hf.errors import UserError
 from optidel_hf.publishing import records
-from optidel_hf.publishing.records import find_rows, funnel, patch_key, read_curation, read_rows, shards
+from optidel_hf.publishing.records import (
+    find_rows,
+    funnel,
+    patch_key,
+    read_curation,
+    read_rows,
+    read_selection,
+    shards,
+)
 from optidel_hf.publishing.sheets import patch_sheets
 
 
@@ -94,3 +102,11 @@ def test_a_selection_without_its_metadata_is_refused(curation: Path, tmp_path: P
     pq.write_table(table, out / "selection.parquet")
     with pytest.raises(UserError, match="metadata"):
         read_curation(out)
+
+
+def test_a_selection_comes_in_order_of_rank_whatever_its_rows(curation: Path, tmp_path: Path) -> None:
+    table = pq.read_table(curation / "selection.parquet")
+    pq.write_table(table.take(np.random.default_rng(0).permutation(len(table))), tmp_path / "selection.parquet")
+    shuffled, _ = read_selection(tmp_path / "selection.parquet")
+    assert shuffled.equals(table)
+    assert shuffled["rank"].to_pylist() == list(range(16))
