@@ -26,6 +26,8 @@ PAGE = 0.35  # of a patch, in letters: glints hardly ever lie so densely
 GREY = 16  # levels between the channels of what is colourless
 MOSTLY = 0.9  # of a window's pixels
 COLOURED = 40  # levels between the channels of what is coloured
+COLOURLESS = 2  # at most as many of a patch without any colour, such as a radiograph's
+BLACK = 24  # highest level of a ground on which strokes without colour are letters
 WINDOW = 7  # pixels: letters are thinner
 BLUR = 9  # pixels: the low-pass filter of Crete et al.
 
@@ -38,8 +40,8 @@ def nuisances(images: Tensor) -> dict[str, Tensor]:
     - `border`: share of the pixels in a flat frame of any level (black, white, grey) around the picture.
     - `text`: share of the pixels in or beside thin bright strokes on a flat colourless ground, or in a drawn box of
       one colour; or, on any ground, beside bright strokes and dark gaps at once, if that is over a third of the patch.
-      Above 0.02 it is text or an overlay more often than not. Dark letters, and few letters on the picture itself,
-      are not found.
+      Above 0.02 it is text or an overlay more often than not. Dark letters, few letters on the picture itself, and
+      in a picture without colour those on anything but black, are not found.
     - `saturation`: share of the pixels at which all channels are clipped at white.
     - `defocus`: the blur effect, 0 for sharp and 1 for blurred; also high where a small crop was enlarged.
     """
@@ -91,7 +93,8 @@ def text(pixels: Tensor, level: Tensor) -> Tensor:
     Share of each patch in strokes and boxes that were drawn on it: arguments and result as for [`border`].
 
     A glint is as bright and as thin as a stroke. What tells letters on the picture is that they lie so closely that
-    there are gaps between them as thin and as deep as they are, all over the patch.
+    there are gaps between them as thin and as deep as they are, all over the patch. In a patch without any colour
+    grey says nothing: there strokes count on a black ground alone, where scanners burn their letters in.
     """
     level = level.round().byte()
     chroma = pixels.amax(1) - pixels.amin(1)
@@ -99,7 +102,8 @@ def text(pixels: Tensor, level: Tensor) -> Tensor:
     ground = _dilate(darkest)  # the opening: of strokes thinner than the window it leaves what is around them
     bright, dark = level - ground >= INK, _erode(brightest) - level >= INK
     grey = _window_mean((chroma <= GREY).float())
-    strokes = bright & (_dilate(ground) - _erode(ground) <= FLAT) & (grey >= MOSTLY)
+    plain = (ground <= BLACK) | (chroma.amax((1, 2)) > COLOURLESS)[:, None, None]
+    strokes = bright & plain & (_dilate(ground) - _erode(ground) <= FLAT) & (grey >= MOSTLY)
     dullest = _erode(chroma)
     boxes = (brightest - darkest <= DRAWN) & (_dilate(chroma) - dullest <= DRAWN) & (dullest >= COLOURED)
     drawn = _dilate((strokes | boxes).byte()).float().mean((1, 2))

@@ -138,3 +138,18 @@ def test_glints_on_a_colourless_slope_and_colourless_boxes_are_no_text() -> None
     boxed[40:60, 10:50] = 128
     boxed[:20] = 0
     assert max(measure(slope, boxed)["text"]) < 0.01
+
+
+def test_without_colour_letters_on_black_are_text_and_glints_are_not() -> None:
+    """As radiographs and ultrasound have them: grey says nothing there of what is a stroke."""
+    y, x = np.mgrid[:64, :64]
+    tissue = np.repeat((90 + x // 16)[..., None], 3, axis=-1).astype(np.uint8)
+    for row, column in np.random.default_rng(0).integers(4, 60, (12, 2)):
+        tissue[row : row + 2, column : column + 3] = 250
+    label = Image.new("L", (64, 64), 8)
+    ImageDraw.Draw(label).text((2, 4), "L 18/11/2020", fill=230)
+    coloured = tissue.copy()
+    coloured[0, 0] = [200, 60, 60]  # one pixel of colour: the picture has some, and these glints none
+    found = measure(tissue, np.asarray(label.convert("RGB")), coloured)["text"]
+    assert found[0] < 0.01
+    assert min(found[1:]) > 0.1
