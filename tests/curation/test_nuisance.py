@@ -142,8 +142,7 @@ def test_glints_on_a_colourless_slope_and_colourless_boxes_are_no_text() -> None
 
 def test_without_colour_letters_on_black_are_text_and_glints_are_not() -> None:
     """As radiographs and ultrasound have them: grey says nothing there of what is a stroke."""
-    y, x = np.mgrid[:64, :64]
-    tissue = np.repeat((90 + x // 16)[..., None], 3, axis=-1).astype(np.uint8)
+    tissue = np.repeat(np.tile(90 + np.arange(64) // 16, (64, 1))[..., None], 3, axis=-1).astype(np.uint8)
     for row, column in np.random.default_rng(0).integers(4, 60, (12, 2)):
         tissue[row : row + 2, column : column + 3] = 250
     label = Image.new("L", (64, 64), 8)
