@@ -116,7 +116,7 @@ def pretrain(arguments: Sequence[str]) -> None:
     where = {"size": config.image_size, "stream": config.residency == "stream"}
     facts = dataset_facts(dataset, images.revision)  # of what is read now: the Hub may have other images tomorrow
     told = {name: getattr(images, name) for name in ("split", "image_column", "limit")}
-    told["revision"] = facts["revision"] or images.revision
+    told |= {"revision": facts["revision"] or images.revision, "config": images.dataset_config}
     stored = open_images(dataset, **where, **told)
     told = {"split": images.last_split, "image_column": images.last_image_column}
     with named_by("--last_dataset"):

@@ -44,6 +44,7 @@ class ImagesConfig:
     )
     split: str | None = field(default=None, metadata={"help": "One split; all of them by default."})
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub dataset."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset with several."})
     image_column: str | None = field(default=None, metadata={"help": "Needed where there are several."})
     limit: int | None = field(default=None, metadata={"help": "Take the first N images only."})
     last_dataset: str | None = field(

@@ -27,7 +27,9 @@ MASK_WORDS = re.compile(
 )
 
 
-def open_dataset(dataset: str, split: str | None = None, revision: str | None = None) -> Dataset:
+def open_dataset(
+    dataset: str, split: str | None = None, revision: str | None = None, config: str | None = None
+) -> Dataset:
     """
     Open images for curation, pre-training or evaluation; image columns come back undecoded.
 
@@ -40,10 +42,12 @@ def open_dataset(dataset: str, split: str | None = None, revision: str | None = 
             they are of, as the Hub names them (`test-00000-of-00001.parquet`); any other is of `train`.
         revision (`str`, *optional*):
             Branch, tag or commit of a Hub dataset.
+        config (`str`, *optional*):
+            Configuration of a Hub dataset, which `load_dataset` calls its name; needed where it has several.
 
     Returns:
         `datasets.Dataset` with a `source` column beside its own: the path relative to the folder,
-        `file.parquet#row`, or `repo@revision/split#row`.
+        `file.parquet#row`, or `repo@revision/split#row`, with a configuration `repo@revision/config/split#row`.
 
     Raises:
         `UserError`: if nothing is there, no image is in it, a folder holds images as well as tables, or one with
@@ -61,7 +65,7 @@ def open_dataset(dataset: str, split: str | None = None, revision: str | None = 
     elif path.exists():
         raise UserError(f"{dataset} is a file of kind '{path.suffix}': give a folder, .parquet or .arrow files.")
     else:
-        opened = _open_hub(dataset, split, revision)
+        opened = _open_hub(dataset, split, revision, config)
     if len(opened) == 0:
         raise UserError(f"{dataset} holds no rows.")
     return undecoded(opened)
@@ -314,14 +318,15 @@ def _open_table(file: Path, name: str) -> Dataset:
     return _with_sources(table, [f"{name}#{row}" for row in range(len(table))])
 
 
-def _open_hub(repo: str, split: str | None, revision: str | None) -> Dataset:
+def _open_hub(repo: str, split: str | None, revision: str | None, config: str | None) -> Dataset:
     try:
-        splits = load_dataset(repo, revision=revision)
+        splits = load_dataset(repo, config, revision=revision)
     except (OSError, ValueError, RuntimeError) as error:  # not there, no connection, a bad name, a dataset script
         raise UserError(
-            f"--dataset {repo} is neither a folder or file here nor a dataset that the Hub gives us ({error})."
+            f"--dataset {repo} is neither a folder or file here nor a dataset that the Hub gives us ({error}); where "
+            "it has several configurations, name one by --dataset_config."
         ) from None
-    name = f"{repo}@{hub_commit(repo, revision)}"
+    name = f"{repo}@{hub_commit(repo, revision)}" + (f"/{config}" if config else "")
     return _joined(splits, split, lambda part, row: f"{name}/{part}#{row}")
 
 

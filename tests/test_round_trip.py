@@ -64,6 +64,8 @@ def _push(folder: Path) -> dict[str, Any]:
 def _open_datasets(folder: Path) -> dict[str, Any]:
     from datasets import load_dataset
 
+    from optidel_hf.sources import open_dataset
+
     pushed = load_dataset("me/frames", split="train")
     local = load_dataset("parquet", data_files=str(folder / "out/curated/*.parquet"), split="train")
     streamed = list(load_dataset("me/frames", split="train", streaming=True))
@@ -75,6 +77,7 @@ def _open_datasets(folder: Path) -> dict[str, Any]:
         "selection": load_dataset("me/frames", "selection", split="train").num_rows,
         "scores": load_dataset("me/frames", "scores", split="train").column_names,
         "list": load_dataset("me/list", split="train").num_rows,
+        "sources": [open_dataset("me/frames", config=name)["source"][0] for name in (None, "default")],
     }
 
 
@@ -194,6 +197,9 @@ def test_a_run_pushes_and_a_stranger_opens(
     assert found["tiles"]
     assert found["streamed"] == [[32, 32]] * 4
     assert found["selection"] == found["list"] == 16
+    plain, named = found["sources"]
+    assert re.fullmatch(r"me/frames@\w{40}/train#0", plain)
+    assert named == plain.replace("/train", "/default/train")
     assert {"pvi", "difficulty", "embedding", "source"} < set(found["scores"])
     assert "image" not in found["scores"]
     shards = [{p.name: p.read_bytes() for p in (tmp_path / n / "curated").glob("*.parquet")} for n in ("out", "again")]

@@ -43,6 +43,7 @@ class InputConfig:
     )
     split: str | None = field(default=None, metadata={"help": "One split; all of them by default."})
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub dataset."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset with several."})
     image_column: str | None = field(default=None, metadata={"help": "Needed where there are several."})
     id_column: str | None = field(default=None, metadata={"help": "Unique name of each image (else its path or row)."})
     group_column: str | None = field(
@@ -70,7 +71,7 @@ def open_sources(config: InputConfig) -> Dataset:
     """
     if config.dataset == EMBEDDED:
         raise UserError("'embedded' is the command line's name for the sample, which `optidel sample` writes.")
-    dataset = open_dataset(config.dataset, config.split, config.revision)
+    dataset = open_dataset(config.dataset, config.split, config.revision, config.dataset_config)
     image = find_image_column(dataset, config.image_column)
     for flag, column in (("id_column", config.id_column), ("group_column", config.group_column)):
         if column is not None and column not in dataset.column_names:

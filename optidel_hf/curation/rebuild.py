@@ -46,6 +46,7 @@ class RebuildConfig:
     output_dir: str = field(default="runs/rebuild", metadata={"help": "Gets curated/ and selection.parquet."})
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the selection."})
     source_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the source images."})
+    source_config: str | None = field(default=None, metadata={"help": "Configuration of theirs, among several."})
     split: str | None = field(default=None, metadata={"help": "One split of them; all by default."})
     image_column: str | None = field(default=None, metadata={"help": "Needed where there are several."})
     id_column: str | None = field(default=None, metadata={"help": "Unique name of each image, as for the curation."})
@@ -168,7 +169,8 @@ class _Sources:
     def __init__(self, config: RebuildConfig) -> None:
         given = {name: getattr(config, name) for name in ("split", "image_column", "id_column")}
         with named_by("--source"):
-            self.images: Dataset = open_sources(InputConfig(config.source, revision=config.source_revision, **given))
+            given |= {"revision": config.source_revision, "dataset_config": config.source_config}
+            self.images: Dataset = open_sources(InputConfig(config.source, **given))
         self.place = config.source
         self.rows = {name: row for row, name in enumerate(self.images["source"])}
 

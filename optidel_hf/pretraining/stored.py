@@ -181,6 +181,7 @@ def open_images(
     size: int,
     split: str | None = None,
     revision: str | None = None,
+    config: str | None = None,
     image_column: str | None = None,
     limit: int | None = None,
     stream: bool = False,
@@ -192,7 +193,7 @@ def open_images(
     Args:
         dataset (`str`): what [`~optidel_hf.sources.open_dataset`] opens, or `.tar` files of a WebDataset.
         size (`int`): side `S` in pixels to which images are cut.
-        split (`str`, *optional*), revision (`str`, *optional*): of a dataset on the Hub.
+        split (`str`, *optional*), revision (`str`, *optional*), config (`str`, *optional*): of a dataset on the Hub.
         image_column (`str`, *optional*): needed where there are several.
         limit (`int`, *optional*): take the first images only.
         stream (`bool`, *optional*, defaults to `False`): read a dataset on the Hub without downloading it first.
@@ -203,18 +204,20 @@ def open_images(
     """
     archives = dataset.endswith(".tar")
     if archives or (stream and not _is_local(dataset)):
-        if archives and (split or revision):
-            raise UserError(f"--dataset {dataset}: archives have neither splits nor revisions; give those to be read.")
-        rows = _stream_archives(dataset) if archives else _stream_hub(dataset, split, revision)
+        if archives and (split or revision or config):
+            raise UserError(
+                f"--dataset {dataset}: archives have no splits, revisions or configurations; give those to be read."
+            )
+        rows = _stream_archives(dataset) if archives else _stream_hub(dataset, split, revision, config)
         column = find_image_column(rows, image_column, flag)
         rows = rows.select_columns(column).cast_column(column, Image(decode=False))
         rows = rows if limit is None else rows.take(limit)
         which = _names_and_sizes(dataset) if archives else dataset
-        told = (which, split, revision, column, limit, size, SHUFFLE_BUFFER)
+        told = (which, split, revision, config, column, limit, size, SHUFFLE_BUFFER)
         return StreamedImages(rows, column, size, _digest(map(str, told)))
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}: take at least one image, or leave it out for all of them.")
-    opened = open_dataset(dataset, split, revision)
+    opened = open_dataset(dataset, split, revision, config)
     opened = opened if limit is None else opened.select(range(min(limit, len(opened))))
     return StoredImages(opened, find_image_column(opened, image_column, flag), size)
 
@@ -246,9 +249,11 @@ def _names_and_sizes(pattern: str) -> list[tuple[str, int]] | str:
     return [(os.path.basename(file), os.path.getsize(file)) for file in sorted(glob(pattern))] or pattern
 
 
-def _stream_hub(repo: str, split: str | None, revision: str | None) -> IterableDataset:
+def _stream_hub(
+    repo: str, split: str | None = None, revision: str | None = None, config: str | None = None
+) -> IterableDataset:
     try:
-        opened = load_dataset(repo, split=split, revision=revision, streaming=True)
+        opened = load_dataset(repo, config, split=split, revision=revision, streaming=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"--dataset {repo} cannot be streamed from the Hub: {error}") from None
     return concatenate_datasets(list(opened.values())) if isinstance(opened, IterableDatasetDict) else opened

@@ -111,7 +111,7 @@ def test_pictures_read_a_stream_once(tmp_path, monkeypatch) -> None:
 def test_a_split_or_revision_of_an_archive_is_refused(tmp_path) -> None:
     archive(tmp_path / "a.tar", pictures(1))
     for told in ({"split": "test"}, {"revision": "main"}):
-        with pytest.raises(UserError, match="archives have neither splits nor revisions"):
+        with pytest.raises(UserError, match="archives have no splits, revisions or configurations"):
             open_images(str(tmp_path / "a.tar"), size=16, **told)
 
 

@@ -119,7 +119,7 @@ def test_archives_are_told_by_name_and_size_wherever_they_lie(archives, tmp_path
 
 def test_a_dataset_is_streamed_like_an_archive(tmp_path) -> None:
     table([png(pixels) for pixels in pictures(5)]).to_parquet(tmp_path / "train.parquet")
-    rows = _stream_hub(str(tmp_path), None, None)
+    rows = _stream_hub(str(tmp_path))
     assert [row["source"] for row in rows] == [f"frame-{row:03d}" for row in range(5)]
 
 
