@@ -159,7 +159,7 @@ def lies_among(output: str | Path, dataset: str) -> bool:
     output, path = Path(output).resolve(), Path(dataset).expanduser()
     if path.is_dir():
         return output.is_relative_to(path.resolve())
-    return path.suffix in TABLE_FORMATS and output == path.parent.resolve()
+    return path.suffix in TABLE_FORMATS and output == path.parent.resolve() and bool(glob(str(path)))
 
 
 def _open_folder(path: Path, split: str | None) -> Dataset:

@@ -316,6 +316,8 @@ def test_outputs_among_images_and_beside_tables(tmp_path: Path) -> None:
     assert lies_among(pool, str(pool))
     assert not lies_among(tmp_path / "out", str(pool))
     for tables in (tmp_path / "a.parquet", tmp_path / "*.arrow"):
+        assert not lies_among(tmp_path, str(tables))
+        (tmp_path / f"a{tables.suffix}").touch()
         assert lies_among(tmp_path, str(tables))
         assert not lies_among(tmp_path / "out", str(tables))
     assert not lies_among(tmp_path, "me/frames")
