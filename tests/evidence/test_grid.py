@@ -279,9 +279,7 @@ def test_arms_data_of_other_images_are_refused(
     shared = {"curation_dir": str(tmp_path / "shared")}
     make("out", **shared)
     make("other", finetune_steps=3, **shared)
-    with pytest.raises(
-        UserError, match=r"shared holds arms of another pool or SAM .pool was .*: give another --curation_dir"
-    ):
+    with pytest.raises(UserError, match=r"arms of another pool or SAM \(pool was .*: give another --curation_dir"):
         Grid(tiny_experiment(squares / "images", squares, tmp_path / "another", **shared))
 
 
