@@ -92,7 +92,8 @@ def config_file(arguments: Sequence[str]) -> Path | None:
     """The value of `--config`, which is read before the rest: the file may hold what is required."""
     finder = _Parser([], add_help=False, allow_abbrev=False)
     finder.add_argument("--config", type=Path)
-    return finder.parse_known_args(list(arguments))[0].config
+    file = finder.parse_known_args(list(arguments))[0].config
+    return file and file.expanduser()
 
 
 def _flags_of(path: Path, fields: set[str]) -> list[str]:
@@ -117,7 +118,7 @@ def _at_home(value: Any) -> Any:
         return [_at_home(part) for part in value]
     if not isinstance(value, str):
         return value
-    name, equals, path = value.rpartition("=") if re.match(r"[\w.%+-]+=~", value) else ("", "", value)
+    name, equals, path = value.partition("=") if re.match(r"[\w.%+-]+=~", value) else ("", "", value)
     return name + equals + os.path.expanduser(path)
 
 

@@ -93,14 +93,16 @@ def refuse_pickle(checkpoint: str, revision: str | None = None, said: str | None
         `UserError`: with the way out.
     """
     config, *weights = (str(Path(subfolder) / file) for file in (CONFIG_NAME, *SAFETENSORS))
-    if find_file(checkpoint, config, revision) and not any(find_file(checkpoint, file, revision) for file in weights):
+    if locate_file(checkpoint, config, revision) and not any(
+        locate_file(checkpoint, file, revision) for file in weights
+    ):
         raise UserError(
             f"{said or checkpoint} has no {SAFE_WEIGHTS_NAME}, and pickled weights (pytorch_model.bin) are never "
             "read: save it with transformers' `save_pretrained`."
         )
 
 
-def find_file(checkpoint: str, file: str, revision: str | None = None) -> Path | None:
+def locate_file(checkpoint: str, file: str, revision: str | None = None) -> Path | None:
     """Where a file of a folder, or of a repository on the Hub that can be reached, lies here; None if it has none."""
     try:
         path = cached_file(checkpoint, file, revision=revision)

@@ -1,4 +1,4 @@
-"""Figures in one style, by Matplotlib without pyplot: nothing global, no display."""
+"""Figures in one style, by Matplotlib without pyplot and so without a display."""
 
 from __future__ import annotations
 

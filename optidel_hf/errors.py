@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -31,4 +32,4 @@ def named_by(flag: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(str(error).replace("--dataset", flag)) from None
+        raise UserError(re.sub(r"--dataset(?!_)", flag, str(error))) from None

@@ -159,7 +159,12 @@ def lies_among(output: str | Path, dataset: str) -> bool:
     output, path = Path(output).resolve(), Path(dataset).expanduser()
     if path.is_dir():
         return output.is_relative_to(path.resolve())
-    return path.suffix in TABLE_FORMATS and output == path.parent.resolve() and bool(glob(str(path)))
+    return is_pattern(path) and output == path.parent.resolve() and bool(glob(str(path)))
+
+
+def is_pattern(path: Path) -> bool:
+    """Whether a dataset's name stands for tables by a wildcard."""
+    return path.suffix in TABLE_FORMATS and not path.exists()
 
 
 def _open_folder(path: Path, split: str | None) -> Dataset:
@@ -322,9 +327,12 @@ def _open_hub(repo: str, split: str | None, revision: str | None, config: str | 
     try:
         splits = load_dataset(repo, config, revision=revision)
     except (OSError, ValueError, RuntimeError) as error:  # not there, no connection, a bad name, a dataset script
+        if "Config name is missing" in str(error):
+            raise UserError(
+                f"{repo} has several configurations, of which --dataset_config names one: {error}"
+            ) from None
         raise UserError(
-            f"--dataset {repo} is neither a folder or file here nor a dataset that the Hub gives us ({error}); where "
-            "it has several configurations, name one by --dataset_config."
+            f"--dataset {repo} is neither a folder or file here nor a dataset that the Hub gives us ({error})."
         ) from None
     name = f"{repo}@{hub_commit(repo, revision)}" + (f"/{config}" if config else "")
     return _joined(splits, split, lambda part, row: f"{name}/{part}#{row}")

@@ -128,5 +128,5 @@ def test_the_home_folder_is_meant_where_no_shell_has_put_it(monkeypatch: pytest.
         dataset: str = ""
         models: list[str] = field(default_factory=list)
 
-    (places,) = parse([Places], ["--dataset", "~/images", "--models", "vit=~/vit", "~/other", "a~b"], "x", "y")
-    assert places == Places("/home/me/images", ["vit=/home/me/vit", "/home/me/other", "a~b"])
+    (places,) = parse([Places], ["--dataset", "~/images", "--models", "vit=~/a=b", "~/other", "a~b"], "x", "y")
+    assert places == Places("/home/me/images", ["vit=/home/me/a=b", "/home/me/other", "a~b"])

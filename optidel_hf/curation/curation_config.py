@@ -18,7 +18,7 @@ from optidel_hf.devices import resolve_device
 from optidel_hf.errors import UserError
 from optidel_hf.files import refuse_stage_folder
 from optidel_hf.flags import check_run
-from optidel_hf.sources import TABLE_FORMATS
+from optidel_hf.sources import is_pattern
 
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def _refuse_place(config: CurationConfig) -> None:
     if (output / "pretrain_config.json").exists():
         raise UserError(f"--output_dir {output} holds a model: give another folder, new or of an earlier curation.")
     dataset = Path(config.inputs.dataset).expanduser()
-    if output.resolve() == (dataset.parent if dataset.suffix in TABLE_FORMATS else dataset).resolve():
+    if output.resolve() == (dataset.parent if is_pattern(dataset) else dataset).resolve():
         raise UserError(f"--output_dir {output} is the folder of --dataset itself: give another one.")
 
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from optidel_hf.checkpoints import EMBEDDED, checkpoint_path, find_file
+from optidel_hf.checkpoints import EMBEDDED, checkpoint_path, locate_file
 from optidel_hf.errors import UserError
 from optidel_hf.files import read_json
 from optidel_hf.images import MAX_IMAGE_PIXELS
@@ -115,6 +115,6 @@ class Thresholds(NamedTuple):
 
 
 def _read_preset(sam: str, revision: str | None) -> dict[str, Any]:
-    path = find_file(checkpoint_path(sam), PRESET_FILE, revision)
+    path = locate_file(checkpoint_path(sam), PRESET_FILE, revision)
     preset = read_json(path) if path else {}
     return {name: preset[name] for name in Thresholds._fields if name in preset}

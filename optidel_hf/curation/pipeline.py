@@ -45,7 +45,7 @@ from optidel_hf.curation.mosaic import grid_side
 from optidel_hf.curation.patch_config import PatchConfig
 from optidel_hf.curation.patches import NO_PATCH, PATCH_FEATURES, SamPatchExtractor
 from optidel_hf.curation.pilot import settle_strategy
-from optidel_hf.curation.reference import ReferenceConfig, calibrate_checkpoint, fit_scorer
+from optidel_hf.curation.reference import ReferenceConfig, calibrate_checkpoint, fit_scorer, write_settings
 from optidel_hf.curation.scoring import VInformationScorer
 from optidel_hf.curation.selection import eligible, mosaics_in_budget, refuse_too_few, select
 from optidel_hf.curation.selection_config import AUTO
@@ -183,6 +183,8 @@ class _Run:
             keys = read_columns(self.chain.patches.folder, ["source", "group"])
             folds = assign_folds(keys["group"].to_pylist(), keys["source"].to_pylist(), config.reference_seed)
             patches = _undecoded(read_rows(self.chain.patches.folder, _sample(len(keys), config)))
+            if any(folder.glob("fold-*")):  # of these settings, as the stage's record says
+                write_settings(folder, config, score)
             with single_process(), self._given_up_unless_begun(folder):
                 if config.reference:
                     calibrate_checkpoint(patches, folder, config, score, self.config.device)

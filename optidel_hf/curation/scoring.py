@@ -140,7 +140,10 @@ class VInformationScorer:
     def features(self) -> Features:
         """Declared output features: the keys and the scores, without the image."""
         checkpoint, revision = reference_checkpoint(self.reference, 0), load_calibration(self.reference, 0).revision
-        width = AutoConfig.from_pretrained(checkpoint, revision=revision).hidden_size
+        try:
+            width = AutoConfig.from_pretrained(checkpoint, revision=revision).hidden_size
+        except (OSError, ValueError) as error:
+            raise UserError(f"{checkpoint} is no folder here and no checkpoint on the Hub: {error}") from None
         return Features(
             {
                 **KEY_FEATURES,

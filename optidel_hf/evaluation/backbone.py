@@ -18,7 +18,7 @@ from transformers import ViTConfig, ViTModel
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import CONFIG_NAME
 
-from optidel_hf.checkpoints import find_file, quiet_about_unused_weights, refuse_pickle
+from optidel_hf.checkpoints import locate_file, quiet_about_unused_weights, refuse_pickle
 from optidel_hf.errors import UserError
 from optidel_hf.pretraining.objectives.vit import initialise, seeded
 
@@ -67,7 +67,7 @@ def load_backbone(model: str) -> Backbone:
     Raises:
         `UserError`: if there is no such model, or if its weights are not those of a ViT.
     """
-    subfolder = "backbone" if find_file(model, f"backbone/{CONFIG_NAME}") else ""
+    subfolder = "backbone" if locate_file(model, f"backbone/{CONFIG_NAME}") else ""
     if Path(model).is_dir() and not (Path(model) / subfolder / CONFIG_NAME).exists():
         raise UserError(f"'{model}' holds no model: there is no {CONFIG_NAME}, which `save_pretrained` writes.")
     try:

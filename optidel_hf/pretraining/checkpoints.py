@@ -40,6 +40,7 @@ MODEL_FILES = (
     "held_out.json",
     "downstream.json",
     "provenance.json",
+    "README.md",
     "pretrain_config.json",  # last: a kill before it leaves the rest to the next try
 )
 

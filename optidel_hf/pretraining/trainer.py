@@ -105,6 +105,7 @@ class Pretrainer:
         last: Images | Dataset | None = None,
     ) -> None:
         _refuse_curation(Path(config.output_dir))
+        _refuse_to_replace(Path(config.output_dir), config.model)
         config = at_checkpoint_sizes(config)
         images, last = (_stored(given, config.image_size) for given in (images, last))
         config = replace(_with_tiles(config, images), report_to=resolve_tracker(config.report_to))
@@ -184,6 +185,7 @@ class Pretrainer:
         objective = self.whole()
         if not self.accelerator.is_main_process:
             return
+        require_writable(self.out)
         with alone_in(self.out):
             try:
                 objective.save(self.out, image_processor(self.model.config.image_size))
@@ -201,7 +203,6 @@ class Pretrainer:
 
     def _begin(self) -> int:
         """The number of steps that are already taken."""
-        _refuse_to_replace(self.out, self.config.model)
         if self.config.resume == "never" and self.accelerator.is_main_process:
             start_over(self.out)
         self.accelerator.wait_for_everyone()
@@ -384,7 +385,11 @@ def check_last(share: float, last: Images | str | None) -> None:
 
 def _refuse_to_replace(out: Path, model: str | None) -> None:
     """Refuse to write over the model that training starts from, or over what no run of ours has written."""
-    if model and Path(model).is_dir() and Path(model).resolve().is_relative_to(out.resolve()):
+    given = Path(model or "").resolve()
+    if model and (
+        given == out.resolve()
+        or {out.resolve() / part for part in ("backbone", "checkpoints")} & {given, *given.parents}
+    ):
         raise UserError(f"--model {model} lies in --output_dir {out}, which is written over: give another one.")
     if not any((out / own).exists() for own in ("checkpoints", "pretrain_config.json")):
         for name in ("README.md", "config.json", "model.safetensors", "backbone"):
