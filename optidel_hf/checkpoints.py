@@ -93,9 +93,8 @@ def refuse_pickle(checkpoint: str, revision: str | None = None, said: str | None
         `UserError`: with the way out.
     """
     config, *weights = (str(Path(subfolder) / file) for file in (CONFIG_NAME, *SAFETENSORS))
-    if locate_file(checkpoint, config, revision) and not any(
-        locate_file(checkpoint, file, revision) for file in weights
-    ):
+    known, *found = (locate_file(checkpoint, file, revision) for file in (config, *weights))
+    if known and not any(found):
         raise UserError(
             f"{said or checkpoint} has no {SAFE_WEIGHTS_NAME}, and pickled weights (pytorch_model.bin) are never "
             "read: save it with transformers' `save_pretrained`."

@@ -106,7 +106,7 @@ def fit_scorer(
 
     Args:
         patches (`datasets.Dataset`): key patches with `image` (undecoded), `source`, `group`, `bbox`, `crop`.
-        output_dir (`str` or `Path`): gets `fold-0/`, `fold-1/`, `folds.parquet`, `settings.json` and `reliability.json`.
+        output_dir (`str` or `Path`): gets `settings.json`, `fold-0/`, `fold-1/`, `folds.parquet`, `reliability.json`.
         config ([`ReferenceConfig`], *optional*).
         score ([`ScoreConfig`], *optional*): the masks that the calibration stands for, those of the scorer.
         folds (`dict[str, int]`, *optional*): from [`assign_folds`], where `patches` is only a part of the pool.

@@ -385,11 +385,8 @@ def check_last(share: float, last: Images | str | None) -> None:
 
 def _refuse_to_replace(out: Path, model: str | None) -> None:
     """Refuse to write over the model that training starts from, or over what no run of ours has written."""
-    given = Path(model or "").resolve()
-    if model and (
-        given == out.resolve()
-        or {out.resolve() / part for part in ("backbone", "checkpoints")} & {given, *given.parents}
-    ):
+    given, here = Path(model or "").resolve(), out.resolve()
+    if model and (given == here or any(given.is_relative_to(here / part) for part in ("backbone", "checkpoints"))):
         raise UserError(f"--model {model} lies in --output_dir {out}, which is written over: give another one.")
     if not any((out / own).exists() for own in ("checkpoints", "pretrain_config.json")):
         for name in ("README.md", "config.json", "model.safetensors", "backbone"):
