@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
-import os
 from pathlib import Path
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from optidel_hf.files import written_whole
 
 
 INK, FAINT, GRID, PAPER = "#22262e", "#6b7078", "#dfe2e8", "#ffffff"
@@ -62,6 +63,5 @@ def encode_figure(figure: Figure) -> bytes:
 
 def save_figure(figure: Figure, path: str | Path) -> None:
     """Write a PNG file, whole or not at all."""
-    temporary = Path(path).with_name(f".{Path(path).name}.tmp")
-    temporary.write_bytes(encode_figure(figure))
-    os.replace(temporary, path)
+    with written_whole(Path(path)) as file:
+        file.write(encode_figure(figure))

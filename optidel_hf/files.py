@@ -1,4 +1,4 @@
-"""Files that outlive whoever writes them: small ones are written whole or not at all, and a folder has one writer."""
+"""Files that outlive whoever writes them: they are written whole or not at all, and a folder has one writer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from optidel_hf.errors import UserError
 
@@ -23,12 +23,26 @@ ATTEMPTS = 5  # at a lock, a tenth of a second apart: `is_held` takes it for a m
 
 
 def write_text(text: str, path: Path) -> Path:
-    """Write `text` beside `path` and rename: `path` is whole or as it was, also after a power cut; returns it."""
+    """Write `text` as [`written_whole`] does; returns `path`."""
+    with written_whole(path, mark=f".{os.getpid()}") as file:
+        file.write(text.encode())
+    return path
+
+
+@contextmanager
+def written_whole(path: Path, mark: str = "") -> Iterator[BinaryIO]:
+    """
+    A file beside `path` that takes its name once it is written: `path` is whole or as it was, also after a power cut.
+
+    Args:
+        path (`Path`): the folders above it are made.
+        mark (`str`, *optional*): what tells the file beside it from another process's.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}{mark}.partial")
     try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with partial.open("wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -36,7 +50,6 @@ def write_text(text: str, path: Path) -> Path:
         partial.unlink(missing_ok=True)
         error.filename = error.filename or str(path)
         raise
-    return path
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,22 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from optidel_hf.errors import UserError
+from optidel_hf.files import written_whole
 
 
 def write_parquet(table: pa.Table, path: Path) -> None:
-    """Write `table` beside `path` and rename: `path` is whole or absent, also after a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            pq.write_table(table, file, compression="zstd")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        error.filename = error.filename or str(path)
-        raise
+    """Write `table` as [`written_whole`] does."""
+    with written_whole(path) as file:
+        pq.write_table(table, file, compression="zstd")
 
 
 def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:

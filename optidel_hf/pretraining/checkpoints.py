@@ -25,6 +25,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 
 from optidel_hf.errors import UserError, changes
+from optidel_hf.files import refuse_stage_folder
 
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,29 @@ MODEL_FILES = (
     "README.md",
     "pretrain_config.json",  # last: a kill before it leaves the rest to the next try
 )
+
+
+def refuse_to_replace(out: Path, model: str | None) -> None:
+    """
+    Refuse an output folder in which something would be written over that no run of ours has put there.
+
+    Args:
+        out (`Path`): where the run writes.
+        model (`str`, *optional*): the checkpoint that training starts from.
+
+    Raises:
+        `UserError`: naming the curation, the model or the file.
+    """
+    refuse_stage_folder(out)
+    if (out / "inputs.parquet").exists():
+        raise UserError(f"--output_dir {out} is a curation's: give the model another folder, such as {out / 'vit'}.")
+    given, here = Path(model or "").resolve(), out.resolve()
+    if model and (given == here or any(given.is_relative_to(here / part) for part in ("backbone", "checkpoints"))):
+        raise UserError(f"--model {model} lies in --output_dir {out}, which is written over: give another one.")
+    if not any((out / own).exists() for own in ("checkpoints", "pretrain_config.json")):
+        for name in ("README.md", "config.json", "model.safetensors", "backbone"):
+            if (out / name).exists():
+                raise UserError(f"{out / name} is of something else and would be replaced: give another --output_dir.")
 
 
 def require_writable(folder: Path) -> None:

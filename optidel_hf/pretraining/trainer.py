@@ -39,10 +39,16 @@ from transformers import PretrainedConfig, PreTrainedModel, get_cosine_schedule_
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from optidel_hf.errors import Preempted, UserError
-from optidel_hf.files import alone_in, refuse_stage_folder, write_text
+from optidel_hf.files import alone_in, write_text
 from optidel_hf.pretraining.accelerator import make_accelerator, shard_in_float32_but_for_weights
 from optidel_hf.pretraining.batches import Batches, BatchesInTurn, Views, image_processor
-from optidel_hf.pretraining.checkpoints import require_writable, resume_checkpoint, save_checkpoint, start_over
+from optidel_hf.pretraining.checkpoints import (
+    refuse_to_replace,
+    require_writable,
+    resume_checkpoint,
+    save_checkpoint,
+    start_over,
+)
 from optidel_hf.pretraining.config import PretrainConfig, at_checkpoint_sizes
 from optidel_hf.pretraining.draws import Augmentation
 from optidel_hf.pretraining.metrics import StepLog, read_metrics
@@ -104,8 +110,7 @@ class Pretrainer:
         evaluation: Evaluation | None = None,
         last: Images | Dataset | None = None,
     ) -> None:
-        _refuse_curation(Path(config.output_dir))
-        _refuse_to_replace(Path(config.output_dir), config.model)
+        refuse_to_replace(Path(config.output_dir), config.model)
         config = at_checkpoint_sizes(config)
         images, last = (_stored(given, config.image_size) for given in (images, last))
         config = replace(_with_tiles(config, images), report_to=resolve_tracker(config.report_to))
@@ -368,30 +373,12 @@ def _stored(images: Any, size: int) -> Any:
     return StoredImages(images, find_image_column(images), size) if isinstance(images, Dataset) else images
 
 
-def _refuse_curation(out: Path) -> None:
-    """Refuse a curation's own folders, whose `config.json` and card a model's would replace."""
-    refuse_stage_folder(out)
-    if (out / "inputs.parquet").exists():
-        raise UserError(f"--output_dir {out} is a curation's: give the model another folder, such as {out / 'vit'}.")
-
-
 def check_last(share: float, last: Images | str | None) -> None:
     """Refuse last steps without images for them, and images without steps, with a `UserError`."""
     if share and last is None:
         raise UserError(f"--last_share {share:g} of the steps are for other images: give --last_dataset as well.")
     if last is not None and not share:
         raise UserError("--last_dataset is for the last steps: say for which share of them with --last_share.")
-
-
-def _refuse_to_replace(out: Path, model: str | None) -> None:
-    """Refuse to write over the model that training starts from, or over what no run of ours has written."""
-    given, here = Path(model or "").resolve(), out.resolve()
-    if model and (given == here or any(given.is_relative_to(here / part) for part in ("backbone", "checkpoints"))):
-        raise UserError(f"--model {model} lies in --output_dir {out}, which is written over: give another one.")
-    if not any((out / own).exists() for own in ("checkpoints", "pretrain_config.json")):
-        for name in ("README.md", "config.json", "model.safetensors", "backbone"):
-            if (out / name).exists():
-                raise UserError(f"{out / name} is of something else and would be replaced: give another --output_dir.")
 
 
 def _check_batch(batch_size: int, processes: int, accumulation: int) -> None:
