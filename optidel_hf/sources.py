@@ -51,11 +51,16 @@ def open_dataset(
 
     Raises:
         `UserError`: if nothing is there, no image is in it, a folder holds images as well as tables, or one with
-            images looks like masks.
+            images looks like masks; or if `revision` or `config` is given for what lies here.
     """
     path = Path(dataset).expanduser()
     if not dataset:
         raise UserError("--dataset is empty: give a folder, .parquet or .arrow files, or a Hub id.")
+    if (version := revision or config) and (path.exists() or path.suffix in TABLE_FORMATS):
+        raise UserError(
+            f"{dataset} is read here, and only datasets of the Hub have revisions and configurations: leave "
+            f"'{version}' out."
+        )
     if path.is_dir():
         opened = _open_folder(path, split)
     elif path.suffix in TABLE_FORMATS:

@@ -20,8 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset, Features
+from datasets import Image as ImageFeature
 from hub_server import HubServer
 from huggingface_hub import ModelCard
+from PIL import Image
 
 
 TESTS = Path(__file__).parent
@@ -64,6 +67,7 @@ def _push(folder: Path) -> dict[str, Any]:
 def _open_datasets(folder: Path) -> dict[str, Any]:
     from datasets import load_dataset
 
+    from optidel_hf.evaluation.downstream import load_downstream
     from optidel_hf.sources import open_dataset
 
     pushed = load_dataset("me/frames", split="train")
@@ -78,6 +82,10 @@ def _open_datasets(folder: Path) -> dict[str, Any]:
         "scores": load_dataset("me/frames", "scores", split="train").column_names,
         "list": load_dataset("me/list", split="train").num_rows,
         "sources": [open_dataset("me/frames", config=name)["source"][0] for name in (None, "default")],
+        "masks": load_downstream("me/segmented", "train", 8, revision="main", config="rings")
+        .masks.float()
+        .mean()
+        .item(),
     }
 
 
@@ -99,7 +107,6 @@ def _open_models(folder: Path) -> dict[str, Any]:
 def _run_cards() -> dict[str, Any]:
     """The cards' own code, as a reader would paste it."""
     from huggingface_hub import RepoCard
-    from PIL import Image
 
     names: dict[str, Any] = {}
     for repo, kind in (("me/frames", "dataset"), ("me/vit", "model"), ("me/mean_iou", "space")):
@@ -163,12 +170,29 @@ def foreign(hub: HubServer, tiny_sam: str, image_folder: Path) -> None:
     hub.put("me/pickled-mae", "models", {**mae, "pytorch_model.bin": b"\x80\x04."})
     hub.put("me/scripted", "datasets", {"scripted.py": b"import os\nos.abort()\n"})
     picture = (image_folder / "frame-00.png").read_bytes()
+    hub.put("me/segmented", "datasets", _segmented(picture))
     hub.put("me/evil", "datasets", {"../../evil.png": picture})
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("frame.png", picture)
         file.writestr("../../../../evil.png", picture)
     hub.put("me/zipped", "datasets", {"frames.zip": archive.getvalue()})
+
+
+def _segmented(picture: bytes) -> dict[str, bytes]:
+    """A set of two configurations: one with masks that are white all over, and one with black ones."""
+    files = {}
+    for name, level in (("rings", 255), ("discs", 0)):
+        mask, table = io.BytesIO(), io.BytesIO()
+        with Image.open(io.BytesIO(picture)) as image:
+            Image.new("L", image.size, level).save(mask, "png")
+        row = {"image": {"bytes": picture, "path": None}, "mask": {"bytes": mask.getvalue(), "path": None}}
+        Dataset.from_list([row], features=Features({"image": ImageFeature(), "mask": ImageFeature()})).to_parquet(
+            table
+        )
+        files[f"{name}/train-00000-of-00001.parquet"] = table.getvalue()
+    configs = "".join(f"- config_name: {name}\n  data_dir: {name}\n" for name in ("rings", "discs"))
+    return files | {"README.md": f"---\nconfigs:\n{configs}---\n".encode()}
 
 
 def test_a_run_pushes_and_a_stranger_opens(
@@ -200,6 +224,7 @@ def test_a_run_pushes_and_a_stranger_opens(
     plain, named = found["sources"]
     assert re.fullmatch(r"me/frames@\w{40}/train#0", plain)
     assert named == plain.replace("/train", "/default/train")
+    assert found["masks"] == 1.0
     assert {"pvi", "difficulty", "embedding", "source"} < set(found["scores"])
     assert "image" not in found["scores"]
     shards = [{p.name: p.read_bytes() for p in (tmp_path / n / "curated").glob("*.parquet")} for n in ("out", "again")]

@@ -275,6 +275,14 @@ def test_what_is_no_dataset(tmp_path: Path) -> None:
     assert "--dataset is empty" in refused("")
 
 
+@pytest.mark.parametrize("version", [{"revision": "v2"}, {"config": "v2"}])
+def test_what_lies_here_has_no_revision_and_no_configuration(tmp_path: Path, version: dict[str, str]) -> None:
+    fill(tmp_path, "1.png")
+    for dataset in (tmp_path, tmp_path / "mistyped.parquet"):
+        with pytest.raises(UserError, match=r"only datasets of the Hub have .* leave 'v2' out"):
+            open_dataset(str(dataset), **version)
+
+
 def test_image_column() -> None:
     two = table().add_column("words", ["a", "b", "c"])
     two = Dataset.from_dict(

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -75,6 +76,8 @@ def load_downstream(
     exclude: Sequence[str] = (),
     image_column: str = "image",
     mask_column: str = "mask",
+    revision: str | None = None,
+    config: str | None = None,
 ) -> DownstreamSet:
     """
     Read one split of a downstream set.
@@ -89,6 +92,8 @@ def load_downstream(
         exclude (`Sequence[str]`, *optional*): names (stems) to leave out.
         image_column (`str`, *optional*, defaults to `"image"`): ignored for folders.
         mask_column (`str`, *optional*, defaults to `"mask"`): ignored for folders.
+        revision (`str`, *optional*): branch, tag or commit of a Hub dataset.
+        config (`str`, *optional*): configuration of a Hub dataset with several.
 
     Returns:
         [`DownstreamSet`], in the order of the names (folders) or rows.
@@ -96,7 +101,7 @@ def load_downstream(
     Raises:
         `UserError`: if the split, an image or a mask is missing or broken, or all masks are empty.
     """
-    pairs = list_pairs(dataset, split, image_column, mask_column)
+    pairs = list_pairs(dataset, split, image_column, mask_column, revision, config)
     excluded = set(exclude)
     kept = [pair for pair in pairs if pair[0] not in excluded]
     if not kept:
@@ -105,11 +110,18 @@ def load_downstream(
     return load_pairs(kept, image_size, f"{dataset}, split '{split}'")
 
 
-def list_pairs(dataset: str, split: str, image_column: str = "image", mask_column: str = "mask") -> list[Pair]:
+def list_pairs(
+    dataset: str,
+    split: str,
+    image_column: str = "image",
+    mask_column: str = "mask",
+    revision: str | None = None,
+    config: str | None = None,
+) -> list[Pair]:
     """Name, image and mask (none where it is missing) of every row of a split, nothing of which is opened yet."""
-    if (Path(dataset) / "images").is_dir():
+    if (Path(dataset) / "images").is_dir() and not (revision or config):
         return list(_folder_pairs(Path(dataset), split))
-    return list(_table_pairs(dataset, split, image_column, mask_column))
+    return list(_table_pairs(open_dataset(dataset, split, revision, config), image_column, mask_column))
 
 
 def shared_image(first: Sequence[Pair], second: Sequence[Pair]) -> str | None:
@@ -177,8 +189,7 @@ def _image_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in readable and path.name[0] != ".")
 
 
-def _table_pairs(dataset: str, split: str, image_column: str, mask_column: str) -> Iterable[Pair]:
-    rows = open_dataset(dataset, split=split)
+def _table_pairs(rows: Dataset, image_column: str, mask_column: str) -> Iterable[Pair]:
     for flag, column in (("image_column", image_column), ("mask_column", mask_column)):
         find_image_column(rows, column, flag)
     columns = rows.select_columns([image_column, mask_column, "source"])

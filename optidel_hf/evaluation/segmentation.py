@@ -36,8 +36,9 @@ logger = logging.getLogger(__name__)
 
 MODES = ("finetune", "probe")
 NO_PRETRAINING = "none"
-# What may differ between two calls on one OUT: it says which runs there are, or leaves them as they are.
-GRID_FIELDS = ("models", "modes", "seeds", "seed", "data_ratio", "device", "output_dir")
+# What may differ between two calls on one OUT: it says which runs there are, or leaves them as they are (of the images
+# their hashes tell).
+GRID_FIELDS = ("models", "modes", "seeds", "seed", "data_ratio", "device", "output_dir", "revision", "dataset_config")
 
 
 @dataclass
@@ -86,6 +87,8 @@ class EvaluateConfig:
     )
     image_column: str = field(default="image", metadata={"help": "Image column of a table or Hub dataset."})
     mask_column: str = field(default="mask", metadata={"help": "Mask column of a table or Hub dataset."})
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub dataset."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset with several."})
     data_ratio: list[float] = field(
         default_factory=list,
         metadata={"help": "Share of the pre-training data of each model, aligned with models: adds NormDEL."},
@@ -247,10 +250,9 @@ def _finished_or_run(out: Path, key: dict[str, Any], run: Callable[[], dict[str,
 
 def _refuse_shared(config: EvaluateConfig) -> None:
     """Refuse splits of which one has images of the other, as `train` has all of `train_val`."""
-    columns, excluded = (config.image_column, config.mask_column), set(config.exclude)
-    listed = [list_pairs(config.dataset, split, *columns) for split in (config.train_split, config.test_split)]
-    splits = f"split '{config.train_split}' or '{config.test_split}' of {config.dataset}"
-    refuse_unknown(config.exclude, listed, splits)
+    splits, excluded = (config.train_split, config.test_split), set(config.exclude)
+    listed = [list_pairs(config.dataset, split, **_where(config)) for split in splits]
+    refuse_unknown(config.exclude, listed, f"split '{splits[0]}' or '{splits[1]}' of {config.dataset}")
     train, test = ([pair for pair in pairs if pair[0] not in excluded] for pairs in listed)
     if name := shared_image(train, test):
         raise UserError(
@@ -259,7 +261,13 @@ def _refuse_shared(config: EvaluateConfig) -> None:
 
 
 def _load_split(config: EvaluateConfig, split: str, image_size: int) -> DownstreamSet:
-    return load_downstream(config.dataset, split, image_size, config.exclude, config.image_column, config.mask_column)
+    return load_downstream(config.dataset, split, image_size, config.exclude, **_where(config))
+
+
+def _where(config: EvaluateConfig) -> dict[str, Any]:
+    """Where images and masks are in a dataset that is no folder."""
+    columns = {"image_column": config.image_column, "mask_column": config.mask_column}
+    return columns | {"revision": config.revision, "config": config.dataset_config}
 
 
 def _determining(config: EvaluateConfig, image_size: int, data: dict[str, DownstreamSet]) -> dict[str, Any]:
