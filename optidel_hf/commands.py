@@ -105,6 +105,7 @@ def pretrain(arguments: Sequence[str]) -> None:
     share_cores()
     configs = (ImagesConfig, PretrainConfig, ProbeConfig, PublishConfig)
     images, config, probes, publish = _parse(configs, arguments, "pretrain", pretrain.__doc__)
+    command = _same_training(images, config, probes)
     check_last(config.last_share, images.last_dataset)
     if config.model:
         refuse_pickle(config.model, said=f"--model {config.model}")
@@ -119,9 +120,8 @@ def pretrain(arguments: Sequence[str]) -> None:
     told |= {"revision": facts["revision"] or images.revision, "config": images.dataset_config}
     stored = open_images(dataset, **where, **told)
     told = {"split": images.last_split, "image_column": images.last_image_column}
-    with named_by("--last_dataset"):
-        given = images.last_dataset
-        last = open_images(given, **where, **told, flag="last_image_column") if given else None
+    with named_by(dataset="last_dataset", split="last_split", image_column="last_image_column"):
+        last = open_images(images.last_dataset, **where, **told) if images.last_dataset else None
     trainer = Pretrainer(config, stored, evaluation=_evaluation(config, probes), last=last)
     if images.dry_run:
         say(_rehearsed(trainer))
@@ -131,9 +131,17 @@ def pretrain(arguments: Sequence[str]) -> None:
     trainer.train()
     trainer.save()
     if process_rank()[0] == 0:
-        command = shlex.join(["accelerate", "launch", "recipes/pretrain.py", *arguments])
         facts |= {"command": command, "last_dataset": images.last_dataset}
         _finish_model(config.output_dir, facts, publish)
+
+
+def _same_training(images: ImagesConfig, config: PretrainConfig, probes: ProbeConfig) -> str:
+    """The command line of the same training, wherever it is written, whatever it runs on and is watched by."""
+    from optidel_hf.arguments import as_flags
+    from optidel_hf.pretraining.config import PretrainConfig
+
+    own = {name: getattr(PretrainConfig, name) for name in ("output_dir", "device", "resume", "report_to")}
+    return shlex.join(["optidel", "pretrain", *as_flags(images, replace(config, **own), probes)])
 
 
 def _refuse_among_images(output: str, *datasets: str | None, flag: str = "output_dir") -> None:
@@ -221,7 +229,7 @@ def report(arguments: Sequence[str]) -> None:
     path = build_report(
         Path(config.curation_dir),
         config.output or Path(config.curation_dir) / "report.html",
-        {name: Path(folder) for name, folder in named_paths(config.pretrain_dirs).items()},
+        named_paths(config.pretrain_dirs),
         config.results,
         evidence=evidence,
         compared=compare(config.curation_dir, facts["budget"], facts["tiles_per_mosaic"]) if facts else (),
@@ -241,8 +249,8 @@ def information(arguments: Sequence[str]) -> None:
     judged = judge(named_paths(config.models), config.curation_dir, config.device, **asked)
     for name, figures in judged.items():
         say(f"{name}: {held_out_text(figures)}, {judged_unit(figures)}")
-    file, folder = DOWNSTREAM_FILE if config.images else HELD_OUT_FILE, Path(config.curation_dir)
-    say(f"information: {folder / file if folder.is_dir() else f'{file} beside each model'}")
+    file, folder = DOWNSTREAM_FILE if config.images else HELD_OUT_FILE, config.curation_dir
+    say(f"information: {Path(folder) / file if folder else f'{file} beside each model'}")
 
 
 def status(arguments: Sequence[str]) -> None:
@@ -259,7 +267,13 @@ def status(arguments: Sequence[str]) -> None:
         say(f"{stage:10} {_so_far(existing_shards(output / stage))}")
     folds = sorted(path.name for path in (output / "reference").glob("fold-*"))
     say(f"{'reference':10} {', '.join(folds) or 'not yet'}")
-    say(f"{'selection':10} {'published' if (output / 'selection.parquet').exists() else 'not yet'}")
+    say(f"{'selection':10} {_how_far(output)}")
+
+
+def _how_far(output: Path) -> str:
+    if (output / "selection.parquet").exists():
+        return "published"
+    return "chosen, and published with the curated images" if (output / ".selection").exists() else "not yet"
 
 
 def _so_far(shards: Sequence[Path]) -> str:

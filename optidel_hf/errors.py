@@ -27,9 +27,10 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def named_by(flag: str) -> Iterator[None]:
-    """Have a user's mistake name the flag that was given, where what raises it knows only `--dataset`."""
+def named_by(**flags: str) -> Iterator[None]:
+    """Have a user's mistake name the flags that were given, where what raises it knows others: `dataset="pool"`."""
     try:
         yield
     except UserError as error:
-        raise UserError(re.sub(r"--dataset(?!_)", flag, str(error))) from None
+        named = re.compile(rf"--({'|'.join(flags)})\b")
+        raise UserError(named.sub(lambda found: f"--{flags[found[1]]}", str(error))) from None

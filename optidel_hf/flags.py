@@ -76,15 +76,15 @@ class InformationConfig:
     """Which models to judge, on which images."""
 
     models: list[str] = field(metadata={"help": "`name=folder` of pre-trained models (mae or simclr)."})
-    curation_dir: str = field(
-        default=str(SAMPLE_CURATION_DIR), metadata={"help": "Output of `optidel curate --held_out ...`."}
+    curation_dir: str | None = field(
+        default=None, metadata={"help": "Output of `optidel curate --held_out ...`; with --images, any or none."}
     )
     images: str | None = field(
         default=None,
         metadata={"help": "A downstream set's images to judge on instead: a folder (without masks) or dataset."},
     )
     split: str | None = field(
-        default=None, metadata={"help": "Its validation part (of a folder: what file names begin with)."}
+        default=None, metadata={"help": "Its validation part, a split as `load_dataset` tells them."}
     )
     image_column: str | None = field(default=None, metadata={"help": "Of --images; needed where there are several."})
     device: str = field(default="auto", metadata={"help": "auto (cuda, mps, xpu, then cpu) or one of these."})

@@ -88,9 +88,9 @@ def image_columns(dataset: Dataset) -> list[str]:
     return [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
 
 
-def find_image_column(dataset: Dataset, name: str | None = None, flag: str = "image_column") -> str:
+def find_image_column(dataset: Dataset, name: str | None = None) -> str:
     """
-    The image column to use; `flag` is what names it.
+    The image column to use.
 
     Raises:
         `UserError`: if `name` is no column, or if there is none or more than one to choose from.
@@ -98,7 +98,7 @@ def find_image_column(dataset: Dataset, name: str | None = None, flag: str = "im
     found = image_columns(dataset)
     if name is not None:
         if name not in found:
-            raise UserError(f"--{flag} {name}: no such image column; the image columns are {found}.")
+            raise UserError(f"--image_column {name}: no such image column; the image columns are {found}.")
         return name
     if not found:
         raise UserError(
@@ -106,7 +106,7 @@ def find_image_column(dataset: Dataset, name: str | None = None, flag: str = "im
             "`dataset.cast_column(name, datasets.Image())` and save it as parquet."
         )
     if len(found) > 1:
-        raise UserError(f"The dataset has {len(found)} image columns, {found}: name one with --{flag}.")
+        raise UserError(f"The dataset has {len(found)} image columns, {found}: name one with --image_column.")
     return found[0]
 
 
@@ -154,8 +154,8 @@ def hub_commit(repo: str, revision: str | None = None) -> str:
         return str(HfApi().dataset_info(repo, revision=revision).sha)
     except (OSError, ValueError) as error:  # offline, no such revision
         raise UserError(
-            f"--dataset {repo} is neither a folder or file here, and the Hub does not tell its commit ({error}): give "
-            "it by --revision."
+            f"--dataset {repo} is neither a folder or file here, and the Hub does not tell its commit ({error}): "
+            "correct the path, or give the commit by --revision."
         ) from None
 
 

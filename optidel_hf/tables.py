@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import pyarrow.compute as pc
 from datasets import Dataset
 from PIL import Image
 
@@ -26,6 +27,24 @@ def require_table(table: Any, what: str, kinds: tuple[type, ...] = (Dataset,)) -
             f"{what} is of type {type(table).__name__}, with {', '.join(table)}: give one of them, as ['{first}']."
         )
     raise UserError(f"{what} is of type {type(table).__name__}: give a datasets.Dataset, which has all rows at hand.")
+
+
+def require_patches(patches: Any) -> None:
+    """
+    Refuse what is not one table of key patches, each with its square.
+
+    Raises:
+        `UserError`: as [`require_table`] does; naming the first row of an image that gave no patch.
+    """
+    require_table(patches, "`patches`")
+    if missing := {"image", "source", "group", "crop"} - set(patches.column_names):
+        raise UserError(f"`patches` has no column '{min(missing)}': give what SamPatchExtractor makes of the images.")
+    crops = patches.select_columns(["crop"]).with_format("arrow")[:]["crop"]
+    if crops.null_count:
+        raise UserError(
+            f"Row {pc.index(crops.is_null(), True).as_py()} of `patches` has no patch, for the reason in its column "
+            "'rejected': leave such rows out, by patches.filter(lambda why: why is None, input_columns='rejected')."
+        )
 
 
 def batch_column(batch: Mapping[str, Any], name: str) -> Any:

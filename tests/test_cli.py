@@ -313,6 +313,10 @@ def test_status(curated: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "patches    1 of 1 shards" in said
     assert "reference  fold-0, fold-1" in said
     assert "selection  published" in said
+    (curated / "selection.parquet").rename(curated / "aside")
+    assert cli.main(["status", "--output_dir", str(curated)]) == 0
+    (curated / "aside").rename(curated / "selection.parquet")
+    assert "selection  chosen, and published with the curated images" in capsys.readouterr().out
     assert cli.main(["status", "--output_dir", "/no/such/output"]) == 2
     assert "/no/such/output is no output of `optidel curate`" in capsys.readouterr().err
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from optidel_hf.errors import changes
+import pytest
+
+from optidel_hf.errors import UserError, changes, named_by
 
 
 def test_changes_are_named_in_order_with_both_values():
@@ -10,3 +12,11 @@ def test_changes_are_named_in_order_with_both_values():
         "objective was 'mae', now None, steps was 4, now 5"
     )
     assert changes({"seed": 0}, {"seed": 0}) == ""
+
+
+def test_mistakes_name_the_flags_that_were_given():
+    with (
+        pytest.raises(UserError, match=r"^--pool a has no split b: see --pool_split, not --dataset_config"),
+        named_by(dataset="pool", split="pool_split"),
+    ):
+        raise UserError("--dataset a has no split b: see --split, not --dataset_config or --splits")

@@ -314,7 +314,7 @@ def test_the_commit_of_a_hub_dataset(hub: HubServer, monkeypatch: pytest.MonkeyP
     assert hub_commit("me/frames") == hub_commit("me/frames", "main") == head
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert hub_commit("me/frames", first) == first  # nothing to ask
-    with pytest.raises(UserError, match=r"the Hub does not tell its commit .* give it by --revision"):
+    with pytest.raises(UserError, match=r"the Hub does not tell its commit .* correct the path, or give the commit"):
         hub_commit("me/frames", "main")
 
 

@@ -44,6 +44,15 @@ def test_several_splits_are_refused(use: str) -> None:
         USES[use](STREAM)
 
 
+@pytest.mark.parametrize("use", ["fit_scorer", "calibrate_checkpoint", "calibrate_contrastive"])
+def test_images_without_a_patch_are_named(use: str) -> None:
+    columns = {name: ["a", "b"] for name in ("image", "source", "group")}
+    with pytest.raises(UserError, match="`patches` has no column 'crop'"):
+        USES[use](Dataset.from_dict(columns))
+    with pytest.raises(UserError, match=r"Row 1 of `patches` has no patch, .* leave such rows out"):
+        USES[use](Dataset.from_dict({**columns, "crop": [[0, 0, 9], None]}))
+
+
 @pytest.mark.parametrize("stage", [SamPatchExtractor, lambda: VInformationScorer("x")])
 def test_map_without_batches_is_refused(stage: Callable[[], Any], image_folder: Any) -> None:
     images = Dataset.from_dict({"image": [str(next(image_folder.glob("*.png")))]}).cast_column(

@@ -61,13 +61,17 @@ def test_from_images_to_report(
     assert cli.main(["curate", *chosen, *SMALL]) == 0
     assert len(load_dataset(str(out / "curated"), split="train")) == 4
 
-    training = ["--dataset", str(out / "curated"), "--output_dir", str(vit), "--steps", "3", "--batch_size", "4"]
+    (tmp_path / "training.yaml").write_text("steps: 3\n")
+    training = ["--dataset", str(out / "curated"), "--output_dir", str(vit), "--batch_size", "4"]
+    training += ["--config", str(tmp_path / "training.yaml")]
     assert cli.main(["pretrain", *training, *VIT]) == 0
     assert ViTMAEForPreTraining.from_pretrained(vit).config.image_size == 32
     assert AutoModel.from_pretrained(vit / "backbone").config.hidden_size == 32
     card = (vit / "README.md").read_text()
     assert "strategy `optidel`" in card
-    assert f"--output_dir {vit}" in card
+    assert f"optidel pretrain --dataset={out / 'curated'} " in card
+    assert "--steps=3" in card  # the file's values, and not its name
+    assert "training.yaml" not in card
 
     models = ["--models", f"optidel={vit}", "none", "--dataset", str(downstream(tmp_path / "set"))]
     protocol = ["--seeds", "2", "--steps", "2", "--batch_size", "4", "--data_ratio", "0.15", "0", "--device", "cpu"]

@@ -46,7 +46,7 @@ from optidel_hf.errors import UserError
 from optidel_hf.files import read_json, write_text
 from optidel_hf.images import centre_square, cut_square, open_image
 from optidel_hf.processes import take_one_thread_in_a_pool
-from optidel_hf.tables import batch_column, require_table
+from optidel_hf.tables import batch_column, require_patches
 
 
 logger = logging.getLogger(__name__)
@@ -189,7 +189,7 @@ def calibrate_contrastive(
     Raises:
         `UserError`: if the pool has under four groups, or `backbone` is no ViT.
     """
-    require_table(patches, "`patches`")
+    require_patches(patches)
     for loaded in (load_encoder, load_contrastive):  # of what may have been written anew since
         loaded.cache_clear()
     encoder = load_encoder(str(backbone), str(resolve_device(device)))

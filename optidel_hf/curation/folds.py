@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from datasets import Dataset
 
 from optidel_hf.errors import UserError
-from optidel_hf.parquet import write_parquet
+from optidel_hf.parquet import read_table, write_parquet
 
 
 def assign_folds(groups: Sequence[str], sources: Sequence[str], seed: int = 0) -> dict[str, int]:
@@ -47,7 +46,7 @@ def write_folds(folds: dict[str, int], output: Path) -> None:
     table = pa.table({"group": groups, "fold": pa.array([1 - folds[group] for group in groups], pa.int8())})
     if not path.exists():
         write_parquet(table, path)
-    elif not pq.read_table(path).equals(table):
+    elif not read_table(path).equals(table):
         raise UserError(f"{output} holds models of other images, or of another seed: give a new folder, or delete it.")
 
 

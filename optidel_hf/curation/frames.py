@@ -53,8 +53,6 @@ def hold_out(groups: Sequence[str], share: float, seed: int = 0) -> set[str]:
 def held_out_frames(folder: Path) -> Frames:
     """The readable frames that a curation held out."""
     path = folder / "held_out.parquet"
-    if not folder.is_dir():
-        raise UserError(f"--curation_dir {folder}: no such folder; give the output of `optidel curate`.")
     if not path.exists():
         raise UserError(
             f"{folder} held no image out: curate into another folder with --held_out 0.1, or give --images."
@@ -81,7 +79,7 @@ def held_out_frames(folder: Path) -> Frames:
 
 def downstream_frames(images: str, split: str | None = None, image_column: str | None = None) -> Frames:
     """The readable images of a downstream set, in near-duplicate groups; a folder that holds masks is refused."""
-    with named_by("--images"):
+    with named_by(dataset="images"):
         frames = open_sources(InputConfig(images, split, image_column=image_column))
     return readable_frames(frames, group_images(frames), f"of {images}")
 

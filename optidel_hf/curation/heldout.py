@@ -84,7 +84,7 @@ class Moments(NamedTuple):
 
 def judge(
     models: Mapping[str, str | Path],
-    curation_dir: str | Path,
+    curation_dir: str | Path | None,
     device: str = "auto",
     images: str | None = None,
     split: str | None = None,
@@ -99,10 +99,10 @@ def judge(
     Args:
         models (`Mapping[str, str]`): folders of pre-trained ViT-MAEs, or of ViTs with a projection head, by the arm's
             name.
-        curation_dir (`str` or `Path`): a curation that held images out; for given `images`, any.
+        curation_dir (`str` or `Path`): a curation that held images out; for given `images` any, or `None`.
         device (`str`, *optional*, defaults to `"auto"`).
         images (`str`, *optional*): folder or dataset of a downstream set's images to judge on instead.
-        split (`str`, *optional*): split of `images`; of a folder, what file names begin with.
+        split (`str`, *optional*): split of `images`, as `load_dataset` tells them.
         image_column (`str`, *optional*): of `images`; needed where there are several, such as a column of masks.
 
     Returns:
@@ -111,23 +111,33 @@ def judge(
         bits a frame; and `images` and `split` as they were given.
 
     Raises:
-        `UserError`: if the curation held nothing out, no image can be read, or a model is of neither kind.
+        `UserError`: if the curation held nothing out or is none, no image can be read, or a model is of neither kind.
     """
-    folder = Path(curation_dir)
-    frames = downstream_frames(images, split, image_column) if images else held_out_frames(folder)
+    folder = Path(curation_dir) if curation_dir else None
+    if folder and not (folder / "inputs.parquet").exists():
+        raise UserError(f"--curation_dir {folder} is no output of `optidel curate`: it has no inputs.parquet.")
+    frames = _frames(folder, images, split, image_column)
     file = DOWNSTREAM_FILE if images else HELD_OUT_FILE
-    path = folder / file
+    path = folder and folder / file
     given = {"images": images, "split": split} if images else {}
-    before = read_json(path) if path.exists() else {}
+    before = read_json(path) if path and path.exists() else {}
     comparable = {name: figures for name, figures in before.items() if given.items() <= figures.items()}
     judged: dict[str, Any] = {}
     for name, checkpoint in models.items():
         judged[name] = {**judge_on(frames, checkpoint, device), **given}
-        if folder.is_dir():
+        if path:
             write_text(json.dumps({**comparable, **judged}, indent=2) + "\n", path)
         if Path(checkpoint).is_dir():
             _write_beside(judged[name], Path(checkpoint) / file)
     return judged
+
+
+def _frames(folder: Path | None, images: str | None, split: str | None, image_column: str | None) -> Frames:
+    if images:
+        return downstream_frames(images, split, image_column)
+    if not folder:
+        raise UserError("There is nothing to judge on: give a --curation_dir that held images out, or --images.")
+    return held_out_frames(folder)
 
 
 def _write_beside(figures: Mapping[str, Any], path: Path) -> None:

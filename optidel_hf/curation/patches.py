@@ -52,6 +52,7 @@ PATCH_FEATURES = Features(
     }
 )
 NO_PATCH = "SAM found no key patch that passed the filters"
+SAME_CROP = 1 - 1e-6  # intersection over union above which two crops are one
 
 
 @dataclass(frozen=True)
@@ -159,13 +160,15 @@ def cut_patches(opened: Opened, masks: Masks, config: PatchConfig) -> list[dict[
     """
     Cut the best `max_patches` masks out of an image as squares at `patch_size`.
 
-    Crops with more than `max_border` of black border, and crops that repeat a better one, are left out.
+    Crops with more than `max_border` of black border, and crops that repeat a better one, are left out: image and crop
+    tell a patch from all others.
     """
     crops = [crop_square(box, opened.size, config) for box in masks.boxes.tolist()]
     quality = masks.predicted_iou * masks.stability
     inside = [i for i, share in enumerate(_border_shares(opened, crops)) if share <= config.max_border]
     squares = torch.tensor([_corners(crops[i]) for i in inside], dtype=torch.float32).reshape(-1, 4)
-    kept = amg.non_maximum_suppression(squares, quality[inside], config.crop_nms_thresh)[: config.max_patches]
+    threshold = min(config.crop_nms_thresh, SAME_CROP)
+    kept = amg.non_maximum_suppression(squares, quality[inside], threshold)[: config.max_patches]
     return [_patch(opened, crops[i], masks, i, config) for i in (inside[k] for k in kept.tolist())]
 
 

@@ -28,7 +28,7 @@ from optidel_hf.curation.shards import existing_shards, shard_bounds, shard_path
 from optidel_hf.errors import UserError, named_by
 from optidel_hf.files import alone_in, refuse_stage_folder
 from optidel_hf.images import ACCEPTED, MAX_IMAGE_PIXELS, decode_reason, open_image
-from optidel_hf.parquet import write_parquet
+from optidel_hf.parquet import read_table, write_parquet
 
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def rebuild(config: RebuildConfig) -> Path:
 
 
 def _rebuild(output: Path, path: Path, chosen: pa.Table, sources: _Sources) -> Path:
-    list_under_way = _claim(output, pq.read_table(path))
+    list_under_way = _claim(output, read_table(path))
     facts = json.loads(chosen.schema.metadata[METADATA_KEY])
     mosaic = np.asarray(chosen["mosaic"])
     bounds = shard_bounds(int(mosaic.max()) + 1, facts["images_per_shard"])
@@ -104,7 +104,7 @@ def _claim(output: Path, selection: pa.Table) -> Path:
     """
     under_way, shards = output / ".rebuild.parquet", existing_shards(output / "curated")
     lists = [path for path in (output / "selection.parquet", under_way) if path.exists()]
-    if (shards and not lists) or not all(_same(pq.read_table(path), selection) for path in lists):
+    if (shards and not lists) or not all(_same(read_table(path), selection) for path in lists):
         raise UserError(f"{output} holds the images of another selection: give another --output_dir, or delete it.")
     write_parquet(selection, under_way)
     return under_way
@@ -168,7 +168,7 @@ class _Sources:
 
     def __init__(self, config: RebuildConfig) -> None:
         given = {name: getattr(config, name) for name in ("split", "image_column", "id_column")}
-        with named_by("--source"):
+        with named_by(dataset="source", revision="source_revision", dataset_config="source_config"):
             given |= {"revision": config.source_revision, "dataset_config": config.source_config}
             self.images: Dataset = open_sources(InputConfig(config.source, **given))
         self.place = config.source

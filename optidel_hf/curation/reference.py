@@ -50,7 +50,7 @@ from optidel_hf.errors import Diverged, UserError, changes
 from optidel_hf.files import read_json, write_text
 from optidel_hf.images import open_image
 from optidel_hf.pretraining.trainer import PretrainConfig, Pretrainer
-from optidel_hf.tables import require_table
+from optidel_hf.tables import require_patches
 
 
 logger = logging.getLogger(__name__)
@@ -116,11 +116,14 @@ def fit_scorer(
         `Path`: the folder that [`VInformationScorer`] takes.
 
     Raises:
-        `UserError`: if the folder holds models of other groups, or of the same ones dealt otherwise, if there are too
-            few groups to train and calibrate, if a training diverges, or if its models were made with other settings.
+        `UserError`: if a row has no patch, `config` names a checkpoint, the folder holds models of other groups, or of
+            the same ones dealt otherwise, if there are too few groups to train and calibrate, if a training diverges,
+            or if its models were made with other settings.
     """
-    require_table(patches, "`patches`")
+    require_patches(patches)
     config, score, output = config or ReferenceConfig(), score or ScoreConfig(), Path(output_dir)
+    if config.reference:
+        raise UserError(f"{config.reference} is not to be fitted: calibrate_checkpoint calibrates a given checkpoint.")
     forget_loaded()
     _refuse_other_settings(output, config, score)
     folds = folds or assign_folds(patches["group"], patches["source"], config.reference_seed)
@@ -157,7 +160,7 @@ def calibrate_checkpoint(
     """
     if config.reference is None:
         raise UserError("There is no checkpoint to calibrate: name one in ReferenceConfig.reference, or fit_scorer.")
-    require_table(patches, "`patches`")
+    require_patches(patches)
     forget_loaded()
     score, output, where = score or ScoreConfig(), Path(output_dir), str(resolve_device(device))
     _refuse_other_settings(output, config, score)

@@ -23,7 +23,7 @@ from datasets import Dataset
 from PIL import Image
 from tqdm.auto import tqdm
 
-from optidel_hf.errors import UserError
+from optidel_hf.errors import UserError, named_by
 from optidel_hf.images import ImageRejected, open_image
 from optidel_hf.sources import find_image_column, open_dataset
 
@@ -190,8 +190,9 @@ def _image_files(folder: Path) -> list[Path]:
 
 
 def _table_pairs(rows: Dataset, image_column: str, mask_column: str) -> Iterable[Pair]:
-    for flag, column in (("image_column", image_column), ("mask_column", mask_column)):
-        find_image_column(rows, column, flag)
+    find_image_column(rows, image_column)
+    with named_by(image_column="mask_column"):
+        find_image_column(rows, mask_column)
     columns = rows.select_columns([image_column, mask_column, "source"])
     for row in columns:
         path = (row[image_column] or {}).get("path")

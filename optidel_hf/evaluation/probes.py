@@ -13,7 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,6 +56,8 @@ class ProbeConfig:
     probe_label_column: str = field(
         default="label", metadata={"help": "Column with the class; without such a column, the file's folder names it."}
     )
+    probe_image_column: str | None = field(default=None, metadata={"help": "Needed where there are several."})
+    probe_mask_column: str = field(default="mask", metadata={"help": "Column with the masks, if there are any."})
 
     def __post_init__(self) -> None:
         if self.probe_train_split == self.probe_test_split:
@@ -90,13 +94,19 @@ def make_probe(config: ProbeConfig, image_size: int, device: torch.device) -> Ca
     Raises:
         `UserError`: if the set cannot be read, or the training split has one class only.
     """
-    dataset, splits = str(config.probe_dataset), (config.probe_train_split, config.probe_test_split)
-    if _has_masks(dataset, splits[0]):
-        masked = [load_downstream(dataset, split, image_size) for split in splits]
+    if _has_masks(config):
+        columns = {"image_column": config.probe_image_column or "image", "mask_column": config.probe_mask_column}
+        masked = _each_split(config, partial(load_downstream, image_size=image_size, **columns))
         return lambda encoder: probe_segmentation(encoder.to(device), *masked)
-    labelled = [load_labelled(dataset, split, image_size, config.probe_label_column) for split in splits]
-    if len(set(labelled[0].labels)) < 2:
-        raise UserError(f"--probe_dataset {dataset}: split '{splits[0]}' has one class only, {labelled[0].labels[0]}.")
+    image, label = config.probe_image_column, config.probe_label_column
+    labelled = _each_split(
+        config, partial(load_labelled, image_size=image_size, label_column=label, image_column=image)
+    )
+    if len(classes := set(labelled[0].labels)) < 2:
+        raise UserError(
+            f"--probe_dataset {config.probe_dataset}: split '{config.probe_train_split}' has one class only, "
+            f"{classes.pop()}."
+        )
     return lambda encoder: probe_classes(encoder.to(device), *labelled)
 
 
@@ -141,7 +151,9 @@ def features(encoder: ViTModel, images: torch.Tensor) -> np.ndarray:
     return torch.cat(tokens).float().cpu().numpy()
 
 
-def load_labelled(dataset: str, split: str, image_size: int, label_column: str = "label") -> LabelledSet:
+def load_labelled(
+    dataset: str, split: str, image_size: int, label_column: str = "label", image_column: str | None = None
+) -> LabelledSet:
     """
     Read one split of images with a class each.
 
@@ -150,23 +162,34 @@ def load_labelled(dataset: str, split: str, image_size: int, label_column: str =
         split (`str`): name of the split.
         image_size (`int`): side S of the centred squares that are cut out.
         label_column (`str`, *optional*, defaults to `"label"`): without it, the file's folder is the class.
+        image_column (`str`, *optional*): needed where there are several.
 
     Raises:
         `UserError`: if the split is missing, or an image cannot be read.
     """
-    with named_by("--probe_dataset"):
-        rows = open_dataset(dataset, split)
-    column = find_image_column(rows)
+    rows = open_dataset(dataset, split)
+    column = find_image_column(rows, image_column)
     labels = rows[label_column] if label_column in rows.column_names else _folders(rows["source"], label_column)
     images = [_decode(value, source, image_size) for value, source in zip(rows[column], rows["source"])]
     return LabelledSet(torch.stack(images), np.array([str(label) for label in labels]))
 
 
-def _has_masks(dataset: str, split: str) -> bool:
-    if (Path(dataset) / "images").is_dir() and (Path(dataset) / "masks").is_dir():
+def _has_masks(config: ProbeConfig) -> bool:
+    folder = Path(str(config.probe_dataset))
+    if (folder / "images").is_dir() and (folder / "masks").is_dir():
         return True
-    with named_by("--probe_dataset"):
-        return "mask" in image_columns(open_dataset(dataset, split))
+    with named_by(dataset="probe_dataset", split="probe_train_split"):
+        return config.probe_mask_column in image_columns(open_dataset(str(folder), config.probe_train_split))
+
+
+def _each_split(config: ProbeConfig, load: Callable[[str, str], Any]) -> list[Any]:
+    """What `load` makes of the training and of the test split, whose mistakes name the flags that were given."""
+    loaded = []
+    for flag in ("probe_train_split", "probe_test_split"):
+        columns = {name: f"probe_{name}" for name in ("image_column", "mask_column")}
+        with named_by(dataset="probe_dataset", split=flag, **columns):
+            loaded.append(load(str(config.probe_dataset), getattr(config, flag)))
+    return loaded
 
 
 def _folders(sources: list[str], label_column: str) -> list[str]:

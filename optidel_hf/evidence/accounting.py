@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from optidel_hf.curation.keys import KEY_FEATURES
 from optidel_hf.curation.scoring import ScoreConfig, VInformationScorer
 from optidel_hf.curation.shards import existing_shards, read_columns
 from optidel_hf.images import cut_square, encode_png, open_image
+from optidel_hf.parquet import read_table
 
 
 CONTENTS = ("images", "stored_pixels", "stored_bytes", "sources", "groups", "native_pixels")
@@ -73,7 +73,7 @@ def count_native_pixels(sources: list[str], crops: list[list[int]]) -> int:
 
 
 def _png_bytes(shard: Path) -> list[int]:
-    images = pq.read_table(shard, columns=["image"])["image"]
+    images = read_table(shard, columns=["image"])["image"]
     return pc.binary_length(pc.struct_field(images, "bytes")).to_pylist()
 
 

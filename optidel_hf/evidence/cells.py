@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from optidel_hf.curation.frames import Frames, hold_out, readable_frames
 from optidel_hf.curation.heldout import LEAST_GROUPS, judge_on
@@ -36,6 +35,7 @@ from optidel_hf.evidence.arms import ARMS
 from optidel_hf.evidence.config import Experiment, ReproduceConfig
 from optidel_hf.evidence.pool import Pool
 from optidel_hf.files import read_json
+from optidel_hf.parquet import read_table
 from optidel_hf.pretraining.batches import image_processor
 from optidel_hf.pretraining.config import PretrainConfig
 from optidel_hf.pretraining.objectives import OBJECTIVES
@@ -224,7 +224,7 @@ def _require_groups(experiment: Experiment) -> None:
 @cache
 def _held_out_frames(pool: Pool) -> Frames:
     """The readable images that no arm sees."""
-    inputs = pq.read_table(pool.output / "inputs" / "inputs.parquet", columns=["source", "group"]).to_pydict()
+    inputs = read_table(pool.output / "inputs" / "inputs.parquet", columns=["source", "group"]).to_pydict()
     held = hold_out(inputs["group"], pool.inputs.held_out)
     group_of = {source: group for source, group in zip(inputs["source"], inputs["group"]) if group in held}
     sources = open_sources(pool.inputs)

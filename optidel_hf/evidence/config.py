@@ -48,7 +48,10 @@ OWN_FIELDS = (
 # Which cells there are, where they lie, what computes them and how they are put together: no cell depends on it.
 FREE_FIELDS = (
     "pool",
+    "pool_image_column",
     "downstream",
+    "downstream_image_column",
+    "downstream_mask_column",
     "downstream_groups",
     "arms",
     "budgets",
@@ -70,6 +73,7 @@ class ReproduceConfig:
     pool: str = field(
         default=EMBEDDED, metadata={"help": "Images to select from: folder, tables or Hub id; or 'embedded'."}
     )
+    pool_image_column: str | None = field(default=None, metadata={"help": "Needed where the pool has several."})
     group_column: str | None = field(
         default=None, metadata={"help": "The pool's video or patient (else near-duplicate groups)."}
     )
@@ -81,6 +85,8 @@ class ReproduceConfig:
         default=EMBEDDED,
         metadata={"help": "Folder with images/ and masks/, or a table or Hub id with both; or 'embedded'."},
     )
+    downstream_image_column: str = field(default="image", metadata={"help": "Image column of a table or Hub id."})
+    downstream_mask_column: str = field(default="mask", metadata={"help": "Mask column of a table or Hub id."})
     arms: list[str] = field(
         default_factory=lambda: list(DEFAULT_ARMS),
         metadata={"help": "What to compare; by default the core arms and the gate's oracle."},
@@ -306,7 +312,13 @@ class Experiment:
         """What every arm is cut from."""
         grid = self.grid
         return Pool(
-            InputConfig(grid.pool, group_column=grid.group_column, limit=grid.limit, held_out=grid.held_out),
+            InputConfig(
+                grid.pool,
+                image_column=grid.pool_image_column,
+                group_column=grid.group_column,
+                limit=grid.limit,
+                held_out=grid.held_out,
+            ),
             Path(grid.curation_dir or self.output / "curation"),
             self.patches,
             self.reference,
@@ -321,9 +333,14 @@ class Experiment:
         told = {name: determining(getattr(self, name)) for name in ("patches", "reference", "score")}
         told["patches"]["sam"] = checkpoint_fingerprint(self.patches.sam, self.patches.sam_revision)
         told["pretrain"] = {name: v for name, v in self.pretrain.determining().items() if name not in OWN_FIELDS}
-        for part, name in (("pretrain", "model"), ("reference", "reference"), ("reference", "second_reference")):
+        pinned = self.reference.reference_revision
+        for part, name, revision in (
+            ("pretrain", "model", None),
+            ("reference", "reference", pinned),
+            ("reference", "second_reference", None),
+        ):
             if told[part][name]:
-                told[part][name] = checkpoint_fingerprint(told[part][name])
+                told[part][name] = checkpoint_fingerprint(told[part][name], revision)
         told["grid"] = {name: value for name, value in asdict(self.grid).items() if name not in FREE_FIELDS}
         return {f"{part}.{name}": value for part, values in told.items() for name, value in values.items()}
 

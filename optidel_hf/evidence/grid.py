@@ -69,9 +69,10 @@ class Grid:
         self.grid, self.output = self.experiment.grid, experiment.output
         self.size = experiment.pretrain.image_size
         self.cells = enumerate_cells(self.grid)
-        with named_by("--pool"):
+        with named_by(dataset="pool", image_column="pool_image_column"):
             self._refuse_pool()
-        with named_by("--downstream"):
+        columns = {name: f"downstream_{name}" for name in ("image_column", "mask_column")}
+        with named_by(dataset="downstream", **columns):
             self.candidates = label_candidates(self.grid, self.size)
             self.validation = judged_part(self.grid, VALIDATION, self.size)
         for names in (self.validation.names, [name for name, *_ in list_test_pairs(self.grid)]):

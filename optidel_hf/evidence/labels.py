@@ -124,12 +124,16 @@ def _hash(pair: Pair) -> np.ndarray:
 
 def _refuse_unknown(config: ReproduceConfig) -> None:
     splits = (config.label_split, config.validation_split, config.test_split)
-    refuse_unknown(config.exclude, [list_pairs(config.downstream, split) for split in splits], config.downstream)
+    refuse_unknown(config.exclude, [_listed(config, split) for split in splits], config.downstream)
+
+
+def _listed(config: ReproduceConfig, split: str) -> list[Pair]:
+    return list_pairs(config.downstream, split, config.downstream_image_column, config.downstream_mask_column)
 
 
 def _kept(config: ReproduceConfig, split: str, limits: tuple[str, str] | None = None) -> list[Pair]:
-    excluded, listed = set(config.exclude), list_pairs(config.downstream, split)
-    inside = [pair for pair in listed if limits is None or limits[0] <= pair[0] <= limits[1]]
+    excluded = set(config.exclude)
+    inside = [pair for pair in _listed(config, split) if limits is None or limits[0] <= pair[0] <= limits[1]]
     kept = [pair for pair in inside if pair[0] not in excluded]
     if not kept:
         where = f"between '{limits[0]}' and '{limits[1]}'" if limits else "after excluding"

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from filelock import FileLock
 
 from optidel_hf.curation.curated import MosaicConfig
@@ -35,7 +34,7 @@ from optidel_hf.curation.scoring import ScoreConfig
 from optidel_hf.curation.selection_config import SelectionConfig
 from optidel_hf.curation.shards import existing_shards, read_columns
 from optidel_hf.files import read_json, write_text
-from optidel_hf.parquet import write_parquet
+from optidel_hf.parquet import read_schema, read_table, write_parquet
 from optidel_hf.processes import single_process
 
 
@@ -77,7 +76,7 @@ class Stock(NamedTuple):
     def table(self) -> pa.Table:
         """The candidates' columns without images: scores and embeddings where there are any."""
         stage = self.folder / ("scores" if existing_shards(self.folder / "scores") else "patches")
-        names = pq.read_schema(existing_shards(stage)[0]).names
+        names = read_schema(existing_shards(stage)[0]).names
         return read_columns(stage, [name for name in names if name != "image"])
 
 
@@ -155,7 +154,7 @@ def _curate(
     with lock(folder), single_process():
         folder.mkdir(exist_ok=True)
         if not (folder / "inputs.parquet").exists():  # else every output would hash all images again
-            write_parquet(pq.read_table(inputs / "inputs.parquet"), folder / "inputs.parquet")
+            write_parquet(read_table(inputs / "inputs.parquet"), folder / "inputs.parquet")
         with stopwatch(folder / "seconds.json"):
             curate(config, until)
     return read_seconds(folder)

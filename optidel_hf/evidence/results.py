@@ -20,10 +20,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from optidel_hf.errors import UserError
-from optidel_hf.parquet import write_parquet
+from optidel_hf.parquet import read_table, write_parquet
 
 
 FACTS = (  # what an arm's data are and cost, see ArmData
@@ -101,7 +100,7 @@ def read_cells(paths: Iterable[Path], config_hash: str) -> pa.Table:
     names: dict[str, list[str]] = {}
     hashes: dict[str, str] = {}
     for path in paths:
-        table = pq.read_table(path)
+        table = read_table(path)
         _refuse_other_hash(table, path, config_hash)
         for split, found in judged_names(table).items():
             if names.setdefault(split, found) != found:

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from optidel_hf.curation.shards import existing_shards, read_columns
 from optidel_hf.errors import UserError
+from optidel_hf.parquet import read_table
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def judge_curated(folder: str | Path, latents: str | Path) -> Worth:
         if not found:
             raise UserError(f"{place}: nothing is there; `{hint}` writes it.")
     tiles = read_columns(Path(folder), ["tiles"])["tiles"].combine_chunks().flatten()
-    return judge(tiles.field("source").to_pylist(), pq.read_table(latents))
+    return judge(tiles.field("source").to_pylist(), read_table(Path(latents)))
 
 
 def judge(sources: Sequence[str], latents: pa.Table) -> Worth:

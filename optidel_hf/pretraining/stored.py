@@ -185,7 +185,6 @@ def open_images(
     image_column: str | None = None,
     limit: int | None = None,
     stream: bool = False,
-    flag: str = "image_column",
 ) -> StoredImages | StreamedImages:
     """
     Open a pool of images where it is stored.
@@ -197,7 +196,6 @@ def open_images(
         image_column (`str`, *optional*): needed where there are several.
         limit (`int`, *optional*): take the first images only.
         stream (`bool`, *optional*, defaults to `False`): read a dataset on the Hub without downloading it first.
-        flag (`str`, *optional*, defaults to `"image_column"`): what names the column, for messages.
 
     Raises:
         `UserError`: if nothing is there, or no image is in it.
@@ -209,7 +207,7 @@ def open_images(
                 f"--dataset {dataset}: archives have no splits, revisions or configurations; give those to be read."
             )
         rows = _stream_archives(dataset) if archives else _stream_hub(dataset, split, revision, config)
-        column = find_image_column(rows, image_column, flag)
+        column = find_image_column(rows, image_column)
         rows = rows.select_columns(column).cast_column(column, Image(decode=False))
         rows = rows if limit is None else rows.take(limit)
         which = _names_and_sizes(dataset) if archives else dataset
@@ -219,7 +217,7 @@ def open_images(
         raise UserError(f"limit is {limit}: take at least one image, or leave it out for all of them.")
     opened = open_dataset(dataset, split, revision, config)
     opened = opened if limit is None else opened.select(range(min(limit, len(opened))))
-    return StoredImages(opened, find_image_column(opened, image_column, flag), size)
+    return StoredImages(opened, find_image_column(opened, image_column), size)
 
 
 def decode(value: Any, size: int) -> torch.Tensor | str:

@@ -11,7 +11,7 @@ import base64
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -42,7 +42,7 @@ MOST_BYTES = 10_000_000
 def build_report(
     curation_dir: str | Path,
     output: str | Path,
-    pretrain_dirs: dict[str, Path] | None = None,
+    pretrain_dirs: Mapping[str, str | Path] | None = None,
     results: str | Path | None = None,
     evidence: Evidence | None = None,
     compared: Sequence[Compared] = (),
@@ -54,7 +54,7 @@ def build_report(
     Args:
         curation_dir (`str` or `Path`): The `--output_dir` of the curation.
         output (`str` or `Path`): The HTML file to write.
-        pretrain_dirs (`dict[str, Path]`, *optional*): Output folders of pre-trainings, by the arm's name.
+        pretrain_dirs (`Mapping[str, str | Path]`, *optional*): Output folders of pre-trainings, by the arm's name.
         results (`str` or `Path`, *optional*): The `results.json` of an evaluation, or the folder that holds it.
         evidence ([`Evidence`], *optional*): A grid's results and what judges them.
         compared (`Sequence[Compared]`, *optional*): What other strategies would choose from the same patches.
@@ -67,7 +67,8 @@ def build_report(
         UserError: If one of the folders is missing or no run has written it.
     """
     record = read_curation(curation_dir)
-    _refuse_places(Path(output), pretrain_dirs or {})
+    trained = {name: Path(folder) for name, folder in (pretrain_dirs or {}).items()}
+    _refuse_places(Path(output), trained)
     evaluated = results_panel(results) if results else None
     script = files("optidel_hf.publishing").joinpath("templates/report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -93,8 +94,8 @@ def build_report(
             mosaics=mosaic_sheet(record),
             coverage=coverage_panel(record),
             folds=fold_means(record),
-            training=training_curves(pretrain_dirs or {}),
-            pictures=reconstructions(pretrain_dirs or {}),
+            training=training_curves(trained),
+            pictures=reconstructions(trained),
             results=evaluated,
             configurations={"curation": record.config, **record.stages},
             versions=record.config.get("versions", {}) | record.facts.get("versions", {}),

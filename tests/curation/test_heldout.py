@@ -156,6 +156,7 @@ def test_no_stage_sees_what_is_held_out_and_models_are_judged_on_it(
 
 
 def test_without_held_out_images_nothing_is_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "inputs.parquet").touch()
     with pytest.raises(UserError, match="held no image out: curate into another folder with --held_out"):
         judge({"a": tmp_path}, tmp_path)
     assert main(["information", "--models", f"a={tmp_path}", "--curation_dir", str(tmp_path)]) == 2
@@ -193,6 +194,9 @@ def save_simclr(folder: Path, constant: bool = False) -> str:
 def test_models_are_judged_on_a_downstream_sets_validation_part(downstream: Path, tmp_path: Path) -> None:
     name = save_mae(tmp_path / "mae", tiny_mae(1))
     images = str(downstream / "images")
+    with pytest.raises(UserError, match=r"is no output of `optidel curate`: it has no inputs\.parquet"):
+        judge({"a": name}, tmp_path, "cpu", images, "validation")
+    (tmp_path / "inputs.parquet").touch()
     judged = judge({"a": name}, tmp_path, "cpu", images, "validation")["a"]
     assert (judged["frames"], judged["groups"], judged["target"]) == (24, 23, "raw")
     paths = sorted((downstream / "images").glob("validation_*"))
@@ -212,7 +216,9 @@ def test_models_are_judged_on_a_downstream_sets_validation_part(downstream: Path
 
 def test_masks_are_never_read(downstream: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["information", "--models", f"a={save_mae(tmp_path / 'mae', tiny_mae())}", "--device", "cpu"]
-    command += ["--curation_dir", str(tmp_path / "none"), "--images"]
+    assert main(command) == 2
+    assert "give a --curation_dir that held images out, or --images" in capsys.readouterr().err
+    command += ["--images"]
     assert main([*command, str(downstream)]) == 2
     said = capsys.readouterr().err
     assert "'masks' that looks like masks, not images" in said
@@ -230,7 +236,7 @@ def test_of_images_and_masks_in_one_table_a_column_is_named(
     pairs = Dataset.from_dict({"image": paths, "mask": paths}, features=Features({"image": Image(), "mask": Image()}))
     pairs.to_parquet(tmp_path / "pairs.parquet")
     command = ["information", "--models", f"a={save_mae(tmp_path / 'mae', tiny_mae())}", "--device", "cpu"]
-    command += ["--curation_dir", str(tmp_path / "none"), "--images", str(tmp_path / "pairs.parquet")]
+    command += ["--images", str(tmp_path / "pairs.parquet")]
     assert main(command) == 2
     assert "name one with --image_column" in capsys.readouterr().err
     assert main([*command, "--image_column", "image"]) == 0
@@ -242,6 +248,7 @@ def test_a_model_that_cannot_be_written_to_is_judged(
 ) -> None:
     names = {name: save_mae(tmp_path / name, tiny_mae()) for name in ("a", "b")}
     (tmp_path / "a" / "downstream.json").mkdir()  # as it cannot be written on a disk for reading only
+    (tmp_path / "inputs.parquet").touch()
     judged = judge(names, tmp_path, "cpu", str(downstream / "images"), "validation")
     assert json.loads((tmp_path / "downstream.json").read_text()) == judged
     assert json.loads((tmp_path / "b" / "downstream.json").read_text()) == judged["b"]
@@ -251,7 +258,7 @@ def test_a_model_that_cannot_be_written_to_is_judged(
 def test_a_contrastive_model_is_judged_by_its_own_projection(downstream: Path, tmp_path: Path) -> None:
     images = str(downstream / "images")
     models = {name: save_simclr(tmp_path / name, constant=name == "constant") for name in ("random", "constant")}
-    judged = judge(models, tmp_path, "cpu", images, "validation")
+    judged = judge(models, None, "cpu", images, "validation")
     # One candidate a group. What tells nothing apart has no bit, whatever its temperature.
     assert {figures["candidates"] for figures in judged.values()} == {23}
     assert judged["constant"]["v_information"] == pytest.approx(0, abs=1e-3)  # cosines are rounded
@@ -280,7 +287,7 @@ def test_a_contrastive_model_is_judged_by_its_own_projection(downstream: Path, t
     for i in (0, 1):
         picture(i).save(pair / f"{i}.png")
     with pytest.raises(UserError, match=r"these are of 2 group\(s\): give at least 3"):
-        judge(models, tmp_path, "cpu", str(pair))
+        judge(models, None, "cpu", str(pair))
     assert json.loads((tmp_path / "random" / "downstream.json").read_text()) == found
 
 
@@ -303,7 +310,7 @@ def test_ten_groups_have_an_interval() -> None:
 def test_images_that_cannot_be_read_judge_nobody(downstream: Path, tmp_path: Path) -> None:
     (downstream / "images" / "validation_99.png").write_bytes(b"no image")
     judged = judge(
-        {"a": save_mae(tmp_path / "mae", tiny_mae())}, tmp_path, "cpu", str(downstream / "images"), "validation"
+        {"a": save_mae(tmp_path / "mae", tiny_mae())}, None, "cpu", str(downstream / "images"), "validation"
     )
     assert (judged["a"]["frames"], judged["a"]["groups"]) == (24, 23)
 
@@ -314,4 +321,4 @@ def test_there_are_at_most_so_many_candidates(
     assert heldout.CANDIDATES == 511
     monkeypatch.setattr(heldout, "CANDIDATES", 9)
     name = save_simclr(tmp_path / "simclr")
-    assert judge({"a": name}, tmp_path, "cpu", str(downstream / "images"), "validation")["a"]["candidates"] == 9
+    assert judge({"a": name}, None, "cpu", str(downstream / "images"), "validation")["a"]["candidates"] == 9

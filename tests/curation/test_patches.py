@@ -197,6 +197,17 @@ def test_best_patches_first_no_crop_twice_none_of_black_border() -> None:
     assert patches[0]["upscale"] == pytest.approx(16 / patches[0]["crop"][2])
 
 
+def test_no_two_patches_have_one_crop_whatever_the_threshold() -> None:
+    image = Image.effect_noise((400, 400), 60).convert("RGB")
+    boxes = [[60.0, 60, 70, 70], [61, 61, 69, 69], [62, 60, 72, 70]]  # squares of the least side about these centres
+    config = PatchConfig(crop_nms_thresh=1, min_crop=0.5, patch_size=16)
+    patches = cut_patches(Opened.whole(image), masks_at(boxes, [0.7, 0.9, 0.8]), config)
+    assert [patch["bbox"] for patch in patches] == [[61, 61, 8, 8]]  # so near the corner all have one square
+    inner = [[190.0, 190, 210, 210], [191, 191, 209, 209], [192, 190, 212, 210]]
+    patches = cut_patches(Opened.whole(image), masks_at(inner, [0.7, 0.9, 0.8]), config)
+    assert [patch["crop"] for patch in patches] == [[100, 100, 200], [102, 100, 200]]
+
+
 def test_at_most_so_many_patches_however_many_masks() -> None:
     image = Image.effect_noise((400, 400), 60).convert("RGB")
     boxes = [[float(x), float(y), x + 60.0, y + 60.0] for x in range(0, 320, 20) for y in range(0, 320, 20)]

@@ -269,6 +269,12 @@ def ranked_difficulty(errors: np.ndarray, variance: torch.Tensor, patches: Datas
     return target - design @ np.linalg.lstsq(design, target, rcond=None)[0]
 
 
+def test_a_checkpoint_is_not_fitted_anew_in_silence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="given is not to be fitted: calibrate_checkpoint"):
+        fit_scorer(tiny_patches(), tmp_path / "out", tiny_config(reference="given"), SCORE, device="cpu")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_calibration_of_no_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="There is no checkpoint to calibrate"):
         calibrate_checkpoint(tiny_patches(4), tmp_path / "out", tiny_config(), SCORE, device="cpu")

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, Image
+from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as PILImage
 from transformers import ViTConfig, ViTModel
 
@@ -98,6 +98,24 @@ def test_masks_are_probed_by_segmentation(encoder: ViTModel, tmp_path, monkeypat
     score = probe(encoder)["probe_miou"]
     assert 0 < score < 1
     assert probe(encoder)["probe_miou"] == score  # its seed is its own
+
+
+def test_columns_are_named_by_the_probes_flags(tmp_path) -> None:
+    kinds = Features({"picture": Image(), "truth": Image(), "label": Value("int64")})
+    columns = {name: [str(tmp_path / "0.png")] * 4 for name in ("picture", "truth")}
+    PILImage.new("RGB", (16, 16), "white").save(tmp_path / "0.png")
+    table = Dataset.from_dict({**columns, "label": [0, 1] * 2}, features=kinds)
+    for split in ("train", "test"):
+        table.to_parquet(tmp_path / "set" / f"{split}-00000-of-00001.parquet")
+    given = {"probe_dataset": str(tmp_path / "set")}
+    with pytest.raises(UserError, match="name one with --probe_image_column"):
+        make_probe(ProbeConfig(**given), 16, CPU)
+    make_probe(ProbeConfig(**given, probe_image_column="picture"), 16, CPU)
+    with pytest.raises(UserError, match="--probe_image_column image: no such image column"):
+        make_probe(ProbeConfig(**given, probe_mask_column="truth"), 16, CPU)
+    make_probe(ProbeConfig(**given, probe_image_column="picture", probe_mask_column="truth"), 16, CPU)
+    with pytest.raises(UserError, match="--probe_test_split night: "):
+        make_probe(ProbeConfig(**given, probe_image_column="picture", probe_test_split="night"), 16, CPU)
 
 
 def test_one_class_is_refused(tmp_path) -> None:

@@ -79,6 +79,12 @@ def test_a_checkpoint_that_is_not_there_is_named() -> None:
         read("--pretrain_model", "no/such").determining()
 
 
+def test_a_reference_is_asked_for_at_its_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("optidel_hf.evidence.config.checkpoint_fingerprint", lambda name, at=None: f"{name} at {at}")
+    told = read("--reference", "me/mae", "--reference_revision", "v2", "--pretrain_model", "me/vit").determining()
+    assert (told["reference.reference"], told["pretrain.model"]) == ("me/mae at v2", "me/vit at None")
+
+
 def test_who_pays_for_curation_is_trained_longer() -> None:
     given = ["--curation_steps", "700", "--reference_steps", "30", "--pretrain_batch_size", "32"]
     told = read(*given, "--arms", "full_equal_compute", "full_equal_compute_from_scorer")

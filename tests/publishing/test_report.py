@@ -147,7 +147,7 @@ def test_missing_inputs_are_named(curation: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere"):
         build_report(tmp_path / "nowhere", tmp_path / "report.html")
     with pytest.raises(UserError, match=r"--pretrain_dirs .*nothing: no such folder"):
-        build_report(curation, tmp_path / "report.html", {"a": tmp_path / "nothing"})
+        build_report(curation, tmp_path / "report.html", {"a": str(tmp_path / "nothing")})
     with pytest.raises(UserError, match=r"--output .* is a folder: give a file"):
         build_report(curation, tmp_path)
     assert not (tmp_path / "report.html").exists()
