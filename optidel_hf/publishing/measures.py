@@ -78,7 +78,7 @@ def coverage_distance(record: CurationRecord, rows: np.ndarray) -> float | None:
     paths = shards(record.folder / "scores")
     if not paths or "embedding" not in read_schema(paths[0]).names:
         return None
-    sample = np.unique(np.linspace(0, record.patches - 1, POOL_SAMPLE).round().astype(np.int64))
+    sample = np.unique(np.linspace(0, record.offsets[-1] - 1, POOL_SAMPLE).round().astype(np.int64))
     total: Any = 0.0
     kept: dict[str, list[np.ndarray]] = {"pool": [], "chosen": []}
     for path, start, end in zip(paths, record.offsets, record.offsets[1:]):

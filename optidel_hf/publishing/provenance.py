@@ -106,7 +106,7 @@ def selection_facts(path: str | Path) -> dict[str, Any]:
 
 def hub_id(name: str | None) -> str | None:
     """A model's or dataset's name, if it is one on the Hub; a local folder or file pattern is nothing to link to."""
-    known = name is not None and re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists()
+    known = name is not None and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and not Path(name).exists()
     return name if known else None
 
 

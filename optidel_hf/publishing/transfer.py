@@ -197,7 +197,8 @@ def _with_kept_metadata(content: str, before: dict[str, Any]) -> str:
     for name, value in before.items():
         if name not in OF_THE_WEIGHTS and card.data.get(name) in (None, "unknown"):
             card.data[name] = value
-    return str(card).replace("(declared licence: unknown)", f"(declared licence: {card.data.get('license')})")
+    said = re.compile(r"\((declared|declared licence): unknown\)")  # of a model, and of a dataset
+    return said.sub(lambda found: f"({found[1]}: {card.data.get('license')})", str(card))
 
 
 def _is_any(path: str, patterns: Sequence[str]) -> bool:

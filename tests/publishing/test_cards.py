@@ -27,7 +27,7 @@ from optidel_hf.publishing.cards import (
     write_dataset_card,
     write_model_card,
 )
-from optidel_hf.publishing.provenance import dataset_facts, read_provenance, write_provenance
+from optidel_hf.publishing.provenance import dataset_facts, hub_id, read_provenance, write_provenance
 from optidel_hf.publishing.records import read_curation
 
 
@@ -223,6 +223,11 @@ def test_base_model_is_linked_only_where_the_hub_has_it(model_folder: Path, monk
     monkeypatch.chdir(model_folder)
     Path("facebook/vit-mae-base").mkdir(parents=True)
     assert ModelCard(render_model_card(model_folder)).data.base_model is None
+
+
+def test_a_path_that_is_gone_is_no_name_on_the_hub() -> None:
+    names = ["you/frames", "you/frames-5pct.v2", "../frames", "./frames", "you/.frames", "you/frames/train", "frames"]
+    assert [name for name in names if hub_id(name)] == ["you/frames", "you/frames-5pct.v2"]
 
 
 @pytest.mark.parametrize("figure", ["peak_learning_rate", "n_images", "seed", "device", "final_loss", "versions"])

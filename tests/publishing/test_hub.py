@@ -342,11 +342,15 @@ def test_a_model_goes_up_with_its_scores(hub: HubServer, model: Path, results: A
     assert {*parts, "pretrain_config.json"} < set(hub.repo("me/vit", "models").files)
     assert "provenance.json" not in hub.repo("me/vit", "models").files
 
+    assert "(declared: mit)" in card.text
     card.data["base_model"], card.data["datasets"], card.data["language"] = "me/other", ["me/other"], "de"
     card.data["tags"] = [*card.data["tags"], "vit", "mine"]
     HfApi().upload_file(path_or_fileobj=str(card).encode(), path_in_repo="README.md", repo_id="me/vit")
     push_model(model, "me/vit")  # what the old card says of its weights is not true of these
-    data = ModelCard(text(hub, "me/vit", "models")).data
+    after = ModelCard(text(hub, "me/vit", "models"))
+    data = after.data
+    assert data.license == "mit"
+    assert "(declared: mit)" in after.text
     assert [data.get(name) for name in ("base_model", "datasets", "metrics", "model_name")] == [None] * 4
     assert data.language == "de"
     assert "mine" in data.tags

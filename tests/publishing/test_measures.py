@@ -183,6 +183,13 @@ def test_the_distance_is_the_same_in_parts(curation: Path, tmp_path: Path, monke
     assert near == list(range(24))
 
 
+def test_the_distance_needs_no_patches_beside_the_scores(out: Path) -> None:
+    embed(out, np.random.default_rng(0).normal(size=(24, 3)))
+    before = texts(read_curation(out))["distance to the nearest chosen"]
+    shutil.rmtree(out / "patches")
+    assert texts(read_curation(out))["distance to the nearest chosen"] == before
+
+
 @pytest.mark.parametrize("part", [4, 5])
 def test_many_chosen_patches_are_looked_at_in_parts(
     curation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: int
