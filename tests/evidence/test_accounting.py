@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from filelock import FileLock, Timeout
 
-from optidel_hf.evidence.accounting import count_native_pixels, coverage
+from optidel_hf.evidence.accounting import count_contents, count_native_pixels, coverage
 from optidel_hf.evidence.oracle import covering_frames, nearest_frames
 from optidel_hf.evidence.pool import lock, stopwatch
 
@@ -28,6 +30,20 @@ def test_native_pixels_agree_with_painting() -> None:
     for x, y, side in crops:
         canvas[y : y + side, x : x + side] = True
     assert count_native_pixels(["a"] * 12, crops.tolist()) == canvas.sum()
+
+
+def test_contents_count_stored_images_and_what_their_tiles_are_of(tmp_path: Path) -> None:
+    for shard, lengths in enumerate([[10, 20], [30]]):
+        images = pa.array([{"bytes": bytes(length), "path": None} for length in lengths])
+        pq.write_table(pa.table({"image": images}), tmp_path / f"shard-{shard:05d}-of-00002.parquet")
+    sources, crops = ["a", "b", "c", "a", "b", "c"], [[0, 0, 4]] * 6
+    chosen = pa.table({"source": sources, "group": ["ab", "ab", "c"] * 2, "crop": crops})
+    facts = {"images": 3, "stored_pixels": 3 * 8 * 8, "stored_bytes": 60, "sources": 3, "groups": 2}
+    assert count_contents(chosen, tmp_path, 8) == facts | {"native_pixels": 3 * 4 * 4}
+
+
+def test_patches_that_are_all_alike_have_no_direction_to_be_near_by() -> None:
+    assert coverage(np.full((4, 3), 0.3), np.full((2, 3), 0.3)) == 1
 
 
 def test_coverage_is_the_mean_distance_to_the_nearest_tile_about_the_pools_mean() -> None:

@@ -438,7 +438,8 @@ def test_cells_of_other_images_are_not_put_together(make: MakeGrid) -> None:
     grid.run()
     path = grid.path(grid.cells[1])
     table = pq.read_table(path)
-    pq.write_table(table.replace_schema_metadata({b"images": b'{"validation": ["a"]}'}), path)
+    backwards = json.dumps({split: names[::-1] for split, names in judged_names(table).items()}).encode()
+    pq.write_table(table.replace_schema_metadata({b"images": backwards}), path)
     with pytest.raises(UserError, match=r"0000_full_1.parquet was judged on other validation images"):
         grid.run()
     told = {name: table.schema.metadata[name] for name in (b"images", b"sha256")}

@@ -38,6 +38,7 @@ def test_copies_of_an_image_say_no_more_than_the_image() -> None:
     results = results_table(LEVELS, spread=(0.002, 0.08, 0.03))
     frames = as_frames(results, copies=4)
     alone, copied, grouped = map(optidel_minus_full, (results, frames, add_up_groups(frames, r"video-\d+")))
+    assert judged_names(add_up_groups(frames, r"video-\d+")) == {"validation": [f"video-{i}" for i in range(40)]}
     assert grouped.interval.images == alone.interval.images == copied.interval.images / 4
     assert grouped.interval.difference == pytest.approx(copied.interval.difference)
     ends = (alone.interval.low, alone.interval.high, alone.detectable)
@@ -53,6 +54,17 @@ def test_without_a_pattern_every_image_is_its_own_group() -> None:
     names = ["001"] * len(judged_names(frames)["validation"])  # of files in several folders
     repeated = frames.replace_schema_metadata({NAMES: json.dumps({"validation": names}).encode()})
     assert add_up_groups(repeated, None)["confusion"].equals(frames["confusion"])
+
+
+def test_each_part_has_its_own_groups() -> None:
+    one = results_table({"full": 0.7}, seeds=1, images=4, modes=["probe"], splits=["validation", "test"])
+    names = {"validation": ["a-1", "a-2", "b-1", "b-2"], "test": ["c-1", "d-1", "d-2", "d-3"]}
+    found = add_up_groups(one.replace_schema_metadata({NAMES: json.dumps(names).encode()}), r"\w-")
+    assert judged_names(found) == {"validation": ["a-", "b-"], "test": ["c-", "d-"]}
+    for before, after, first in zip(one.to_pylist(), found.to_pylist(), (2, 1)):
+        matrices = np.array(before["confusion"]).reshape(4, 4)
+        added = np.stack([matrices[:first].sum(axis=0), matrices[first:].sum(axis=0)])
+        assert after["confusion"] == added.ravel().tolist()
 
 
 def test_groups_are_named_in_order_of_appearance() -> None:

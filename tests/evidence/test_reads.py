@@ -10,7 +10,16 @@ from tiny_grid import tiny_experiment
 
 from optidel_hf.cli import main
 from optidel_hf.errors import UserError
-from optidel_hf.evidence.reads import is_read, note_opening, note_result, require_committed, require_declared
+from optidel_hf.evidence.reads import (
+    HEADER,
+    current_commit,
+    is_read,
+    note_opening,
+    note_result,
+    repository,
+    require_committed,
+    require_declared,
+)
 
 
 @pytest.fixture
@@ -44,6 +53,36 @@ def test_only_a_committed_file_passes(committed: Path, tmp_path: Path) -> None:
     for file in (untracked, outside):
         with pytest.raises(UserError, match="not committed"):
             require_committed(file)
+
+
+def test_the_commit_is_dirty_where_what_git_knows_has_changed(
+    committed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("optidel_hf.__file__", str(committed))
+    head = (committed.parent / ".git" / "refs" / "heads").glob("*")
+    clean = next(head).read_text()[:12]
+    committed.with_name("notes.txt").write_text("untracked")
+    assert current_commit() == clean
+    committed.write_text("seeds: 3\n")
+    assert current_commit() == f"{clean}-dirty"
+    monkeypatch.setattr("optidel_hf.__file__", str(tmp_path / "installed.py"))
+    assert current_commit() == "unknown"
+
+
+def test_without_git_no_commit_is_known_and_no_file_passes(
+    committed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert current_commit() == "unknown"
+    assert repository(committed) is None
+    with pytest.raises(UserError, match="not committed"):
+        require_committed(committed)
+
+
+def test_a_repository_is_its_top_folder(committed: Path, tmp_path: Path) -> None:
+    (committed.parent / "configs").mkdir()
+    assert repository(committed.parent / "configs" / "grid.yaml") == committed.parent.resolve()
+    assert repository(tmp_path / "grid.yaml") is None
 
 
 def test_the_list_of_readings_is_one_from_whichever_folder(
@@ -84,7 +123,9 @@ def test_a_second_reading_says_that_it_is_one(tmp_path: Path) -> None:
     note_opening(path, other)
     note_opening(path, first)
     assert not is_read(path, first)
-    cells = [line.split(" | ") for line in path.read_text().splitlines() if line.startswith("| 2")]
+    written = path.read_text()
+    assert written.startswith(HEADER)
+    cells = [line.split(" | ") for line in written.removeprefix(HEADER).splitlines()]
     assert [(config, said.removesuffix(" |")) for _, config, _, said in cells] == [
         ("a" * 16, "opened, first reading"),
         ("a" * 16, "opened, resumed"),

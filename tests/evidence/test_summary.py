@@ -11,10 +11,19 @@ from simulated import results_table
 from optidel_hf.errors import UserError
 from optidel_hf.evaluation.metrics.normdel.normdel import normdel
 from optidel_hf.evidence import arms
-from optidel_hf.evidence.comparison import Judged
+from optidel_hf.evidence.comparison import PRIMARY, Judged, Setting
+from optidel_hf.evidence.inference import RankCorrelation, Reached, seeds_needed
 from optidel_hf.evidence.measured import with_curation_steps
 from optidel_hf.evidence.summary import EFFECTS, summary_text
 from optidel_hf.evidence.trials import count_trials, note_trial
+from optidel_hf.evidence.wording import (
+    correlation_text,
+    detectable_text,
+    difference_text,
+    number_text,
+    reached_text,
+    table,
+)
 
 
 ARMS = {
@@ -43,6 +52,18 @@ def section(text: str, title: str) -> str:
     return text.split(f"## {title}", 1)[1].split("\n## ", 1)[0]
 
 
+def line(part: str, *first: str) -> list[str]:
+    """The other cells of the table's line that begins with these."""
+    start = "| " + " | ".join(first) + " | "
+    (found,) = (line for line in part.splitlines() if line.startswith(start))
+    return found.removeprefix(start).removesuffix(" |").split(" | ")
+
+
+def few_runs(arms: dict[str, float], **told) -> pa.Table:
+    """A small grid, where it is the choice of runs that counts."""
+    return results_table(arms, **{"seeds": 2, "images": 5, "modes": ["probe"], **told})
+
+
 def test_a_clear_win_is_called_met(text):
     assert text.startswith("# Results on the test part\n")
     assert "**Met**: 4 of the four intervals lie above zero, 0 below it." in section(text, "Primary endpoint")
@@ -52,6 +73,11 @@ def test_a_clear_win_is_called_met(text):
 def test_a_loss_is_called_not_met():
     text = summary_text(results_table(ARMS | {"optidel": 0.68}, splits=["validation", "test"]))
     assert "**Not met**: 2 of the four intervals lie above zero, 2 below it." in text
+
+
+def test_a_lead_within_its_interval_meets_nothing():
+    level = results_table(ARMS | {"optidel": 0.7}, splits=["validation", "test"])
+    assert "**Not met**: 2 of the four intervals lie above zero, 0 below it." in summary_text(level)
 
 
 def test_without_headroom_nothing_is_claimed(results):
@@ -94,9 +120,56 @@ def test_only_the_seeds_that_both_arms_have_are_compared(results):
     assert "| optidel | 5 % of the pool, 100 labels | probed |" in section(text, "Screening")
 
 
+def test_arms_are_compared_at_the_primary_setting_whatever_else_was_run_more_often():
+    arms = {"full": 0.7, "optidel": 0.8}
+    more = [few_runs(arms, seeds=4, labels=16), few_runs({"optidel": 0.8}, seeds=4, budget=0.2)]
+    judged = Judged.of(pa.concat_tables([*more, few_runs(arms)]))
+    assert judged.setting == PRIMARY
+    assert [(one.arm, one.setting) for one in judged.headline("probe")] == [
+        ("full", Setting(1.0, 100)),
+        ("optidel", PRIMARY),
+    ]
+    assert len(judged.find("full", "probe").runs) == 2
+
+
+def test_without_the_primary_setting_arms_are_compared_where_most_runs_are():
+    first = few_runs({"optidel": 0.8, "random_images": 0.7}, seeds=1, budget=0.2)
+    most = few_runs({"optidel": 0.8}, seeds=3, budget=0.1)
+    none_and_full = few_runs({"none": 0.6, "full": 0.7}, seeds=5)  # have no budget to be compared at
+    assert Judged.of(pa.concat_tables([first, most, none_and_full])).setting == Setting(0.1, 100)
+    assert str(Setting(0.1, 0)) == "10 % of the pool, all labels"
+
+
+def test_a_curve_is_of_one_setting():
+    arm, other = (few_runs({"optidel": quality}, checkpoints=2) for quality in (0.7, 0.8))
+    other = other.set_column(other.column_names.index("budget"), "budget", pa.array([0.2] * len(other)))
+    alone, both = Judged.of(arm), Judged.of(pa.concat_tables([arm, other]))
+    for expected, found in zip(alone.curve(alone.series[0]), both.curve(both.series[0])):
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_missing_arms_are_said_to_be_missing(results):
     text = summary_text(results.filter(pc.not_equal(results["arm"], "full")))
     assert "| optidel minus full | fine-tuned | not run | – | – | – |" in text
+
+
+def test_an_arm_stands_against_random_images_then_against_full(results, text):
+    judged = Judged.of(results, "test")
+    _, _, *contrasts, _ = line(section(text, "Arms at").split("### Probed")[1], "optidel")
+    found = [judged.compare("optidel", other, "probe") for other in ("random_images", "full")]
+    assert contrasts == [
+        words for one in found for words in (difference_text(one.interval), detectable_text(one.detectable))
+    ]
+
+
+def test_components_stand_in_points_with_the_seeds_that_show_one(results, text):
+    found = Judged.of(results, "test").compare("optidel", "full", "probe")
+    parts = [
+        f"{100 * part:.2f}" for part in (found.components.seed, found.components.image, found.components.residual)
+    ]
+    cells = line(section(text, "Variance components and seeds needed"), "optidel minus full", "probed")
+    needed = seeds_needed(found.components, 40, 0.01)
+    assert cells == [*parts, "5 seeds, 40 images", str(needed) if needed else "no number: too few images"]
 
 
 def test_effects_are_named_by_what_they_separate(text):
@@ -134,6 +207,8 @@ def test_several_draws_of_labels_are_said(results):
     drawn = [results.append_column("label_draws", pa.array([count] * len(results))) for count in (1, 5)]
     told = ["judged by 5 draws of labels" in summary_text(one) for one in (results, *drawn)]
     assert told == [False, False, True]
+    mixed = few_runs({"full": 0.7, "optidel": 0.7}).append_column("label_draws", pa.array([1, 5, 1, 5]))
+    assert "judged by 1 or 5 draws of labels" in summary_text(mixed)
 
 
 def test_steps_to_fulls_level_come_from_the_checkpoints(text):
@@ -171,6 +246,12 @@ def test_different_test_images_are_refused(results):
         summary_text(pa.concat_tables([results, other.filter(pc.equal(other["seed"], 5))]))
 
 
+def test_arms_that_were_judged_on_different_images_are_not_compared():
+    results = pa.concat_tables([few_runs({"full": 0.7}), few_runs({"optidel": 0.8}, images=4)])
+    with pytest.raises(UserError, match=r"Arms optidel and full .* were judged on 4 and 5 images"):
+        Judged.of(results).compare("optidel", "full", "probe")
+
+
 def test_trials_are_counted_by_configuration(tmp_path, results):
     path = tmp_path / "trials.jsonl"
     assert count_trials(path, "here") == {}
@@ -185,11 +266,33 @@ def test_rows_of_several_origins_are_said_to_be_that(results):
     one = results.append_column("commit", pa.array(["abc"] * len(results)))
     assert "not of one origin" not in summary_text(one)
     names = ["abc" if seed else "def" for seed in results["seed"].to_pylist()]
-    text = summary_text(results.append_column("commit", pa.array(names)))
-    assert "These rows are not of one origin: 2 of commit (abc; def)." in text
+    text = summary_text(results.append_column("commit", pa.array(names)).append_column("hardware", pa.array(names)))
+    assert "These rows are not of one origin: 2 of commit (abc; def), 2 of hardware (abc; def)." in text
 
 
 def test_an_arm_of_equal_bytes_has_no_share_to_be_judged_by():
     text = summary_text(results_table(ARMS | {"random_equal_bytes": 0.66}))
     row = next(line for line in text.splitlines() if line.startswith("| random_equal_bytes |"))
     assert row.split(" | ")[2] == "–"
+
+
+def test_figures_are_as_long_as_they_are_exact():
+    values = [None, np.nan, 0.0, 0.012345, 99.4, 1234567.8, -1234.5]
+    assert [number_text(value) for value in values] == ["–", "–", "0", "0.0123", "99.4", "1,234,568", "-1,234"]
+    found = [Reached(1200, 800, np.inf, 5), Reached(np.inf, np.inf, np.inf, 5), Reached(1200, np.nan, np.nan, 1)]
+    assert [reached_text(one) for one in found] == [
+        "1,200 [800, not reached]",
+        "not reached [not reached, not reached]",
+        "1,200 (no interval)",
+    ]
+    correlations = [RankCorrelation(-0.5, -0.9, 0.25, 6), RankCorrelation(0.5, np.nan, np.nan, 4)]
+    correlations += [RankCorrelation(np.nan, np.nan, np.nan, 1)]
+    assert [correlation_text(one) for one in correlations] == [
+        "−0.50 (95 % −0.90 to 0.25; 6 arms)",
+        "0.50 (no interval; 4 arms)",
+        "not measured (1 arm with both)",
+    ]
+
+
+def test_a_table_has_as_many_rules_as_columns():
+    assert table(["arm", "a", "b"], [["x", "1", "2"]]).splitlines()[1] == "| --- | ---: | ---: |"

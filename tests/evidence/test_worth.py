@@ -32,6 +32,7 @@ def pool(rows=ROWS):
 def test_worth_by_hand():
     worth = judge(["a", "a", "b", "c", "f", "h", "j", "j"], pool())
     assert (worth.tiles, worth.junk, worth.kinds) == (8, 3, {"black": 2, "text": 1})
+    assert list(worth.kinds) == ["black", "text"]
     assert worth.junk_share == 3 / 8
     assert worth.scenes == (3, 7)  # 0, 3 and 5
     assert worth.scene_types == (3, 4)
@@ -45,7 +46,8 @@ def test_junk_covers_nothing():
 
 
 def test_a_scene_that_is_only_junk_is_not_in_the_pool():
-    assert judge(["a"], pool([*ROWS, ("k", 7, 4, "blur")])).scenes == (1, 7)
+    worth = judge(["h"], pool([*ROWS, ("k", 7, 4, "blur")]))
+    assert (worth.scenes, worth.tail_types) == ((1, 7), (1, 2))
 
 
 def test_unknown_scene_types_have_no_coverage():
@@ -57,6 +59,11 @@ def test_unknown_scene_types_have_no_coverage():
 def test_the_tail_is_the_rarest_half_rounded_down_and_of_equally_rare_types_the_last():
     rows = pool([(source, scene, scene, None) for scene, source in enumerate("abc")])
     assert [judge([source], rows).tail_types for source in "abc"] == [(0, 1), (0, 1), (1, 1)]
+
+
+def test_a_rare_type_is_one_of_few_scenes_however_many_copies_they_have():
+    rows = pool([("a", 0, 0, None), ("b", 1, 0, None), *((copy, 2, 1, None) for copy in "cde")])
+    assert [judge([source], rows).tail_types for source in "ac"] == [(0, 1), (1, 1)]
 
 
 def test_another_pool_is_refused():

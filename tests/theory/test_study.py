@@ -34,6 +34,8 @@ def test_a_pool_is_labelled_by_a_teacher_at_the_probe_angle():
     assert sorted(shuffled) == list(range(600))
     np.testing.assert_array_equal(points, draw_pool(config, 20, 3)[0])
     assert not np.allclose(points, draw_pool(config, 20, 4)[0])
+    assert not np.allclose(teacher, draw_pool(config, 40, 3)[1])
+    assert not np.allclose(teacher, draw_pool(TheoryConfig(probe_angle=20, seed=1), 20, 3)[1])
 
 
 def test_orders_worked_by_hand():
@@ -97,7 +99,11 @@ def test_known_errors_of_a_shifted_downstream_task():
         ("ratios", [1], "keeps none"),
         ("ratios", [], "ratios needs at least one"),
         ("probe_angle", 90, "below 90"),
+        ("fractions", 1, "at least 2 fractions"),
         ("copies", 7, "divide"),
+        ("copies", 0, "divide"),
+        ("shift", float("inf"), "shift is inf"),
+        ("seed", -1, "one of at least 0"),
         ("draws", 1, "at least 2"),
     ],
 )
