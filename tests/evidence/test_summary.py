@@ -77,7 +77,11 @@ def test_a_loss_is_called_not_met():
 
 def test_a_lead_within_its_interval_meets_nothing():
     level = results_table(ARMS | {"optidel": 0.7}, splits=["validation", "test"])
-    assert "**Not met**: 2 of the four intervals lie above zero, 0 below it." in summary_text(level)
+    text = summary_text(level)
+    assert "**Not met**: 2 of the four intervals lie above zero, 0 below it." in text
+    difference, _, seeds, _ = line(section(text, "Primary endpoint"), "optidel minus full", "probed")
+    assert "**" not in difference
+    assert seeds == "5 seeds"
 
 
 def test_without_headroom_nothing_is_claimed(results):

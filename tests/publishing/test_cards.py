@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -24,6 +25,7 @@ from optidel_hf.publishing.cards import (
     render_dataset_card,
     render_metric_card,
     render_model_card,
+    score_reliability,
     write_dataset_card,
     write_model_card,
 )
@@ -196,6 +198,63 @@ def test_a_dataset_of_the_hub_is_named_with_its_commit(curation: Path, tmp_path:
     sources = [f"you/frames@c0ffee/train#{row}" for row in range(record.selection.num_rows)]
     record.selection = record.selection.set_column(0, "source", [sources])
     assert curation_inputs(record)[0]["revision"] == "c0ffee"
+
+
+def test_inputs_are_the_models_that_were_used_beside_the_images(curation: Path) -> None:
+    record = read_curation(curation)
+    reference = {"reference": "facebook/vit-mae-base", "reference_revision": "c0ffee", "weights": None}
+    record.stages["reference"]["fields"] = reference
+    images, sam, scorer = curation_inputs(record)
+    assert (images["role"], sam["role"]) == ("source images", "SAM")
+    told = {"role": "reference model", "name": "facebook/vit-mae-base", "revision": "c0ffee", "hash": None}
+    assert scorer == told
+    record.stages["patches"]["fields"]["unit"] = "image"  # no SAM cuts whole images
+    assert curation_inputs(record) == [images, told]
+
+
+def test_reliability_is_of_what_was_compared(curation: Path) -> None:
+    record = read_curation(curation)
+    record.calibration[0]["reliability"] = None
+    record.agreement = {"between_folds": None, "between_models": 0.6, "second_reference": "facebook/vit-mae-base"}
+    assert {row["what"]: row["values"] for row in score_reliability(record)} == {
+        "between two mask partitions": [pytest.approx(0.8)],
+        "of the mean over 3 partition(s) (Spearman-Brown)": [0.92],
+        "between the reference model and `facebook/vit-mae-base`": [0.6],
+    }
+
+
+@pytest.mark.parametrize(
+    ("mosaics", "said"), [(999, "n<1K"), (1_000, "1K<n<10K"), (99_999, "10K<n<100K"), (100_000, "100K<n<1M")]
+)
+def test_a_dataset_is_found_by_its_size(curation: Path, tmp_path: Path, mosaics: int, said: str) -> None:
+    out = shutil.copytree(curation, tmp_path / "out")
+    shutil.rmtree(out / "scores")
+    table = pq.read_table(out / "selection.parquet")
+    many = table.take(np.resize(np.arange(len(table)), mosaics))
+    column = many.column_names.index("mosaic")
+    pq.write_table(many.set_column(column, "mosaic", pa.array(range(mosaics))), out / "selection.parquet")
+    assert DatasetCard(render_dataset_card(out)).data.size_categories == said
+
+
+@pytest.mark.parametrize(
+    ("dataset", "kind", "name"), [("you/polyps", "you/polyps", "you/polyps"), ("/data/labels", "custom", "labels")]
+)
+def test_scores_name_a_dataset_of_the_hub_and_no_ones_folders(
+    model_folder: Path, results: Callable[..., Path], dataset: str, kind: str, name: str
+) -> None:
+    path = results(model_folder / "results.json", {"optidel": 0.6})
+    told = json.loads(path.read_text())
+    path.write_text(json.dumps(told | {"config": told["config"] | {"dataset": dataset}}))
+    scores = ModelCard(render_model_card(model_folder, path, arm="optidel")).data.eval_results
+    assert {(score.dataset_type, score.dataset_name) for score in scores} == {(kind, name)}
+
+
+def test_a_card_tells_what_the_model_knows_of_held_out_images(model_folder: Path) -> None:
+    assert "Held-out V-information: not measured" in render_model_card(model_folder)
+    figures = {"v_information": 0.4126, "low": 0.39, "high": 0.44, "frames": 150, "groups": 141, "target": "raw"}
+    (model_folder / "held_out.json").write_text(json.dumps(figures))
+    said = "0.413 (95 % 0.390 to 0.440; 150 frames, 141 groups), bits per value, raw pixels."
+    assert f"\nHeld-out V-information: {said}\n" in render_model_card(model_folder)
 
 
 def test_model_card_without_curation_and_results(model_folder: Path) -> None:

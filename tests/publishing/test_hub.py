@@ -29,8 +29,9 @@ from optidel_hf.evaluation import metrics
 from optidel_hf.evaluation.backbone import load_backbone
 from optidel_hf.publishing import transfer
 from optidel_hf.publishing.burned_in import refuse_burned_in_text
+from optidel_hf.publishing.cards import curation_facts
 from optidel_hf.publishing.hub import PublishConfig, push_dataset, push_metric, push_model
-from optidel_hf.publishing.provenance import find_file, write_provenance
+from optidel_hf.publishing.provenance import dataset_facts, find_file, write_provenance
 from optidel_hf.publishing.records import Row, find_rows, patch_key, read_curation, shards
 
 
@@ -93,16 +94,38 @@ def test_images_with_burned_in_text_stay_here_unless_allowed(hub: HubServer, cur
     shard, row = find_rows(lettered / "scores", {patch_key(first)})[patch_key(first)]
     path = shards(lettered / "scores")[shard]
     scores = pq.read_table(path).to_pylist()
+    scores = [one | {"text": 0.02} for one in scores]  # the limit itself is let through
     scores[row]["text"] = 0.03
     pq.write_table(pa.Table.from_pylist(scores), path)
     with pytest.raises(UserError, match=r"1 of the 16 key patches seem to .* of video_\d/frame.png and") as refused:
         push_dataset(lettered, "me/frames")
     assert "--strategy optidel" not in str(refused.value)  # which this is
+    record = read_curation(lettered)
+    record.facts["strategy"] = "hardest"
+    with pytest.raises(UserError, match="`--strategy optidel` cuts most of them"):
+        refuse_burned_in_text(record)
     assert cli.main(["push", "--folder", str(lettered), "--repo_id", "me/frames"]) == 2
     assert hub.calls == []
     push_dataset(lettered, "me/list", selection_only=True)
-    assert cli.main(["push", "--folder", str(lettered), "--repo_id", "me/frames", "--allow_text", "true"]) == 0
+    flags = ["--allow_text", "true", "--license", "cc0-1.0"]
+    assert cli.main(["push", "--folder", str(lettered), "--repo_id", "me/frames", *flags]) == 0
     assert set(SHARDS) < set(hub.repo("me/frames").files)
+    assert hub.repo("me/frames").private
+    assert DatasetCard(text(hub, "me/frames")).data.license == "cc0-1.0"
+
+
+def test_sources_with_burned_in_text_are_named_once_and_in_order(curation: Path, tmp_path: Path) -> None:
+    lettered = shutil.copytree(curation, tmp_path / "lettered")
+    for path in shards(lettered / "scores"):
+        rows = [row | {"text": 0.03} for row in pq.read_table(path).to_pylist()]
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    first, second, third, *_ = sorted(set(read_curation(lettered).selection["source"].to_pylist()))
+    with pytest.raises(UserError) as refused:
+        refuse_burned_in_text(read_curation(lettered))
+    assert (
+        f"16 of the 16 key patches seem to have burned-in text (`text` above 0.02), of {first}, {second}, {third} "
+        in (str(refused.value))
+    )
 
 
 def test_text_that_was_not_scored_is_looked_for_in_the_patches(hub: HubServer, curation: Path, tmp_path: Path) -> None:
@@ -125,7 +148,12 @@ def test_text_that_was_not_scored_is_looked_for_in_the_patches(hub: HubServer, c
             pq.write_table(pa.Table.from_pylist(rows), path)
 
     write_patches({})
+    scored = {"assets/scores.png": b"old", "scores/shard-00000-of-00001.parquet": b"old"}  # of an earlier push
+    hub.put("me/frames", "datasets", {"README.md": b"---\ntags:\n- optidel\n---\n", **scored}, private=True)
     push_dataset(unscored, "me/frames")
+    assert sorted(hub.repo("me/frames").files) == sorted({*SHARDS[3:], *SMALL} - {"assets/scores.png"})
+    configs = DatasetCard(text(hub, "me/frames")).data.configs
+    assert [config["config_name"] for config in configs] == ["default", "selection"]
     write_patches({last: png(page)})
     with pytest.raises(UserError, match="1 of the 16 key patches seem to have burned-in text"):
         push_dataset(unscored, "me/frames")
@@ -250,10 +278,10 @@ def test_other_peoples_and_public_repositories_are_left_alone(hub: HubServer, cu
     hub.put("me/other", "datasets", {"data.csv": b"1,2", "README.md": b"---\nlicense: mit\n---\n"}, private=True)
     with pytest.raises(UserError, match=r"holds something else \('data.csv' for one\)"):
         push_dataset(curation, "me/other")
-    hub.put("me/open", "datasets", {"README.md": b"---\nlicense: mit\n---\n"})
+    hub.put("me/open", "datasets", {"README.md": b"---\nlicense: mit\n---\n", "LICENSE.md": b"MIT"})
     with pytest.raises(UserError, match="me/open is public: give --private false"):
         push_dataset(curation, "me/open")
-    assert list(hub.repo("me/open").files) == ["README.md"]
+    assert sorted(hub.repo("me/open").files) == ["LICENSE.md", "README.md"]
     push_dataset(curation, "me/open", private=False)
     assert set(SHARDS) < set(hub.repo("me/open").files)
     with pytest.raises(UserError, match="403"):
@@ -329,6 +357,7 @@ def test_a_model_goes_up_with_its_scores(hub: HubServer, model: Path, results: A
     push_model(model, "me/vit")
     before = ModelCard(text(hub, "me/vit", "models"))
     assert before.data.eval_results is None
+    assert hub.repo("me/vit", "models").private
     assert push_model(model, "me/vit", results=evaluation, arm="optidel", license="mit") == f"{hub.url}/me/vit"
     card = ModelCard(text(hub, "me/vit", "models"))
     scores = {result.metric_name: result.metric_value for result in card.data.eval_results}
@@ -338,7 +367,8 @@ def test_a_model_goes_up_with_its_scores(hub: HubServer, model: Path, results: A
         "mean IoU, probe, mean of 3 seeds": pytest.approx(0.5123),
     }
     card.validate()
-    parts = [f"{part}{name}" for part in ("", "backbone/") for name in ("config.json", "model.safetensors")]
+    names = ("config.json", "model.safetensors", "preprocessor_config.json")
+    parts = [f"{part}{name}" for part in ("", "backbone/") for name in names]
     assert {*parts, "pretrain_config.json"} < set(hub.repo("me/vit", "models").files)
     assert "provenance.json" not in hub.repo("me/vit", "models").files
 
@@ -369,6 +399,7 @@ def test_a_model_goes_up_with_its_scores(hub: HubServer, model: Path, results: A
         push_model(model, "me/vit")
     (model / "model.safetensors").unlink()
     (model / "backbone" / "model.safetensors").unlink()
+    save_file({}, model / "projection_head.safetensors")  # is no model
     with pytest.raises(UserError, match=r"holds no model\.safetensors"):
         push_model(model, "me/vit")
 
@@ -421,6 +452,9 @@ def test_a_metric_goes_up_as_a_space(hub: HubServer) -> None:
     files = hub.repo("me/normdel", "spaces").files
     assert sorted(files) == ["README.md", "app.py", "normdel.py", "requirements.txt"]
     assert files["normdel.py"].content == (folder / "normdel.py").read_bytes()
+    assert b'evaluate.load("me/normdel")' in files["app.py"].content
+    assert files["requirements.txt"].content.split() == [b"evaluate", b"numpy"]
+    assert not hub.repo("me/normdel", "spaces").private
 
 
 def test_a_folder_of_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -431,9 +465,11 @@ def test_a_folder_of_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("holds", "flag", "refusal"),
     [
-        ("inputs.parquet", "--results x.json", "--results says nothing of a curation"),
+        ("inputs.parquet", "--results x.json --arm a", "--results and --arm says nothing of a curation"),
         ("pretrain_config.json", "--selection_only true", "--selection_only says nothing of a pre-training"),
+        ("pretrain_config.json", "--allow_text true", "--allow_text says nothing of a pre-training"),
         ("a.py", "--arm optidel", "--arm says nothing of a metric"),
+        ("a.py", "--allow_text true", "--allow_text says nothing of a metric"),
     ],
 )
 def test_a_flag_for_another_kind_of_folder_is_refused(
@@ -443,6 +479,16 @@ def test_a_flag_for_another_kind_of_folder_is_refused(
     (folder / holds).touch()
     assert cli.main(["push", "--folder", str(folder), "--repo_id", "me/x", *flag.split()]) == 2
     assert refusal in capsys.readouterr().err
+
+
+def test_a_dataset_is_known_by_its_commit(hub: HubServer, curation: Path) -> None:
+    repo = hub.put("me/frames", "datasets", {"selection.parquet": (curation / "selection.parquet").read_bytes()})
+    commit, facts = repo.history["main"][-1].oid, curation_facts(curation)
+    known = {"name": "me/frames", "hub_id": "me/frames", "revision": commit, "curation": facts}
+    assert dataset_facts("me/frames", "main") == known
+    HfApi().delete_file("selection.parquet", "me/frames", repo_type="dataset")
+    assert dataset_facts("me/frames")["curation"] is None
+    assert dataset_facts("me/frames", commit) == known
 
 
 def test_without_a_connection_a_file_is_not_taken_for_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,6 +62,22 @@ def test_entropies_are_means_over_the_set_and_the_pool(curation: Path) -> None:
     assert measured["near-duplicate groups touched"] == ("8", "8")
 
 
+def test_a_patch_without_an_entropy_is_left_out_of_the_mean(curation: Path) -> None:
+    record = read_curation(curation)
+    first, values = chosen_rows(record)[0], record.columns["cond_entropy"]
+    values[first] = np.nan
+    others = values[chosen_rows(record)[1:]]
+    assert texts(record)["(ii) H_V(Y|X)"] == (f"{others.mean():.3f}", f"{np.nanmean(values):.3f}")
+
+
+def test_near_duplicates_are_one_group(out: Path) -> None:
+    inputs = pq.read_table(out / "inputs.parquet")
+    groups = ["one"] * 3 + inputs["group"].to_pylist()[3:]
+    pq.write_table(inputs.set_column(1, "group", [groups]), out / "inputs.parquet")
+    measured = texts(read_curation(out))
+    assert (measured["source images touched"], measured["near-duplicate groups touched"]) == (("8", "8"), ("6", "6"))
+
+
 def test_the_distance_to_the_nearest_chosen_by_hand(out: Path) -> None:
     # Two opposite directions and one across, about a mean of zero: 8 patches each of (1, 0), (-1, 0) and, by halves,
     # (0, 1) and (0, -1). If only those of the first two are chosen, every third patch is a cosine of 0 away.
@@ -113,6 +129,17 @@ def test_judged_models_are_shown_with_their_interval(out: Path, tmp_path: Path) 
     assert "(iii) held-out V-information of hard" in page
     assert "0.413 (95 % 0.390 to 0.440; 150 frames, 141 groups)" in page
     assert "0.413 (no interval of so few groups; 150 frames, 141 groups)" in page
+    assert NOT_JUDGED not in page
+    assert NOT_HELD_OUT not in page
+
+
+def test_models_that_were_judged_on_downstream_images_alone_are_shown(out: Path) -> None:
+    figures = {"v_information": 0.4126, "low": 0.39, "high": 0.44, "frames": 150, "groups": 141, "target": "raw"}
+    (out / "downstream.json").write_text(json.dumps({"hard": figures}))
+    held_out, downstream = [row for row in set_measures(read_curation(out)) if row["name"].startswith("(iii)")]
+    assert held_out["chosen"] == NOT_HELD_OUT
+    assert downstream["name"] == "(iii) V-information on downstream images, hard"
+    assert downstream["chosen"].startswith("0.413 ")
 
 
 def test_the_goal_is_compared_with_the_task(out: Path, results: Callable, tmp_path: Path) -> None:
@@ -181,6 +208,19 @@ def test_the_distance_is_the_same_in_parts(curation: Path, tmp_path: Path, monke
     assert distance == pytest.approx(1 - (away @ away[::2].T).max(axis=1).mean(), abs=1e-4)
     near = [np.argmax(away @ away[row]) for row in range(24)]
     assert near == list(range(24))
+
+
+def test_a_shard_without_patches_changes_no_distance(out: Path) -> None:
+    embed(out, np.random.default_rng(0).normal(size=(24, 3)))
+    before = texts(read_curation(out))
+    first, *_, last = shards(out / "scores")
+    pq.write_table(pq.read_table(first).slice(0, 0), last.with_name("shard-00003-of-00004.parquet"))
+    assert texts(read_curation(out)) == before
+
+
+def test_patches_that_differ_by_rounding_alone_do_not_cover_each_other(out: Path) -> None:
+    embed(out, 0.1 + np.random.default_rng(0).uniform(-1e-4, 1e-4, (24, 3)))  # float16 has steps of 6e-5 there
+    assert float(texts(read_curation(out))["distance to the nearest chosen"][0]) > 0.9
 
 
 def test_the_distance_needs_no_patches_beside_the_scores(out: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from optidel_hf.publishing.records import (
     funnel,
     patch_key,
     read_curation,
+    read_results,
     read_rows,
     read_selection,
     shards,
@@ -44,12 +46,24 @@ def test_funnel_names_what_was_held_out_and_cut(curation: Path, tmp_path: Path) 
     record = read_curation(out)
     record.facts["cut"] = {
         "dropped: spoilt by burned-in text": {"limit": 0.02, "count": 5},
+        "dropped: spoilt by glare": {"limit": 0.0, "count": 2},
         "dropped: outlier cut, at the very top of the ranking": {"limit": None, "count": 1},
     }
     steps = {step["label"]: (step["count"], step["notes"]) for step in funnel(record)}
     assert steps["held out"] == (2, ["seen by no stage"])
-    notes = ["5 spoilt by burned-in text (above 0.02)", "1 outlier cut, at the very top of the ranking"]
-    assert steps["cut as outliers"] == (6, notes)
+    notes = ["5 spoilt by burned-in text (above 0.02)", "2 spoilt by glare (above 0)"]
+    assert steps["cut as outliers"] == (8, [*notes, "1 outlier cut, at the very top of the ranking"])
+
+
+def test_funnel_names_the_commonest_reasons(curation: Path) -> None:
+    record = read_curation(curation)
+    record.rejected = Counter({f"reason {count}": count for count in range(1, 13)})
+    record.without_patch = 0
+    record.facts["tiles_per_mosaic"] = 1
+    notes = {step["label"]: step["notes"] for step in funnel(record)}
+    assert notes["rejected"] == [*(f"{count} reason {count}" for count in range(12, 2, -1)), "and 2 rarer reasons"]
+    assert "without a key patch" not in notes
+    assert notes["mosaics"] == ["1 tile each"]
 
 
 def test_columns_follow_the_shards(curation: Path) -> None:
@@ -89,6 +103,21 @@ def test_find_rows_tells_crops_of_one_source_apart(curation: Path) -> None:
     rows = pq.read_table(shards(curation / "patches")[1], columns=["source", "crop"]).to_pylist()
     key = patch_key(rows[3])
     assert find_rows(curation / "patches", {key, (key[0], (0, 0, 1))}) == {key: (1, 3)}
+
+
+def test_a_shard_that_is_gone_is_named(curation: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(curation, tmp_path / "out")
+    shards(out / "patches")[1].unlink()
+    with pytest.raises(UserError, match="patches lacks shard 1: run the curation again"):
+        read_rows(out / "patches", [(0, 0), (1, 0)], ["crop"])
+
+
+def test_results_are_a_json_file_that_is_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--results .*results\.json: no such file"):
+        read_results(tmp_path)
+    (tmp_path / "results.md").write_text("# Results")
+    with pytest.raises(UserError, match=r"results\.md is no JSON file: give the results\.json"):
+        read_results(tmp_path / "results.md")
 
 
 def test_a_folder_without_a_curation_is_refused(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from optidel_hf.publishing.panels.results import results_panel
 from optidel_hf.publishing.panels.scores import fold_means
 from optidel_hf.publishing.panels.training import read_curve
 from optidel_hf.publishing.records import read_curation
-from optidel_hf.publishing.report import build_report
+from optidel_hf.publishing.report import build_report, selection_reasons, summarize
 from optidel_hf.publishing.sheets import by_hardness, mosaic_sheet, patch_sheets
 
 
@@ -81,6 +81,38 @@ def test_says_what_was_done_in_one_sentence(page: str) -> None:
         "24 key patches were cut from 8 of 11 source images; the strategy “optidel” chose 16 of them by difficulty, "
         "which make 4 mosaics of 4 at 16 px a tile." in page
     )
+
+
+def test_a_random_choice_is_by_no_score_and_a_pilot_is_told(curation: Path) -> None:
+    record = read_curation(curation)
+    record.facts |= {"strategy": "random", "score": None}
+    assert "the strategy “random” chose 16 of them, which make 4 mosaics" in summarize(record)
+    found = {"arm": "medium", "over": "easiest", "gain": 0.1, "low": 0.05, "high": 0.15, "repeats": 5, "counts": [9]}
+    record.facts["pilot"] = found
+    assert " px a tile. A pilot of 5 repeats named medium: " in summarize(record)
+
+
+def test_reasons_are_listed_with_the_commonest_first(curation: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(curation, tmp_path / "out")
+    table = pq.read_table(out / "selection.parquet")
+    reasons = {"reasons": {"saturated": 2, "near the median": 16, "a copy": 6}}
+    facts = json.loads(table.schema.metadata[b"optidel"]) | reasons
+    pq.write_table(table.replace_schema_metadata({b"optidel": json.dumps(facts)}), out / "selection.parquet")
+    sorted_reasons = [("near the median", 16), ("a copy", 6), ("saturated", 2)]
+    assert selection_reasons(read_curation(out)) == sorted_reasons
+    listed = re.findall(
+        r'<th scope="row">(near the median|a copy|saturated)</th><td>(\d+)</td>',
+        build_report(out, out / "report.html").read_text(),
+    )
+    assert [(reason, int(count)) for reason, count in listed] == sorted_reasons
+
+
+def test_the_configuration_has_every_stage_and_version(page: str) -> None:
+    told = html.unescape(page)
+    for stage in ("patches", "scores", "reference", "curated"):
+        assert f'"hash": "after-{stage}"' in told
+    assert '"pillow": "12.3.0"' in told
+    assert '"renderer": "1"' in told
 
 
 def test_loads_nothing(page: str) -> None:
