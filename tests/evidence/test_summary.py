@@ -107,6 +107,8 @@ def test_few_seeds_leave_the_endpoint_open(results, seeds):
     assert "no claims" in section(text, "Primary endpoint")
     assert "| **" not in text
     assert ("(no interval)" in text) == (seeds == 1)
+    assert line(section(text, "Arms at").split("### Probed")[1], "optidel")[-1].endswith("no claims")
+    assert "Screening" not in text  # where no arm has more
 
 
 def test_only_the_seeds_that_both_arms_have_are_compared(results):
@@ -187,6 +189,7 @@ def test_effects_are_named_by_what_they_separate(text):
 def test_normdel_is_of_the_seeds_mean_and_the_budget(results, text):
     miou = Judged.of(results, "test").find("optidel", "probe").interval().difference
     assert f"| {normdel(miou, 0.05):.4f} |" in text
+    assert line(section(text, "Arms at").split("### Probed")[1], "none")[1] == "–"  # took no share
     assert "NormDEL, alpha = 1" in text
 
 
@@ -256,7 +259,7 @@ def test_arms_that_were_judged_on_different_images_are_not_compared():
         Judged.of(results).compare("optidel", "full", "probe")
 
 
-def test_trials_are_counted_by_configuration(tmp_path, results):
+def test_trials_are_counted_by_configuration(tmp_path, results, text):
     path = tmp_path / "trials.jsonl"
     assert count_trials(path, "here") == {}
     for part, code in (("here", "a"), ("here", "a"), ("here", "b"), ("elsewhere", "c")):
@@ -264,6 +267,7 @@ def test_trials_are_counted_by_configuration(tmp_path, results):
     trials = count_trials(path, "here")
     assert trials == {"optidel": 2}
     assert "| optidel | 2 |" in section(summary_text(results, trials), "Trials")
+    assert "Trials" not in text  # of none
 
 
 def test_rows_of_several_origins_are_said_to_be_that(results):

@@ -158,12 +158,14 @@ def test_another_score_is_not_the_papers(curation: Path, tmp_path: Path) -> None
     assert "`hardest` ranks by `contrast` here, which is not the OptiDEL paper's score." in cards["contrast"]
 
 
-def test_a_curation_is_credited_for_its_curated_images_alone(curation: Path) -> None:
+def test_a_curation_is_credited_for_its_curated_images_alone(curation: Path, tmp_path: Path) -> None:
     facts = curation_facts(curation)
     folder = curation / "curated"
     for dataset in (folder, folder / "*.parquet", folder / "shard-00000-of-00001.parquet"):
         assert dataset_facts(str(dataset))["curation"] == facts
-    for other in (curation / "patches", curation / "images", curation / "images" / "*.parquet"):
+    (tmp_path / "curated").mkdir()  # by another's hand
+    others = (curation / "patches", curation / "images", curation / "images" / "*.parquet", tmp_path / "curated")
+    for other in others:
         assert dataset_facts(str(other))["curation"] is None
 
 

@@ -27,7 +27,7 @@ from optidel_hf import cli
 from optidel_hf.errors import UserError
 from optidel_hf.evaluation import metrics
 from optidel_hf.evaluation.backbone import load_backbone
-from optidel_hf.publishing import transfer
+from optidel_hf.publishing import burned_in, transfer
 from optidel_hf.publishing.burned_in import refuse_burned_in_text
 from optidel_hf.publishing.cards import curation_facts
 from optidel_hf.publishing.hub import PublishConfig, push_dataset, push_metric, push_model
@@ -49,11 +49,13 @@ def text(hub: HubServer, name: str, kind: str = "datasets", path: str = "README.
     return hub.repo(name, kind).files[path].content.decode()
 
 
-def test_a_dataset_goes_up_in_one_commit(hub: HubServer, curation: Path) -> None:
+def test_a_dataset_goes_up_in_one_commit(hub: HubServer, curation: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "FILES_PER_COMMIT", len([*SHARDS, *SMALL]))  # just as many
     assert push_dataset(curation, "me/frames", license="cc-by-4.0") == f"{hub.url}/datasets/me/frames"
     repo = hub.repo("me/frames")
     assert repo.private
     assert len(repo.history["main"]) == 2  # the empty one and ours
+    assert not repo.pulls
     assert sorted(repo.files) == sorted([*SHARDS, *SMALL])
     for path in SHARDS:
         assert repo.files[path].content == (curation / path).read_bytes()
@@ -114,7 +116,10 @@ def test_images_with_burned_in_text_stay_here_unless_allowed(hub: HubServer, cur
     assert DatasetCard(text(hub, "me/frames")).data.license == "cc0-1.0"
 
 
-def test_sources_with_burned_in_text_are_named_once_and_in_order(curation: Path, tmp_path: Path) -> None:
+def test_sources_with_burned_in_text_are_named_once_and_in_order(
+    curation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(burned_in, "BATCH", 5)
     lettered = shutil.copytree(curation, tmp_path / "lettered")
     for path in shards(lettered / "scores"):
         rows = [row | {"text": 0.03} for row in pq.read_table(path).to_pylist()]
@@ -279,8 +284,9 @@ def test_other_peoples_and_public_repositories_are_left_alone(hub: HubServer, cu
     with pytest.raises(UserError, match=r"holds something else \('data.csv' for one\)"):
         push_dataset(curation, "me/other")
     hub.put("me/open", "datasets", {"README.md": b"---\nlicense: mit\n---\n", "LICENSE.md": b"MIT"})
-    with pytest.raises(UserError, match="me/open is public: give --private false"):
+    with pytest.raises(UserError, match="me/open is public: give --private false") as refused:
         push_dataset(curation, "me/open")
+    assert "failed" not in str(refused.value)  # nothing was begun that could go on
     assert sorted(hub.repo("me/open").files) == ["LICENSE.md", "README.md"]
     push_dataset(curation, "me/open", private=False)
     assert set(SHARDS) < set(hub.repo("me/open").files)

@@ -71,10 +71,12 @@ def test_the_residual_sees_each_condition_broken():
         ([0.9, 1.0], [0, 1], [0.9, 1.0]),  # a margin below 1
         ([1.0, 1.0], [0, 1], [1.0, 0.9]),  # weights that are no combination of the support
         ([1.0, 1.0], [2, -1], [1.0, 0.0]),  # a multiplier on a point beyond the margin
-        ([1.0, 1.0], [2, 0], [2.0, -1.0]),  # a negative multiplier
     ):
         broken = HardMargin(np.array([weights]), np.array([used]), np.array([multipliers]))
         assert kkt_residual(points, broken)[0] > 0.05
+    both = np.array([[[1.0, 0.0], [2.0, -1.0]]])  # margins of 1 under weights that are longer than they must be
+    negative = HardMargin(np.array([[1.0, 1.0]]), np.array([[0, 1]]), np.array([[3.0, -1.0]]))
+    assert kkt_residual(both, negative)[0] == pytest.approx(0.25)
 
 
 def test_agrees_with_least_distance_programming():
