@@ -179,8 +179,9 @@ def test_a_push_that_broke_off_goes_on(
     hub: HubServer, curation: Path, patient: list[float], fault: dict[str, Any]
 ) -> None:
     hub.arm(Fault("PUT /lfs", after=2, **fault))
-    with pytest.raises(UserError, match=r"pushing to me/frames failed .* the same push goes on"):
+    with pytest.raises(UserError, match=r"pushing to me/frames failed .* the same push goes on") as broken:
         push_dataset(curation, "me/frames")
+    assert str(fault.get("status", "Error")) in str(broken.value)
     assert len(hub.uploads) == 2
     assert hub.repo("me/frames").files == {}
     hub.arm()
@@ -208,8 +209,9 @@ def test_a_killed_push_shows_nothing_and_goes_on(hub: HubServer, curation: Path)
 
 def test_a_refused_commit_shows_nothing(hub: HubServer, curation: Path) -> None:
     hub.arm(Fault("/commit/", status=500, times=1))
-    with pytest.raises(UserError, match="500"):
+    with pytest.raises(UserError, match="500") as refused:
         push_dataset(curation, "me/frames")
+    assert "For more information" not in str(refused.value)  # the HTTP library's link says nothing of the Hub
     assert hub.repo("me/frames").files == {}
     sent = list(hub.uploads)
     push_dataset(curation, "me/frames")
@@ -461,6 +463,9 @@ def test_a_metric_goes_up_as_a_space(hub: HubServer) -> None:
     assert b'evaluate.load("me/normdel")' in files["app.py"].content
     assert files["requirements.txt"].content.split() == [b"evaluate", b"numpy"]
     assert not hub.repo("me/normdel", "spaces").private
+    HfApi().upload_file(path_or_fileobj=b"mine", path_in_repo="notes.md", repo_id="me/normdel", repo_type="space")
+    push_metric(folder, "me/normdel", private=False)
+    assert "notes.md" in hub.repo("me/normdel", "spaces").files
 
 
 def test_a_folder_of_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -45,6 +45,7 @@ def test_a_small_angle_tends_to_no_angle():
 def test_easy_samples_teach_the_probe():
     errors = saddle_point_errors("easy", 100, [0.2, 0.3], 10)
     np.testing.assert_allclose(errors, 10 / 180, rtol=0.03)
+    np.testing.assert_allclose(saddle_point_errors("easy", 100, [0.3], 5), 5 / 180, rtol=0.05)
 
 
 def test_any_order_of_fractions_gives_the_same_errors():

@@ -54,6 +54,10 @@ def test_overlaps_worked_by_hand():
     assert np.isclose(students.overlaps(centred=True).item(), 6 / np.sqrt(78 * 6))
 
 
+def test_the_published_error_is_that_of_the_mean_overlap():
+    np.testing.assert_allclose(error_of_mean_overlap(np.array([[1.0, 0.0], [-1.0, -1.0]])), [1 / 3, 1])
+
+
 def test_the_shift_spares_the_probe():
     shifted = downstream_teacher(np.array([0.6, 0.8, 0.0]), 0.5)
     np.testing.assert_allclose(shifted, np.array([0.6, 1.3, 0.5]) / np.sqrt(0.36 + 1.69 + 0.25))
