@@ -175,7 +175,9 @@ def test_components_stand_in_points_with_the_seeds_that_show_one(results, text):
     ]
     cells = line(section(text, "Variance components and seeds needed"), "optidel minus full", "probed")
     needed = seeds_needed(found.components, 40, 0.01)
-    assert cells == [*parts, "5 seeds, 40 images", str(needed) if needed else "no number: too few images"]
+    assert cells == [*parts, "5 seeds, 40 images", str(needed)]
+    few = section(summary_text(few_runs({"full": 0.7, "optidel": 0.8})), "Variance components and seeds needed")
+    assert line(few, "optidel minus full", "probed")[-2:] == ["2 seeds, 5 images", "no number: too few images"]
 
 
 def test_effects_are_named_by_what_they_separate(text):
