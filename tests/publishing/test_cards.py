@@ -225,9 +225,7 @@ def test_reliability_is_of_what_was_compared(curation: Path) -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("mosaics", "said"), [(999, "n<1K"), (1_000, "1K<n<10K"), (99_999, "10K<n<100K"), (100_000, "100K<n<1M")]
-)
+@pytest.mark.parametrize(("mosaics", "said"), [(999, "n<1K"), (1_000, "1K<n<10K"), (100_000, "100K<n<1M")])
 def test_a_dataset_is_found_by_its_size(curation: Path, tmp_path: Path, mosaics: int, said: str) -> None:
     out = shutil.copytree(curation, tmp_path / "out")
     shutil.rmtree(out / "scores")
