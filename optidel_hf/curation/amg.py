@@ -138,7 +138,8 @@ def _extent(values: Tensor, scale: tuple[float, float], size: tuple[int, int]) -
     The first pixel lies in a row that is positive in the first column of all: only the columns around that one are
     interpolated. Where no such row holds a pixel's centre, all rows are asked.
     """
-    values = values[..., : math.ceil(size[0] / scale[0]) + 1]  # what lies further out is padding, and touches no pixel
+    last = (size[0] - 0.5) / scale[0]  # the outermost pixel's centre: what lies a column beyond it touches no pixel
+    values = values[..., : math.floor(last - 0.5) + 2]
     seen = (values > 0).any(1, keepdim=True)
     edges = []
     for step, beyond in ((-1, size[0]), (+1, -1)):
@@ -148,6 +149,9 @@ def _extent(values: Tensor, scale: tuple[float, float], size: tuple[int, int]) -
         if len(missed):
             rows = _at_pixels(values[missed], scale[1], size[1])
             start = torch.zeros_like(index[missed])
+            # Positive beyond that centre alone, the padding would stand before whatever else its row holds.
+            outside = _interpolate(rows, torch.full_like(rows[..., :1], last), start) <= 0
+            rows[..., -1:] = rows[..., -1:].where(~outside, rows[..., -1:].clamp_max(0))
             edge[missed] = _outer_pixel(rows, start, _outer(rows > 0, step), step, scale[0], size[0])
         edges.append(edge)
     return edges[0], edges[1]

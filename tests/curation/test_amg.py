@@ -93,6 +93,23 @@ def test_a_speck_between_pixel_centres_is_not_seen() -> None:
     assert torch.equal(amg.pixel_boxes(logits, (2.0, 2.0), (16, 8)), alone)
 
 
+@pytest.mark.parametrize("size", [(512, 256), (256, 512), (400, 300), (1001, 640)])
+def test_what_sam_sees_beside_the_image_hides_no_box(size: tuple[int, int]) -> None:
+    width, height = (length * 64 / SAM_SIDE for length in resized_for_sam(size))
+    logits = torch.full((2, 64, 64), -9.0)
+    logits[:, 8:16, 10:22] = 9.0
+    logits[1, math.ceil(height) :], logits[1, :, math.ceil(width) :] = 3.0, 3.0
+    plain, beside = amg.pixel_boxes(logits, (size[0] / width, size[1] / height), size)
+    assert torch.equal(beside, plain)
+    assert torch.equal(beside, _batched_mask_to_box(enlarge(logits, size) > 0)[1].float())
+
+
+def test_each_axis_has_its_own_scale() -> None:
+    logits = torch.full((1, 4, 6), -1.0)
+    logits[0, 1:3, 2:4] = 1.0
+    assert amg.pixel_boxes(logits, (100.0, 10.0), (600, 40))[0].tolist() == [200, 10, 399, 29]
+
+
 def test_a_mask_on_the_border_reaches_the_border() -> None:
     logits = torch.full((1, 8, 8), -2.0)
     logits[0, 5:, :3] = 2.0
