@@ -33,5 +33,7 @@ def border_shares(image: Image.Image, crops: list[tuple[int, int, int]]) -> list
 
 
 def _share(mask: np.ndarray, scale: float, crop: tuple[int, int, int]) -> float:
+    rows, columns = mask.shape
     x, y, side = (int(value * scale) for value in crop)
-    return float(mask[y : y + max(side, 1), x : x + max(side, 1)].mean())
+    x, y, side = min(x, columns - 1), min(y, rows - 1), max(side, 1)  # the smaller copy may end short of the image
+    return float(mask[y : y + side, x : x + side].mean())

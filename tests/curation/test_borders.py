@@ -41,3 +41,29 @@ def test_large_images_are_looked_at_smaller() -> None:
 def test_a_bright_image_has_no_border() -> None:
     assert border_shares(Image.new("RGB", (64, 40), (17, 0, 0)), [(0, 0, 40)]) == [0.0]
     assert border_shares(Image.new("RGB", (64, 40)), [(0, 0, 40)]) == [1.0]
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_dark_that_touches_one_edge_alone_is_border(turns: int) -> None:
+    picture = np.full((60, 60, 3), 120, np.uint8)
+    picture[:12, 20:40] = 0
+    picture = np.rot90(picture, turns)
+    assert np.array_equal(border_mask(Image.fromarray(picture))[0], picture[..., 0] == 0)
+
+
+def test_black_is_below_16() -> None:
+    for value, share in ((15, 1.0), (16, 0.0)):
+        assert border_shares(Image.new("RGB", (40, 40), (value,) * 3), [(0, 0, 40)]) == [share]
+
+
+def test_a_crop_of_less_than_a_pixel_of_the_smaller_copy_is_judged_by_that_pixel() -> None:
+    picture = np.full((603, 1000, 3), 120, np.uint8)
+    picture[:, 500:] = 0  # at a scale of 0.256 the copy has 154 rows, and the last row of the image would be the 155th
+    crops = [(0, 0, 2), (2, 602, 1), (999, 0, 1), (998, 601, 2), (999, 602, 1)]
+    assert border_shares(Image.fromarray(picture), crops) == [0, 0, 1, 1, 1]
+
+
+def test_an_image_of_one_row_has_a_border_too() -> None:
+    mask, _ = border_mask(Image.new("RGB", (1000, 1)))
+    assert mask.shape == (1, 256)
+    assert mask.all()
