@@ -25,6 +25,9 @@ def test_the_hash_is_the_signs_of_horizontal_differences() -> None:
     rising = Image.fromarray(np.tile(np.arange(0, 255, 15, dtype=np.uint8), (16, 1)))
     assert difference_hash(rising).tolist() == [2**64 - 1] * 4
     assert difference_hash(rising.transpose(Image.Transpose.FLIP_LEFT_RIGHT)).tolist() == [0] * 4
+    assert difference_hash(Image.new("RGB", (17, 16), (90, 90, 90))).tolist() == [0] * 4
+    black = Image.new("L", rising.size)
+    assert difference_hash(Image.merge("RGB", (black, black, rising))).tolist() == [2**64 - 1] * 4
 
 
 def test_a_dimmed_and_recompressed_image_is_near_and_another_is_far(tmp_path: Path) -> None:
@@ -32,6 +35,13 @@ def test_a_dimmed_and_recompressed_image_is_near_and_another_is_far(tmp_path: Pa
     picture.point(lambda value: value * 0.9).resize((100, 75)).save(tmp_path / "copy.jpg", quality=70)
     assert bits_apart(picture, Image.open(tmp_path / "copy.jpg")) <= near_duplicates.NEAR
     assert all(bits_apart(picture, texture(seed)) > 60 for seed in range(1, 20))
+
+
+def test_a_noisy_image_is_near() -> None:
+    picture = texture(0).resize((480, 360))
+    noise = np.random.default_rng(0).normal(0, 25, (360, 480, 3))
+    noisy = Image.fromarray((np.asarray(picture) + noise).clip(0, 255).astype(np.uint8))
+    assert bits_apart(picture, noisy) <= near_duplicates.NEAR
 
 
 def naive_components(hashes: np.ndarray, distance: int) -> list[int]:
@@ -83,6 +93,13 @@ def test_exact_copies_and_negatives() -> None:
     hashes = np.random.default_rng().integers(0, 2**63, (3, 4), dtype=np.uint64)
     pool = np.concatenate([hashes, ~hashes, hashes[::-1]])
     assert near_duplicate_components(pool, 20).tolist() == [0, 1, 2, 3, 4, 5, 2, 1, 0]
+
+
+def test_near_is_up_to_thirty_bits() -> None:
+    hashes = np.zeros((3, 4), np.uint64)
+    hashes[1, :2] = 2**15 - 1  # 30 bits from the first
+    hashes[2, 2:] = 2**16 - 1, 2**15 - 1  # 31
+    assert near_duplicate_components(hashes).tolist() == [0, 0, 2]
 
 
 def test_no_images_have_no_components() -> None:

@@ -208,6 +208,40 @@ def test_no_two_patches_have_one_crop_whatever_the_threshold() -> None:
     assert [patch["crop"] for patch in patches] == [[100, 100, 200], [102, 100, 200]]
 
 
+def test_a_patch_has_the_figures_of_its_own_mask_and_the_best_product_comes_first() -> None:
+    boxes = torch.tensor([[10.0, 10, 30, 30], [60, 60, 80, 80], [10, 60, 30, 80]])
+    area, iou, stability = torch.tensor([[0.1, 0.2, 0.3], [0.9, 0.8, 0.5], [0.5, 0.75, 0.25]])
+    image = Opened.whole(Image.effect_noise((100, 100), 60).convert("RGB"))
+    patches = cut_patches(image, Masks(boxes, area, iou, stability), PatchConfig(patch_size=16))
+    told = [[patch[name] for name in ("predicted_iou", "stability_score", "area")] for patch in patches]
+    assert told == [pytest.approx(own) for own in ([0.8, 0.75, 0.2], [0.9, 0.5, 0.1], [0.5, 0.25, 0.3])]
+
+
+def test_a_crop_may_have_as_much_border_and_overlap_as_the_limits_say() -> None:
+    pixels = np.full((100, 100, 3), 120, np.uint8)
+    pixels[:, :10] = 0
+    image = Opened.whole(Image.fromarray(pixels))
+    masks = masks_at([[0.0, 0, 40, 40], [0, 20, 40, 60]], [0.9, 0.8])  # squares of 40, two of their rows the same
+    limits = {"context": 1.0, "patch_size": 16}
+    for border, overlap, count in ((0.25, 0.34, 2), (0.25, 0.33, 1), (0.24, 0.34, 0)):
+        config = PatchConfig(max_border=border, crop_nms_thresh=overlap, **limits)
+        assert len(cut_patches(image, masks, config)) == count
+
+
+def test_patches_of_an_image_at_half_its_size_are_those_of_the_whole() -> None:
+    image = Image.merge("RGB", [Image.linear_gradient("L").resize((352, 288), box=(64, 64, 256, 256))] * 3)
+    image.paste(0, (0, 0, 100, 288))  # a border of black on the left
+    boxes = [[20.0, 40, 80, 100], [200, 150, 260, 220], [120, 20, 180, 100]]
+    masks, config = masks_at(boxes, [0.9, 0.8, 0.7]), PatchConfig(patch_size=16)
+    opened = (Opened.whole(image), Opened(image.reduce(2), image.size))
+    whole, half = (cut_patches(each, masks, config) for each in opened)
+    assert [patch["bbox"] for patch in whole] == [[200, 150, 60, 70], [120, 20, 60, 80]]
+    for one, other in zip(whole, half, strict=True):
+        first, second = (np.asarray(Image.open(io.BytesIO(patch.pop("image")["bytes"]))) for patch in (one, other))
+        assert np.abs(first.astype(int) - second).mean() < 3
+        assert one == other
+
+
 def test_at_most_so_many_patches_however_many_masks() -> None:
     image = Image.effect_noise((400, 400), 60).convert("RGB")
     boxes = [[float(x), float(y), x + 60.0, y + 60.0] for x in range(0, 320, 20) for y in range(0, 320, 20)]
@@ -266,6 +300,42 @@ def test_a_datasets_format_is_followed_or_refused_in_words(image_folder: Path, k
     decoded = images.cast_column("image", ImageFeature()).with_format(kind)
     with pytest.raises(UserError, match="An image came as an array: take the dataset's format off"):
         decoded.map(extractor, **options)
+
+
+def test_images_at_the_limits_of_size_and_shape_are_used() -> None:
+    extractor = SamPatchExtractor(PatchConfig(unit="image", patch_size=16), "cpu")
+    sizes = [(32, 256), (256, 32), (31, 100), (32, 257), (257, 32), (1, 1)]
+    rows = extractor({"image": [Image.new("RGB", size) for size in sizes], "source": list("abcdef")})
+    told = [f"{width}x{height} is too small or too thin to cut patches from" for width, height in sizes[2:]]
+    assert rows["rejected"] == [None, None, *told]
+
+
+def test_images_above_the_limit_of_pixels_are_rejected() -> None:
+    extractor = SamPatchExtractor(PatchConfig(unit="image", patch_size=16, max_image_pixels=1600), "cpu")
+    rows = extractor({"image": [Image.new("RGB", size) for size in ((40, 40), (40, 41))], "source": ["a", "b"]})
+    assert rows["rejected"] == [None, "40x41 is over the limit of 1600 pixels"]
+
+
+def test_an_image_is_called_by_its_path_where_nobody_names_it(image_folder: Path) -> None:
+    paths = [str(path) for path in sorted(image_folder.glob("*.png"))[:2]]
+    extractor = SamPatchExtractor(PatchConfig(unit="image", patch_size=16), "cpu")
+    opened = [Image.open(path) for path in paths]
+    for images in ([{"bytes": None, "path": path} for path in paths], opened):
+        rows = extractor({"image": images})
+        assert rows["source"] == rows["group"] == paths
+    with pytest.raises(UserError, match=f"Two images of the batch are called '{paths[0]}': add a unique 'source'"):
+        extractor({"image": [opened[0], opened[0]]})
+    with pytest.raises(UserError, match="Row 1 of the batch has neither a path nor a 'source'"):
+        extractor({"image": [opened[0], Image.new("RGB", (40, 40))]})
+
+
+def test_other_weights_in_the_same_folder_pickle_to_other_bytes(tmp_path: Path) -> None:
+    extractor = SamPatchExtractor(PatchConfig(sam=str(tmp_path)), "cpu")
+    told = []
+    for weights in (b"some", b"others"):
+        (tmp_path / "model.safetensors").write_bytes(weights)
+        told.append(pickle.dumps(extractor))
+    assert told[0] != told[1]
 
 
 def test_an_image_without_a_group_is_its_own() -> None:

@@ -61,6 +61,7 @@ def test_reading_columns_and_rows_over_shards(tmp_path: Path) -> None:
         write_parquet(numbers(start, stop), path)
     assert shards.read_columns(tmp_path, ["n"])["n"].to_pylist() == list(range(9))
     assert shards.read_rows(tmp_path, [8, 3, 4, 3])["square"].to_pylist() == [9, 16, 64]
+    assert shards.read_rows(tmp_path, [0, 5], ["n"]).to_pydict() == {"n": [0, 5]}
 
 
 def test_a_shard_that_may_not_be_read_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,3 +101,14 @@ def test_waiting_ends_when_the_first_rank_has_stopped(tmp_path: Path, monkeypatc
     shards.wait_for([there], first)  # it wrote all that is waited for
     with pytest.raises(UserError, match=r"first process has stopped before .*gone was written: see its own message"):
         shards.wait_for([there, tmp_path / "gone"], first)
+
+
+def test_what_the_first_rank_wrote_last_is_not_missed(tmp_path: Path) -> None:
+    class Stopping(shards.FirstRank):
+        """Writes its last file after the other has looked for it, and stops."""
+
+        def has_stopped(self) -> bool:
+            (tmp_path / "last").touch()
+            return True
+
+    shards.wait_for([tmp_path / "last"], Stopping(tmp_path))

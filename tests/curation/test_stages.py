@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from optidel_hf.curation.chain import Chain
+from optidel_hf.curation.curated import MosaicConfig
+from optidel_hf.curation.curation_config import CurationConfig
+from optidel_hf.curation.inputs import InputConfig
+from optidel_hf.curation.patch_config import PRESET_FILE, PatchConfig
+from optidel_hf.curation.pilot import PilotConfig
+from optidel_hf.curation.reference import ReferenceConfig
+from optidel_hf.curation.scoring import ScoreConfig
+from optidel_hf.curation.selection_config import SelectionConfig
 from optidel_hf.curation.stages import Stage, digest
 from optidel_hf.errors import UserError
 
@@ -52,10 +63,23 @@ def test_a_run_that_made_nothing_holds_nobody_to_its_configuration(tmp_path: Pat
         first.claim()
 
 
+def test_taking_over_that_was_killed_begins_anew(tmp_path: Path) -> None:
+    old = Stage(tmp_path / "old" / "patches", FIELDS, "up").claim()
+    (old / "shard-00000-of-00001.parquet").write_bytes(b"rows")
+    same = Stage(tmp_path / "new" / "patches", FIELDS, "up")
+    half = same.folder.parent / ".patches.partial"
+    half.mkdir(parents=True)
+    (half / "shard-00000-of-00002.parquet").write_bytes(b"of another command")
+    same.take_over(tmp_path / "old")
+    assert sorted(os.listdir(same.folder)) == ["config.json", "shard-00000-of-00001.parquet"]
+    assert os.listdir(same.folder.parent) == ["patches"]
+
+
 def test_taking_over(tmp_path: Path) -> None:
     old = Stage(tmp_path / "old" / "patches", FIELDS, "up").claim()
     (old / "shard-00000-of-00001.parquet").write_bytes(b"rows")
     (old / ".shard.partial").write_bytes(b"half")
+    (old / ".fold-0.partial").mkdir()
     same = Stage(tmp_path / "new" / "patches", FIELDS, "up")
     same.folder.parent.mkdir()
     same.take_over(tmp_path / "old")
@@ -114,3 +138,79 @@ def test_shards_without_a_record_are_of_nobody_knows_what(tmp_path: Path) -> Non
     (stage.folder / "config.json").unlink()
     with pytest.raises(UserError, match=r"patches holds shards and no config\.json"):
         stage.claim()
+
+
+CHAIN = ("patches", "reference", "scores", "selection", "curated")
+RANDOM = SelectionConfig(strategy="random")
+
+
+def hashes(sources: str = "images", held_out: bool = False, **changes: Any) -> list[str]:
+    """The hash of each stage of a chain, by a curation's configuration with `changes`."""
+    chain = Chain(replace(CurationConfig(InputConfig("my_images"), "out"), **changes), sources, held_out)
+    return [getattr(chain, stage).hash for stage in CHAIN]
+
+
+@pytest.mark.parametrize(
+    ("changes", "first"),
+    [
+        ({"sources": "others"}, "patches"),
+        ({"held_out": True}, "patches"),
+        ({"images_per_shard": 7}, "patches"),  # its shards are others
+        ({"patches": PatchConfig(max_patches=3)}, "patches"),
+        ({"reference": ReferenceConfig(reference_steps=5)}, "reference"),
+        ({"score": ScoreConfig(masks=3)}, "reference"),  # by these masks it is calibrated
+        ({"score": ScoreConfig(learnability=True)}, "reference"),  # with an early model beside it
+        ({"selection": SelectionConfig(budget=0.2)}, "selection"),
+        ({"selection": SelectionConfig(distance="euclidean")}, "selection"),
+        ({"selection": SelectionConfig(hardness_weight=0)}, "selection"),
+        ({"selection": RANDOM}, "selection"),
+        ({"mosaic": MosaicConfig(image_size=32)}, "curated"),
+        ({"pilot": PilotConfig(pilot_steps=5)}, None),  # it was not asked
+        ({"patches": PatchConfig(points_per_batch=1, images_per_batch=1)}, None),
+        ({"score": ScoreConfig(patches_per_batch=1)}, None),
+        ({"output_dir": "elsewhere", "device": "cpu"}, None),
+    ],
+)
+def test_a_changed_field_invalidates_its_stage_and_those_after_it_and_no_other(
+    changes: dict[str, Any], first: str | None
+) -> None:
+    unequal = [stage for stage, before, now in zip(CHAIN, hashes(), hashes(**changes)) if before != now]
+    assert unequal == (list(CHAIN[CHAIN.index(first) :]) if first else [])
+
+
+def test_the_share_that_is_held_out_tells_patches_apart() -> None:
+    tenth, fifth = (replace(InputConfig("my_images"), held_out=share) for share in (0.1, 0.2))
+    chains = [Chain(CurationConfig(images, "out"), "images", held_out=True) for images in (tenth, fifth)]
+    assert chains[0].patches.hash != chains[1].patches.hash
+
+
+def test_a_choice_that_looks_at_no_score_outlives_a_change_of_scoring() -> None:
+    scored, again = (hashes(selection=RANDOM, score=ScoreConfig(masks=masks)) for masks in (4, 3))
+    assert scored[CHAIN.index("selection") :] == again[CHAIN.index("selection") :]
+    assert scored[CHAIN.index("scores")] != again[CHAIN.index("scores")]
+
+
+def test_a_pilots_settings_determine_what_it_chose() -> None:
+    auto = SelectionConfig(strategy="auto")
+    before, now = hashes(selection=auto), hashes(selection=auto, pilot=PilotConfig(pilot_steps=5))
+    assert [one == other for one, other in zip(before, now)] == [True, True, True, False, False]
+
+
+@pytest.mark.parametrize("flag", ["sam", "reference", "second_reference"])
+def test_other_weights_under_the_same_name_are_noticed(tmp_path: Path, flag: str) -> None:
+    first, config = ("patches", PatchConfig) if flag == "sam" else ("reference", ReferenceConfig)
+    told = []
+    for weights in (b"some", b"others"):
+        (tmp_path / "model.safetensors").write_bytes(weights)
+        told.append(hashes(**{first: config(**{flag: str(tmp_path)})}))
+    unequal = [stage for stage, before, now in zip(CHAIN, *told) if before != now]
+    assert unequal == list(CHAIN[CHAIN.index(first) :])
+
+
+def test_another_preset_of_sams_thresholds_is_noticed_where_sam_cuts(tmp_path: Path) -> None:
+    for unit, alike in (("patch", False), ("image", True)):
+        told = []
+        for points in (8, 16):
+            (tmp_path / PRESET_FILE).write_text(json.dumps({"points_per_side": points}))
+            told.append(hashes(patches=PatchConfig(sam=str(tmp_path), unit=unit)))
+        assert (told[0] == told[1]) == alike
