@@ -104,6 +104,11 @@ def test_what_sam_sees_beside_the_image_hides_no_box(size: tuple[int, int]) -> N
     assert torch.equal(beside, _batched_mask_to_box(enlarge(logits, size) > 0)[1].float())
 
 
+def test_no_box_reaches_out_of_the_image() -> None:
+    everywhere = torch.full((1, 64, 64), 9.0)  # and beside the image, which is half as high
+    assert amg.pixel_boxes(everywhere, (8.0, 8.0), (512, 256)).tolist() == [[0, 0, 511, 255]]
+
+
 def test_each_axis_has_its_own_scale() -> None:
     logits = torch.full((1, 4, 6), -1.0)
     logits[0, 1:3, 2:4] = 1.0

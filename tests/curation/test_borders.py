@@ -61,6 +61,8 @@ def test_a_crop_of_less_than_a_pixel_of_the_smaller_copy_is_judged_by_that_pixel
     picture[:, 500:] = 0  # at a scale of 0.256 the copy has 154 rows, and the last row of the image would be the 155th
     crops = [(0, 0, 2), (2, 602, 1), (999, 0, 1), (998, 601, 2), (999, 602, 1)]
     assert border_shares(Image.fromarray(picture), crops) == [0, 0, 1, 1, 1]
+    upright = Image.fromarray(picture).transpose(Image.Transpose.TRANSPOSE)
+    assert border_shares(upright, [(y, x, side) for x, y, side in crops]) == [0, 0, 1, 1, 1]
 
 
 def test_an_image_of_one_row_has_a_border_too() -> None:

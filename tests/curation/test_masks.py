@@ -14,6 +14,7 @@ from optidel_hf.curation.amg import point_grid
 from optidel_hf.curation.decoder import Decoded
 from optidel_hf.curation.masks import MaskGenerator
 from optidel_hf.curation.patch_config import PatchConfig
+from optidel_hf.errors import UserError
 from optidel_hf.images import Opened
 
 
@@ -31,6 +32,11 @@ def test_sam_sees_the_stock_pixels(size: tuple[int, int], monkeypatch: pytest.Mo
 
 def test_no_images_have_no_masks() -> None:
     assert MaskGenerator(PatchConfig(), "cpu")([]) == []
+
+
+def test_a_sam_that_is_not_there_is_refused_in_words() -> None:
+    with pytest.raises(UserError, match="--sam /no/such cannot be loaded"):
+        MaskGenerator(PatchConfig(sam="/no/such"), "cpu")
 
 
 BACKGROUND = -9.0

@@ -170,6 +170,7 @@ def test_the_embedded_preset_fills_in_and_flags_win() -> None:
     ("box", "size", "crop"),
     [
         ([40, 40, 60, 50], (200, 100), (38, 33, 24)),  # 1.2 x 20 around (50, 45)
+        ([45, 40, 55, 60], (200, 100), (38, 38, 24)),
         ([50, 50, 54, 54], (200, 100), (44, 44, 15)),  # never under 0.15 x 100
         ([0, 0, 30, 30], (200, 100), (0, 0, 36)),  # shifted to stay inside
         ([170, 70, 199, 99], (200, 100), (165, 65, 35)),
@@ -230,12 +231,12 @@ def test_a_crop_may_have_as_much_border_and_overlap_as_the_limits_say() -> None:
 
 def test_patches_of_an_image_at_half_its_size_are_those_of_the_whole() -> None:
     image = Image.merge("RGB", [Image.linear_gradient("L").resize((352, 288), box=(64, 64, 256, 256))] * 3)
-    image.paste(0, (0, 0, 100, 288))  # a border of black on the left
-    boxes = [[20.0, 40, 80, 100], [200, 150, 260, 220], [120, 20, 180, 100]]
-    masks, config = masks_at(boxes, [0.9, 0.8, 0.7]), PatchConfig(patch_size=16)
+    image.paste(0, (252, 0, 352, 288))  # a border of black on the right
+    boxes = [[270.0, 40, 330, 100], [20, 150, 80, 220], [120, 20, 180, 100]]
+    masks, config = masks_at(boxes, [0.9, 0.7, 0.8]), PatchConfig(patch_size=16)
     opened = (Opened.whole(image), Opened(image.reduce(2), image.size))
     whole, half = (cut_patches(each, masks, config) for each in opened)
-    assert [patch["bbox"] for patch in whole] == [[200, 150, 60, 70], [120, 20, 60, 80]]
+    assert [patch["bbox"] for patch in whole] == [[120, 20, 60, 80], [20, 150, 60, 70]]
     for one, other in zip(whole, half, strict=True):
         first, second = (np.asarray(Image.open(io.BytesIO(patch.pop("image")["bytes"]))) for patch in (one, other))
         assert np.abs(first.astype(int) - second).mean() < 3
@@ -382,6 +383,7 @@ def test_whole_images_are_patches_whose_crop_is_the_image() -> None:
     rows = extractor({"image": [frames()[1]], "source": ["a"]})
     assert rows["crop"] == [[32, 0, 288]]
     assert rows["bbox"] == [[0.0, 0.0, 351.0, 287.0]]
+    assert rows["area"] == [1.0]
 
 
 @pytest.mark.parametrize("unit", ["tile", ""])
