@@ -99,8 +99,11 @@ class Stage:
 
 def _read_record(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:  # no JSON, or no text
+        record = json.loads(path.read_text())
+        if not isinstance(record, dict) or not {"fields", "hash"} <= record.keys():
+            raise ValueError("no fields and no hash of a stage")
+        return record
+    except ValueError as error:  # no JSON, no text, or another program's
         raise UserError(
             f"{path} is damaged ({error}), and so nothing tells what {path.parent} was made by: move that folder away."
         ) from None

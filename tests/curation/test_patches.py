@@ -386,6 +386,14 @@ def test_whole_images_are_patches_whose_crop_is_the_image() -> None:
     assert rows["area"] == [1.0]
 
 
+def test_the_declared_features_hold_a_patch_far_out_in_a_wide_image() -> None:
+    extractor = SamPatchExtractor(PatchConfig(unit="image", patch_size=16, max_aspect=2000), "cpu")
+    rows = extractor({"image": [Image.new("RGB", (70_000, 36))], "source": ["a"]})
+    stored = Dataset.from_dict(rows, features=extractor.features).remove_columns("image")[0]
+    assert (stored["crop"], stored["bbox"]) == ([34_982, 0, 36], [0, 0, 69_999, 35])
+    assert stored["upscale"] == pytest.approx(16 / 36, rel=1e-6)
+
+
 @pytest.mark.parametrize("unit", ["tile", ""])
 def test_an_unknown_unit_is_refused(unit: str) -> None:
     with pytest.raises(UserError, match="pred_iou_thresh is not a number"):

@@ -100,7 +100,7 @@ def test_folders_taken_over_from_a_read_only_place_can_be_written_to(tmp_path: P
     assert [oct(folder.stat().st_mode)[-3:] for folder in (same.folder, same.folder / "fold-0")] == ["755", "755"]
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff\xfe"])
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"{}", b"[]"])
 def test_a_damaged_record_is_named(tmp_path: Path, content: bytes) -> None:
     stage = Stage(tmp_path / "patches", FIELDS, "up")
     (stage.claim() / "config.json").write_bytes(content)
