@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -47,7 +47,11 @@ class Setting(NamedTuple):
 
 
 PRIMARY = Setting(0.05, 100)
-"""The primary endpoint's, fixed beforehand."""
+ENDPOINT = (("optidel", "random_images"), ("optidel", "full"))
+ENDPOINT_MODES = ("finetune", "probe")
+"""The primary endpoint: where, which contrasts and in which modes, fixed beforehand."""
+BASELINES = ("random_images", "full")
+"""What every arm is compared with."""
 
 
 @dataclass(frozen=True)
@@ -160,6 +164,10 @@ class Judged:
         """Whether runs are at the setting at which arms are compared."""
         budgets = one.arm in WITHOUT_BUDGET or one.setting.budget == self.setting.budget
         return budgets and one.setting.labels == self.setting.labels
+
+    def at(self, setting: Setting) -> Judged:
+        """The same runs, with arms compared at another setting."""
+        return replace(self, setting=setting, compared={})
 
     def compare(self, a: str, b: str, mode: str) -> Comparison | None:
         """

@@ -22,7 +22,7 @@ from optidel_hf.drawing import DPI, GRID, INK, PAPER, hide_frame, in_style, new_
 from optidel_hf.evidence.comparison import WITHOUT_BUDGET, Judged, Series
 from optidel_hf.evidence.gate import headroom
 from optidel_hf.evidence.inference import FEWEST_SEEDS, Interval, pooled_miou
-from optidel_hf.evidence.measured import mean_fact
+from optidel_hf.evidence.measured import seconds_taken
 from optidel_hf.evidence.wording import mode_words
 
 
@@ -139,12 +139,10 @@ def _draw_intervals(axes: Axes, intervals: dict[str, Interval], arms: list[str],
 
 def _cost_curves(judged: Judged, mode: str) -> Iterator[Curve]:
     """Mean mIoU over the seconds of curation and pre-training."""
-    curation = mean_fact(judged.rows, "curation_seconds")
-    training = mean_fact(judged.rows, "pretrain_seconds")
+    taken = seconds_taken(judged.rows)
     for one in judged.headline(mode):
-        key = one.arm, one.setting.budget
-        if (seconds := training.get(key, 0.0)) > 0:
-            yield Curve(one.arm, [seconds + curation.get(key, 0.0)], [_mean(one)], [len(one.runs)])
+        if seconds := taken.get((one.arm, one.setting.budget)):
+            yield Curve(one.arm, [seconds], [_mean(one)], [len(one.runs)])
 
 
 def _budget_curves(judged: Judged, mode: str) -> Iterator[Curve]:

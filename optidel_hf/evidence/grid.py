@@ -32,13 +32,13 @@ from optidel_hf.devices import hardware, resolve_device, resolve_precision
 from optidel_hf.errors import UserError, changes, named_by
 from optidel_hf.evidence.arms import ARMS
 from optidel_hf.evidence.cells import Cell, Judges, enumerate_cells, find_model, run_cell
-from optidel_hf.evidence.comparison import TEST, VALIDATION, Judged
+from optidel_hf.evidence.comparison import ENDPOINT, TEST, VALIDATION, Judged
 from optidel_hf.evidence.config import Experiment
 from optidel_hf.evidence.labels import judged_part, label_candidates, list_test_pairs, pool_images_that_judge
 from optidel_hf.evidence.pool import list_pool, lock
 from optidel_hf.evidence.reads import current_commit, is_read, note_opening, note_result
 from optidel_hf.evidence.results import add_up_groups, group_names, read_cells, write_rows
-from optidel_hf.evidence.summary import ENDPOINT, write_summary
+from optidel_hf.evidence.summary import write_summary
 from optidel_hf.evidence.trials import count_trials, list_of_trials, note_trial
 from optidel_hf.evidence.wording import count_text, difference_text, level_text, mode_words
 from optidel_hf.files import read_json, write_text

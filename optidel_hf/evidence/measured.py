@@ -65,7 +65,7 @@ def measure_section(judged: Judged) -> list[str]:
     if not measured:
         return []
     title = "## The three measurements (means over seeds; bits per value, the distance in cosine)"
-    return [title, *measured, *(_correlation(judged, mode) for mode in judged.modes)]
+    return [title, *measured, *(correlation_sentence(judged, mode) for mode in judged.modes)]
 
 
 def level_section(judged: Judged) -> list[str]:
@@ -94,20 +94,19 @@ def mean_fact(rows: pa.Table, name: str) -> dict[Arm, float]:
     }
 
 
-def _fact_table(rows: pa.Table, columns: Mapping[str, str]) -> list[str]:
-    """One line an arm, with the columns of which any arm has a value."""
-    facts = {words: found for name, words in columns.items() if (found := mean_fact(rows, name))}
-    if not facts:
-        return []
-    arms = dict.fromkeys(zip(rows["arm"].to_pylist(), rows["budget"].to_pylist()))
-    lines = [
-        [name, f"{100 * budget:g} %", *(number_text(fact.get((name, budget))) for fact in facts.values())]
-        for name, budget in arms
-    ]
-    return [table(["arm", "budget", *facts], lines)]
+def mean_facts(rows: pa.Table, columns: Mapping[str, str]) -> dict[str, dict[Arm, float]]:
+    """The means of columns, by their words; columns of which no arm has a value are left out."""
+    return {words: found for name, words in columns.items() if (found := mean_fact(rows, name))}
 
 
-def _correlation(judged: Judged, mode: str) -> str:
+def seconds_taken(rows: pa.Table) -> dict[Arm, float]:
+    """The seconds of curation and pre-training together; arms without pre-training are left out."""
+    curation = mean_fact(rows, "curation_seconds")
+    training = mean_fact(rows, "pretrain_seconds")
+    return {arm: seconds + curation.get(arm, 0.0) for arm, seconds in training.items() if seconds > 0}
+
+
+def correlation_sentence(judged: Judged, mode: str) -> str:
     """How held-out V-information goes with mIoU over all arms and budgets with the headline's labels."""
     information = mean_fact(judged.rows, "vinfo_held_out")
     series = [one for one in judged.series if (one.mode, one.setting.labels) == (mode, judged.setting.labels)]
@@ -116,6 +115,18 @@ def _correlation(judged: Judged, mode: str) -> str:
         np.array([pooled_miou(one.confusion()).mean() for one in series]),
     )
     return f"Rank correlation of (iii) with mIoU over arms, {mode_words(mode)}: {correlation_text(found)}."
+
+
+def _fact_table(rows: pa.Table, columns: Mapping[str, str]) -> list[str]:
+    """One line an arm, with the columns of which any arm has a value."""
+    if not (facts := mean_facts(rows, columns)):
+        return []
+    arms = dict.fromkeys(zip(rows["arm"].to_pylist(), rows["budget"].to_pylist()))
+    lines = [
+        [name, f"{100 * budget:g} %", *(number_text(fact.get((name, budget))) for fact in facts.values())]
+        for name, budget in arms
+    ]
+    return [table(["arm", "budget", *facts], lines)]
 
 
 def _level_row(judged: Judged, one: Series, full: Series | None) -> list[str]:

@@ -16,7 +16,16 @@ import pyarrow as pa
 from optidel_hf.drawing import save_figure
 from optidel_hf.evaluation.metrics.normdel.normdel import normdel
 from optidel_hf.evidence.arms import ARMS
-from optidel_hf.evidence.comparison import PRIMARY, TEST, Comparison, Judged, Series
+from optidel_hf.evidence.comparison import (
+    BASELINES,
+    ENDPOINT,
+    ENDPOINT_MODES,
+    PRIMARY,
+    TEST,
+    Comparison,
+    Judged,
+    Series,
+)
 from optidel_hf.evidence.figure import results_figure
 from optidel_hf.evidence.gate import Gate, headroom
 from optidel_hf.evidence.inference import FEWEST_SEEDS, seeds_needed
@@ -34,8 +43,6 @@ from optidel_hf.evidence.wording import (
 from optidel_hf.files import write_text
 
 
-ENDPOINT = (("optidel", "random_images"), ("optidel", "full"))
-ENDPOINT_MODES = ("finetune", "probe")
 EFFECTS = {
     "selection": ("optidel", "random_patch_mosaics"),
     "SAM": ("random_patch_mosaics", "random_crop_mosaics"),
@@ -183,7 +190,7 @@ def _arm_section(judged: Judged) -> list[str]:
 def _arm_row(judged: Judged, one: Series) -> list[str]:
     interval = one.interval()
     contrasts: list[str] = []
-    for other in ("random_images", "full"):
+    for other in BASELINES:
         found = None if other == one.arm else judged.compare(one.arm, other, one.mode)
         contrasts += [difference_text(found.interval), detectable_text(found.detectable)] if found else [MISSING] * 2
     share = one.setting.budget

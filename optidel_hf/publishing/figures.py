@@ -201,10 +201,11 @@ def points(
     wide = (min(xs) / 1.25, max(xs) * 1.25)
     axes = Axes(wide, _spread(*_padded(min(ys), max(ys))), logarithmic="x")
     parts = [axes.draw(x_label, y_label)]
-    for name, y in levels.items():
+    for number, (name, y) in enumerate(sorted(levels.items(), key=lambda level: level[1])):
         at = axes.up(y)
         line = f'<path class="level" d="M{LEFT},{at:.1f}H{WIDTH - RIGHT}"/>'
-        parts.append(_group(name, line + _text(LEFT + 4, at - 4, name, "start")))
+        x, anchor = (LEFT + 4, "start") if number % 2 == 0 else (WIDTH - RIGHT - 4, "end")  # neighbours may be close
+        parts.append(_group(name, line + _text(x, at - 4, name, anchor)))
     apart = min(4.0, ABREAST / len(series)) if joined else 0.0
     for number, (name, row) in enumerate(series.items()):
         aside = apart * (number - (len(series) - 1) / 2)
