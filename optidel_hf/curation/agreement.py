@@ -18,8 +18,8 @@ from torch import Tensor
 
 from optidel_hf.curation import vinfo
 from optidel_hf.curation.calibration import Reference, load_calibration, load_reference, open_reference
-from optidel_hf.curation.reliability import rank_correlation
 from optidel_hf.curation.scoring import ScoreConfig, measure_patches
+from optidel_hf.evaluation.statistics import rank_correlation
 from optidel_hf.files import write_text
 
 

@@ -36,17 +36,12 @@ from optidel_hf.curation.calibration import (
     open_reference,
 )
 from optidel_hf.curation.folds import assign_folds, hashed, held_out, rows_of, split_fold, write_folds
-from optidel_hf.curation.reliability import (
-    MOST_PARTITIONS,
-    RELIABLE,
-    fewest_partitions,
-    rank_correlation,
-    spearman_brown,
-)
+from optidel_hf.curation.reliability import MOST_PARTITIONS, RELIABLE, fewest_partitions, spearman_brown
 from optidel_hf.curation.scoring import Measures, ScoreConfig, measure_patches
 from optidel_hf.curation.stages import determining
 from optidel_hf.devices import resolve_device
 from optidel_hf.errors import Diverged, UserError, changes
+from optidel_hf.evaluation.statistics import rank_correlation
 from optidel_hf.files import read_json, write_text
 from optidel_hf.images import open_image
 from optidel_hf.pretraining.trainer import PretrainConfig, Pretrainer

@@ -1,5 +1,5 @@
 """
-How far a score can be trusted to order patches: rank correlations, and how many mask partitions to average.
+How many mask partitions to average, for a score to be trusted to order patches.
 
 If two partitions' scores correlate by rho, the mean over P partitions has the reliability P rho / (1 + (P - 1) rho)
 (Spearman 1910; Brown 1910): the correlation that two such means would have.
@@ -9,19 +9,9 @@ from __future__ import annotations
 
 import math
 
-from scipy.stats import spearmanr
-from torch import Tensor
-
 
 RELIABLE = 0.9
 MOST_PARTITIONS = 8
-
-
-def rank_correlation(first: Tensor, second: Tensor) -> float | None:
-    """Spearman's rank correlation of two scores of the same patches, or `None` where it has no meaning."""
-    if len(first) < 2 or first.eq(first[0]).all() or second.eq(second[0]).all():
-        return None
-    return float(spearmanr(first, second).statistic)
 
 
 def spearman_brown(rho: float, partitions: int) -> float:

@@ -1,5 +1,5 @@
 """
-Means and intervals over seeds, and the tables made of them.
+Means and intervals over seeds, the tables made of them, and rank correlations.
 
 The interval is Student's t: mean +- t(0.975, n - 1) s / sqrt(n) over the n seeds' scores. One seed has no interval.
 Arms share seeds (labels, head, order of batches), so a difference of two arms is judged by the interval of the paired
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 
@@ -42,6 +43,20 @@ def bootstrap_correction(count: int) -> float:
     """
     upper = (1 + CONFIDENCE) / 2
     return float(np.sqrt(count / (count - 1)) * stats.t.ppf(upper, count - 1) / stats.norm.ppf(upper))
+
+
+def rank_correlation(first: ArrayLike, second: ArrayLike) -> float | None:
+    """
+    Spearman's rank correlation of two values of the same things; those with a value that is not finite are left out.
+
+    Returns:
+        `float`, or `None` where it has no meaning: of fewer than three things, or where a value never changes.
+    """
+    both = np.array([first, second], dtype=np.float64)
+    both = both[:, np.isfinite(both).all(axis=0)]
+    if both.shape[1] < 3 or np.ptp(both, axis=1).min() == 0:
+        return None
+    return float(stats.spearmanr(*both).statistic)
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

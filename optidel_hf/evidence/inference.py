@@ -45,7 +45,7 @@ import numpy as np
 from scipy import optimize, stats
 
 from optidel_hf.evaluation.metrics.mean_iou.mean_iou import class_iou, overlap
-from optidel_hf.evaluation.statistics import bootstrap_correction
+from optidel_hf.evaluation.statistics import bootstrap_correction, rank_correlation
 
 
 CONFIDENCE = 0.95
@@ -254,7 +254,7 @@ def _first_lasting(there: np.ndarray) -> np.ndarray:
     return there.shape[1] - np.logical_and.accumulate(there[:, ::-1], axis=1).sum(axis=1)
 
 
-def rank_correlation(information: np.ndarray, miou: np.ndarray) -> RankCorrelation:
+def correlate_arms(information: np.ndarray, miou: np.ndarray) -> RankCorrelation:
     """
     Spearman's rho of two values over arms, with Bonett and Wright's 95 % interval (2000): atanh(rho) has about the
     variance (1 + rho^2 / 2) / (A - 3). Arms are the sample: what seeds leave uncertain is part of their scatter.
@@ -263,12 +263,9 @@ def rank_correlation(information: np.ndarray, miou: np.ndarray) -> RankCorrelati
         information (`np.ndarray`): One value an arm `(A,)`, such as its mean held-out V-information; NaN is left out.
         miou (`np.ndarray`): The other value `(A,)`.
     """
-    known = np.isfinite(information) & np.isfinite(miou)
-    x, y = stats.rankdata(information[known]), stats.rankdata(miou[known])
-    arms = len(x)
-    if arms < 3 or min(np.ptp(x), np.ptp(y)) == 0:
+    arms = int((np.isfinite(information) & np.isfinite(miou)).sum())
+    if (value := rank_correlation(information, miou)) is None:
         return RankCorrelation(np.nan, np.nan, np.nan, arms)
-    value = float(np.corrcoef(x, y)[0, 1])
     if arms < 5:
         return RankCorrelation(value, np.nan, np.nan, arms)
     # A perfect order of few arms is no certainty: the interval is that of half a step of rho below it.

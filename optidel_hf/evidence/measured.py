@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from optidel_hf.evidence.comparison import Judged, Series
-from optidel_hf.evidence.inference import pooled_miou, rank_correlation, steps_to_level
+from optidel_hf.evidence.inference import correlate_arms, pooled_miou, steps_to_level
 from optidel_hf.evidence.wording import correlation_text, mode_words, number_text, reached_text, table
 
 
@@ -110,7 +110,7 @@ def correlation_sentence(judged: Judged, mode: str) -> str:
     """How held-out V-information goes with mIoU over all arms and budgets with the headline's labels."""
     information = mean_fact(judged.rows, "vinfo_held_out")
     series = [one for one in judged.series if (one.mode, one.setting.labels) == (mode, judged.setting.labels)]
-    found = rank_correlation(
+    found = correlate_arms(
         np.array([information.get((one.arm, one.setting.budget), np.nan) for one in series]),
         np.array([pooled_miou(one.confusion()).mean() for one in series]),
     )

@@ -5,20 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from optidel_hf.curation.reliability import MOST_PARTITIONS, fewest_partitions, rank_correlation, spearman_brown
-
-
-def test_rank_correlation_by_hand() -> None:
-    # Ranks 0 1 2 3 against 1 0 3 2: 1 - 6 x 4 / (4 x 15).
-    assert rank_correlation(torch.tensor([0.0, 1, 2, 3]), torch.tensor([1.0, 0, 9, 5])) == pytest.approx(0.6)
-    same = torch.arange(10.0)
-    assert rank_correlation(same, same.exp()) == pytest.approx(1.0)
-    assert rank_correlation(same, -same) == pytest.approx(-1.0)
-
-
-def test_what_has_no_order_has_no_correlation() -> None:
-    assert rank_correlation(torch.ones(1), torch.ones(1)) is None
-    assert rank_correlation(torch.ones(5), torch.arange(5.0)) is None
+from optidel_hf.curation.reliability import MOST_PARTITIONS, fewest_partitions, spearman_brown
+from optidel_hf.evaluation.statistics import rank_correlation
 
 
 def test_spearman_brown_by_hand() -> None:

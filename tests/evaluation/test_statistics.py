@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from optidel_hf.evaluation.statistics import (
     bootstrap_correction,
     markdown_table,
     mean_interval,
+    rank_correlation,
     summarise,
 )
 
@@ -36,6 +39,35 @@ def test_a_corrected_bootstrap_of_a_mean_is_students_interval(count: int) -> Non
 
 def test_one_seed_has_no_interval() -> None:
     assert mean_interval([0.4]) == (0.4, None, None)
+
+
+def test_rank_correlation_by_hand() -> None:
+    # Ranks 0 1 2 3 against 1 0 3 2: 1 - 6 x 4 / (4 x 15).
+    assert rank_correlation(torch.tensor([0.0, 1, 2, 3]), torch.tensor([1.0, 0, 9, 5])) == pytest.approx(0.6)
+    # Ties share their mean rank: 0.5 0.5 2 against 0 1 2.
+    assert rank_correlation([1, 1, 4], [0, 1, 2]) == pytest.approx(1.5 / 3**0.5)
+    same = np.arange(10.0)
+    assert rank_correlation(same, np.exp(same)) == pytest.approx(1.0)
+    assert rank_correlation(same, -same) == pytest.approx(-1.0)
+
+
+def test_what_has_no_value_is_left_out_of_a_rank_correlation() -> None:
+    first = np.array([0.0, np.nan, 1, 2, 3, 9])
+    assert rank_correlation(first, np.array([1.0, 9, 0, 9, 5, -np.inf])) == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ([], []),
+        ([1.0, 2.0], [1.0, 2.0]),
+        ([1.0] * 3, [1.0, 2, 3]),
+        ([1.0, 2, 3], [1.0] * 3),
+        ([1.0, 2, 3, np.nan], [4.0, 4, 4, 5]),
+    ],
+)
+def test_what_has_no_order_has_no_rank_correlation(first: list[float], second: list[float]) -> None:
+    assert rank_correlation(first, second) is None
 
 
 def test_summary_has_one_row_for_every_arm_and_mode() -> None:

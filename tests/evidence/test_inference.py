@@ -10,11 +10,11 @@ from optidel_hf.evaluation.metrics.mean_iou.mean_iou import MeanIoU
 from optidel_hf.evaluation.statistics import bootstrap_correction, mean_interval
 from optidel_hf.evidence.inference import (
     Components,
+    correlate_arms,
     minimum_detectable_difference,
     miou_interval,
     paired_interval,
     pooled_miou,
-    rank_correlation,
     seeds_needed,
     steps_to_level,
     variance_components,
@@ -162,8 +162,8 @@ def test_the_interval_of_steps_shows_what_seeds_disagree_on():
     assert (paired.steps, paired.low, paired.high) == (300, 300, 300)
 
 
-def test_rank_correlation_by_hand():
-    found = rank_correlation(np.array([1.0, 2, 3, 4, 5, np.nan]), np.array([0.1, 0.3, 0.2, 0.4, 0.5, 0.9]))
+def test_the_rank_correlation_of_arms_by_hand():
+    found = correlate_arms(np.array([1.0, 2, 3, 4, 5, np.nan]), np.array([0.1, 0.3, 0.2, 0.4, 0.5, 0.9]))
     assert found.value == pytest.approx(1 - 6 * 2 / (5 * 24))
     # atanh(0.9) -+ 1.959964 sqrt((1 + 0.405) / 2)
     assert (found.low, found.high) == pytest.approx((np.tanh(-0.17053), np.tanh(3.11498)), abs=1e-4)
@@ -171,11 +171,11 @@ def test_rank_correlation_by_hand():
 
 
 def test_a_perfect_order_of_few_arms_is_no_certainty():
-    found = rank_correlation(np.arange(6.0), np.arange(6.0))
+    found = correlate_arms(np.arange(6.0), np.arange(6.0))
     assert found.value == pytest.approx(1.0)
     assert found.low < 0.9
-    assert np.isnan(rank_correlation(np.arange(4.0), np.arange(4.0)).low)
-    assert np.isnan(rank_correlation(np.ones(6), np.arange(6.0)).value)
+    assert np.isnan(correlate_arms(np.arange(4.0), np.arange(4.0)).low)
+    assert np.isnan(correlate_arms(np.ones(6), np.arange(6.0)).value)
 
 
 def test_few_images_widen_the_bootstrap_as_students_t_does():

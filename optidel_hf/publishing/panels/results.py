@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from optidel_hf.evaluation.statistics import rank_correlation
 from optidel_hf.publishing.figures import intervals, number
-from optidel_hf.publishing.panels.scores import rank_correlation
 from optidel_hf.publishing.records import CurationRecord, read_results
 
 

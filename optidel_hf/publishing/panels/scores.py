@@ -6,8 +6,8 @@ import math
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
 
+from optidel_hf.evaluation.statistics import rank_correlation
 from optidel_hf.publishing.figures import histogram
 from optidel_hf.publishing.measures import chosen_rows
 from optidel_hf.publishing.records import CONFOUNDERS, SCORES, CurationRecord
@@ -76,15 +76,6 @@ def _calibration(entropies: np.ndarray, calibration: dict[str, Any]) -> float | 
     """A Gaussian's code length exceeds its entropy by (e / s^2 - 1) / (2 ln 2) bits."""
     expected, mean = calibration.get("conditional_entropy_held_out"), _mean(entropies)
     return None if expected is None or mean is None else 1 + 2 * math.log(2) * (mean - expected)
-
-
-def rank_correlation(first: np.ndarray, second: np.ndarray) -> float | None:
-    """`None` where it is not defined: fewer than three patches, or one of the two constant."""
-    both = np.isfinite(first) & np.isfinite(second)
-    first, second = first[both], second[both]
-    if len(first) < 3 or np.ptp(first) == 0 or np.ptp(second) == 0:
-        return None
-    return float(spearmanr(first, second).statistic)
 
 
 def _mean(values: np.ndarray) -> float | None:
