@@ -26,6 +26,7 @@ from optidel_hf.curation.selection.optidel import Turns, deal, optidel
 from optidel_hf.curation.selection.outliers import cut_outliers
 from optidel_hf.curation.selection.select import STRATEGIES, read_pool
 from optidel_hf.curation.shards import existing_shards, read_columns, read_rows
+from optidel_hf.embeddings import nearest_distance
 from optidel_hf.errors import UserError
 from optidel_hf.parquet import read_schema
 
@@ -131,8 +132,8 @@ def compare(curation_dir: str | Path, budget: float, tiles: int) -> list[Compare
 def _describe(pool: Candidates, name: str, term: bool, chosen: np.ndarray, drawn: np.ndarray) -> Compared:
     """A set with its figures; `chosen` counts candidates, `drawn` says which rows of all shards there were."""
     assert pool.embedding is not None
-    directions, everything = Directions(pool.embedding, np.arange(len(pool))), np.arange(len(pool))
-    nearest = (directions[everything] @ directions[chosen].T).max(axis=1)
+    everything = np.arange(len(pool))
+    z = Directions(pool.embedding, everything)[everything]
     return Compared(
         name=name,
         term=term,
@@ -141,7 +142,7 @@ def _describe(pool: Candidates, name: str, term: bool, chosen: np.ndarray, drawn
         sources=len(np.unique(pool.source[chosen])),
         groups=len(np.unique(pool.group[chosen])),
         hardness=float(pool.hardness[chosen].mean()),
-        distance=float(1 - nearest.mean(dtype=np.float64)),
+        distance=nearest_distance(z, z[chosen]),
     )
 
 

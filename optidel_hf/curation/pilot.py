@@ -33,6 +33,7 @@ from optidel_hf.curation.heldout import information, measure_images
 from optidel_hf.curation.reference import Reference, ReferenceConfig, decode_patches, training_config
 from optidel_hf.curation.selection import mosaics_in_budget, select
 from optidel_hf.curation.shards import read_rows
+from optidel_hf.embeddings import spaced
 from optidel_hf.errors import UserError
 from optidel_hf.files import read_json, write_text
 from optidel_hf.pretraining.batches import image_processor
@@ -108,7 +109,8 @@ def run_pilot(
             "all are held out at times. Give a larger --budget, or name a --strategy."
         )
     for repeat, held in enumerate(held_out):
-        judged = _spaced(np.flatnonzero(held), JUDGED)
+        candidates = np.flatnonzero(held)
+        judged = candidates[spaced(len(candidates), JUDGED)]
         for (a, arm), (b, number) in ((x, y) for x in enumerate(ARMS) for y in enumerate(counts)):
             key = f"{arm}, {number} patches, repeat {repeat}"
             if key not in done:
@@ -217,11 +219,6 @@ def chooser(table: pa.Table, options: dict[str, Any]) -> Choose:
         return select(table, **told).rows
 
     return choose
-
-
-def _spaced(rows: np.ndarray, count: int) -> np.ndarray:
-    """At most `count` of some rows, evenly spaced."""
-    return rows[np.unique(np.linspace(0, len(rows) - 1, count).round().astype(np.int64))]
 
 
 def _refusal(lead: Lead, facts: dict[str, Any]) -> str:

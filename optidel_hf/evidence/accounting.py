@@ -28,6 +28,7 @@ import pyarrow.compute as pc
 from optidel_hf.curation.keys import KEY_FEATURES
 from optidel_hf.curation.scoring import ScoreConfig, VInformationScorer
 from optidel_hf.curation.shards import existing_shards, read_columns
+from optidel_hf.embeddings import nearest_distance, spaced, unit_vectors
 from optidel_hf.images import cut_square, encode_png, open_image
 from optidel_hf.parquet import read_table
 
@@ -102,7 +103,7 @@ def measure_tiles(
         size (`int`): side at which patches are scored, in pixels.
     """
     scorer = VInformationScorer(str(scored / "reference"), config, device)
-    tiles = chosen.select(list(KEY_FEATURES)).take(_spaced(len(chosen)))
+    tiles = chosen.select(list(KEY_FEATURES)).take(spaced(len(chosen), MEASURED))
     parts = []
     for start in range(0, len(tiles), ROWS_AT_ONCE):
         batch = tiles.slice(start, ROWS_AT_ONCE).to_pydict()
@@ -120,23 +121,14 @@ def measure_tiles(
 def coverage(pool: np.ndarray, tiles: np.ndarray) -> float:
     """Mean cosine distance, 0 to 2, from `(n, D)` patches to the nearest of `(m, D)` tiles, about the pool's mean."""
     mean = pool.mean(axis=0, dtype=np.float64)
-    patches, covering = (_directions(part - mean) for part in (pool, tiles))
-    return float(1 - (patches @ covering.T).max(axis=1).mean())
-
-
-def _directions(offset: np.ndarray) -> np.ndarray:
-    """Unit vectors; what differs from the mean by float16 rounding alone stays near zero."""
-    return offset / np.maximum(np.linalg.norm(offset, axis=1, keepdims=True), 1e-3)
+    return nearest_distance(unit_vectors(pool, mean), unit_vectors(tiles, mean))
 
 
 def _pool_embeddings(scored: Path) -> np.ndarray:
     """Evenly spaced patches of the pool, `(n, D)`."""
     column = read_columns(scored / "scores", ["embedding"])["embedding"].combine_chunks()
-    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)[_spaced(len(column))]
-
-
-def _spaced(rows: int) -> np.ndarray:
-    return np.unique(np.linspace(0, rows - 1, MEASURED).round().astype(np.int64))
+    embedding = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+    return embedding[spaced(len(embedding), MEASURED)]
 
 
 def _cut(value: Any, crop: list[int], size: int) -> dict[str, Any]:

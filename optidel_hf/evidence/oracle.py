@@ -22,6 +22,7 @@ from torch import Tensor
 from optidel_hf.curation.calibration import load_reference
 from optidel_hf.curation.scoring import embed, normalise
 from optidel_hf.devices import resolve_device
+from optidel_hf.embeddings import unit_vectors
 
 
 IMAGES_AT_ONCE = 64
@@ -66,7 +67,7 @@ def covering_frames(pool: np.ndarray, labels: np.ndarray, count: int) -> np.ndar
 def _cosines(pool: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Of every frame to every label image, `(n, m)`, about the pool's mean."""
     mean = pool.mean(axis=0, dtype=np.float64)
-    return _directions(pool - mean) @ _directions(labels - mean).T
+    return unit_vectors(pool, mean) @ unit_vectors(labels, mean).T
 
 
 def embed_images(reference: Path, images: Tensor, device: str) -> np.ndarray:
@@ -90,7 +91,3 @@ def embed_images(reference: Path, images: Tensor, device: str) -> np.ndarray:
         pixels = resized.round().clamp(0, 255).byte().permute(0, 2, 3, 1).to(first.model.device)
         embedded.append(embed(first.model, normalise(pixels, first.mean, first.std)).cpu())
     return torch.cat(embedded).numpy()
-
-
-def _directions(offset: np.ndarray) -> np.ndarray:
-    return offset / np.maximum(np.linalg.norm(offset, axis=1, keepdims=True), 1e-6)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
+from optidel_hf.embeddings import nearest_distance, spaced, unit_vectors
 from optidel_hf.errors import UserError
 from optidel_hf.parquet import read_schema, read_table
 from optidel_hf.publishing.records import CurationRecord, find_rows, patch_key, shards
@@ -78,7 +79,7 @@ def coverage_distance(record: CurationRecord, rows: np.ndarray) -> float | None:
     paths = shards(record.folder / "scores")
     if not paths or "embedding" not in read_schema(paths[0]).names:
         return None
-    sample = np.unique(np.linspace(0, record.offsets[-1] - 1, POOL_SAMPLE).round().astype(np.int64))
+    sample = spaced(record.offsets[-1], POOL_SAMPLE)
     total: Any = 0.0
     kept: dict[str, list[np.ndarray]] = {"pool": [], "chosen": []}
     for path, start, end in zip(paths, record.offsets, record.offsets[1:]):
@@ -90,15 +91,7 @@ def coverage_distance(record: CurationRecord, rows: np.ndarray) -> float | None:
         for name, wanted in (("pool", sample), ("chosen", np.sort(rows))):
             kept[name].append(embedding[wanted[(wanted >= start) & (wanted < end)] - start])
     mean = (total / record.offsets[-1]).astype(np.float32)
-    pool, chosen = (_directions(np.concatenate(parts), mean) for parts in kept.values())
-    nearest = [(pool @ part.T).max(axis=1) for part in np.array_split(chosen, len(chosen) // POOL_SAMPLE + 1)]
-    return float(1 - np.max(nearest, axis=0).mean(dtype=np.float64))
-
-
-def _directions(embedding: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """Unit vectors `(m, D)` from the mean; what differs from it by float16 rounding alone stays near zero."""
-    offset = embedding - mean
-    return offset / np.maximum(np.linalg.norm(offset, axis=1, keepdims=True), 1e-3)
+    return nearest_distance(*(unit_vectors(np.concatenate(parts), mean) for parts in kept.values()))
 
 
 def _entropy_row(record: CurationRecord, rows: np.ndarray, column: str, name: str) -> dict[str, str]:

@@ -8,6 +8,7 @@ from matplotlib.ticker import PercentFormatter
 from PIL import Image
 
 from optidel_hf.drawing import PAPER, encode_figure, hide_frame, in_style, new_figure
+from optidel_hf.embeddings import spaced
 from optidel_hf.images import encode_png, open_image
 from optidel_hf.publishing.figures import binned_shares
 from optidel_hf.publishing.measures import chosen_rows
@@ -25,8 +26,8 @@ def contact_sheet(record: CurationRecord) -> bytes:
     """Curated images as PNG, evenly spaced over all of them, in rows of six."""
     folder = record.folder / "curated"
     everywhere = list_rows(folder)
-    spaced = np.linspace(0, len(everywhere) - 1, min(SHEET_IMAGES, len(everywhere))).round().astype(int)
-    images = [open_image(row["image"]) for row in read_rows(folder, [everywhere[i] for i in spaced], ["image"])]
+    shown = [everywhere[number] for number in spaced(len(everywhere), SHEET_IMAGES)]
+    images = [open_image(row["image"]) for row in read_rows(folder, shown, ["image"])]
     rows, step = -(-len(images) // SHEET_COLUMNS), SHEET_SIDE + GAP
     sheet = Image.new("RGB", (min(len(images), SHEET_COLUMNS) * step + GAP, rows * step + GAP), PAPER)
     for number, image in enumerate(images):

@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
+from optidel_hf.embeddings import spaced
 from optidel_hf.publishing.figures import thumbnail
 from optidel_hf.publishing.records import CurationRecord, Key, Row, find_rows, list_rows, patch_key, read_rows, shards
 
@@ -23,8 +24,6 @@ HARD_WHEN_LOW = ("pvi", "contrastive_pvi")
 """Scores of which a low value means a hard patch."""
 HARDNESS = (*HARD_WHEN_LOW, "cond_entropy", "recon_error", "difficulty")
 """Scores that tell how well the reference model predicts a patch."""
-
-T = TypeVar("T")
 
 
 def patch_sheets(record: CurationRecord) -> list[dict[str, Any]]:
@@ -45,8 +44,8 @@ def patch_sheets(record: CurationRecord) -> list[dict[str, Any]]:
     (top, of_top), (bottom, of_bottom) = _ends(score)
     keys = _chosen_keys(record)
     dropped = {patch_key(row): row["reason"] for row in record.facts.get("dropped", [])[:PATCHES_DRAWN]}
-    spaced = _spaced(keys, PATCHES_DRAWN)
-    where = find_rows(folder, {*spaced, *dropped})
+    shown = [keys[number] for number in spaced(len(keys), PATCHES_DRAWN)]
+    where = find_rows(folder, {*shown, *dropped})
     sheets = [
         (
             top,
@@ -59,7 +58,7 @@ def patch_sheets(record: CurationRecord) -> list[dict[str, Any]]:
             f"The key patches {of_bottom}; a frame marks the chosen.",
             [record.row(index) for index in order[:PATCHES_DRAWN]],
         ),
-        ("Chosen", "Chosen key patches, evenly spaced from the first rank to the last.", _found(where, spaced)),
+        ("Chosen", "Chosen key patches, evenly spaced from the first rank to the last.", _found(where, shown)),
         ("Dropped", "Key patches that the strategy left out before ranking, and why.", _found(where, dropped)),
     ]
     return [
@@ -81,13 +80,14 @@ def mosaic_sheet(record: CurationRecord) -> list[dict[str, Any]]:
     """
     folder = record.folder / "curated"
     everywhere = list_rows(folder)
+    shown = [everywhere[number] for number in spaced(len(everywhere), MOSAICS_DRAWN)]
     return [
         {
             "uri": thumbnail(row["image"], MOSAIC_SIDE),
             "across": max(1, math.isqrt(len(row["tiles"]))),
             "tiles": [{"name": PurePosixPath(tile["source"]).name, "title": _lineage(tile)} for tile in row["tiles"]],
         }
-        for row in read_rows(folder, _spaced(everywhere, MOSAICS_DRAWN), ["image", "tiles"])
+        for row in read_rows(folder, shown, ["image", "tiles"])
     ]
 
 
@@ -144,10 +144,3 @@ def _chosen_keys(record: CurationRecord) -> list[Key]:
 
 def _found(where: dict[Key, Row], keys: Iterable[Key]) -> list[Row]:
     return [where[key] for key in keys if key in where]
-
-
-def _spaced(items: Sequence[T], count: int) -> list[T]:
-    """At most `count` items, evenly spaced from the first to the last."""
-    if len(items) <= count:
-        return list(items)
-    return [items[round(number * (len(items) - 1) / (count - 1))] for number in range(count)]

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from optidel_hf import embeddings
 from optidel_hf.errors import UserError
 from optidel_hf.publishing import measures
 from optidel_hf.publishing.measures import (
@@ -242,5 +243,6 @@ def test_many_chosen_patches_are_looked_at_in_parts(
     away = pool - pool.mean(axis=0)
     away /= np.linalg.norm(away, axis=1, keepdims=True)
     monkeypatch.setattr(measures, "POOL_SAMPLE", part)
+    monkeypatch.setattr(embeddings, "AT_ONCE", part)
     expected = 1 - (away[sample] @ away[rows].T).max(axis=1).mean()
     assert measures.coverage_distance(record, rows) == pytest.approx(expected, abs=1e-4)

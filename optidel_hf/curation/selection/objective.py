@@ -23,13 +23,13 @@ from __future__ import annotations
 import numpy as np
 
 from optidel_hf.curation.selection.clusters import members
+from optidel_hf.embeddings import unit_vectors
 
 
 MEMORY = 2 << 30  # bytes of similarities
 PAIRS_AT_ONCE = 1 << 22
 POOL_SAMPLE = 2048
 POWER_STEPS = 8
-ROUNDING = 1e-3  # about what float16 changes in a unit vector
 
 
 class Directions:
@@ -51,8 +51,7 @@ class Directions:
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         """`(B, D)` of rows of the pool; what differs from the mean by rounding alone stays near zero."""
-        offset = self.embedding[self.pool[rows]] - self.mean
-        return offset / np.maximum(np.linalg.norm(offset, axis=1, keepdims=True), ROUNDING)
+        return unit_vectors(self.embedding[self.pool[rows]], self.mean)
 
 
 class Objective:
