@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import os
@@ -164,6 +165,12 @@ def encode_png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", compress_level=3)
     return buffer.getvalue()
+
+
+def source_sha256(value: dict[str, Any]) -> str:
+    """Hash of a source image's file, from its undecoded value."""
+    content = value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
+    return hashlib.sha256(content).hexdigest()
 
 
 def _open_lazily(value: Any) -> Image.Image:

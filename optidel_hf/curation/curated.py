@@ -7,7 +7,6 @@ for pixel. Its hashes are taken from the finished mosaics.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,7 @@ from optidel_hf.curation.mosaic import grid_side, pixels_sha256, render_mosaic, 
 from optidel_hf.curation.selection import Selection
 from optidel_hf.curation.shards import FirstRank, existing_shards, shard_bounds, shard_paths, wait_for
 from optidel_hf.errors import UserError
-from optidel_hf.images import ACCEPTED, MAX_IMAGE_PIXELS, encode_png, open_image
+from optidel_hf.images import ACCEPTED, MAX_IMAGE_PIXELS, encode_png, open_image, source_sha256
 from optidel_hf.parquet import read_table, write_parquet
 from optidel_hf.processes import process_rank
 from optidel_hf.sources import find_image_column, undecoded
@@ -177,12 +176,6 @@ def to_arrow(dataset: Dataset) -> pa.Table:
     """A dataset's rows as one arrow table that carries its features, as `load_dataset` reads them from parquet."""
     schema = dataset.features.arrow_schema
     return dataset.with_format("arrow")[:].cast(schema).replace_schema_metadata(schema.metadata)
-
-
-def source_sha256(value: dict[str, Any]) -> str:
-    """Hash of a source image's file, from its undecoded value."""
-    content = value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
-    return hashlib.sha256(content).hexdigest()
 
 
 def _tiles_of(chosen: pa.Table) -> list[list[dict[str, Any]]]:

@@ -132,14 +132,18 @@ def read_curation(curation_dir: str | Path) -> CurationRecord:
     selection, facts = read_selection(folder / "selection.parquet")
     columns, offsets = _read_scores(score_shards, facts.get("score") or "")
     rejected = _count_rejected(folder / "rejected")
+    without_patch, held_out = rejected.pop(NO_PATCH, 0), _count_held_out(folder / "held_out.parquet")
+    if not patches and selection is not None:  # `patches/` may go once its patches are curated
+        patches = facts["counts"]["pool"]
+        with_patches = inputs.num_rows - held_out - rejected.total() - without_patch
     stages = {path.parent.name: read_json(path) for path in sorted(folder.glob("*/config.json"))}
     return CurationRecord(
         folder=folder,
         config=read_json(folder / "config.json") if (folder / "config.json").is_file() else {},
         stages=stages,
         sources=inputs.num_rows,
-        held_out=_count_held_out(folder / "held_out.parquet"),
-        without_patch=rejected.pop(NO_PATCH, 0),
+        held_out=held_out,
+        without_patch=without_patch,
         rejected=rejected,
         with_patches=with_patches,
         patches=patches,

@@ -29,9 +29,9 @@ from datasets import Dataset
 from PIL import Image
 from tqdm import tqdm
 
-from optidel_hf.curation.curated import source_sha256
 from optidel_hf.errors import UserError, changes, named_by
 from optidel_hf.files import alone_in, read_json, write_text
+from optidel_hf.images import source_sha256
 from optidel_hf.parquet import write_parquet
 from optidel_hf.sample.junk import JUNK
 from optidel_hf.sample.testbed_views import Camera, drifting_frames, generated_scenes

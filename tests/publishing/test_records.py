@@ -40,6 +40,12 @@ def test_funnel_counts_down_from_images_and_from_patches(curation: Path) -> None
     assert steps["chosen"] == (16, 16 / 24)
 
 
+def test_the_funnel_of_a_finished_curation_needs_no_patches(curation: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(curation, tmp_path / "out")
+    shutil.rmtree(out / "patches")
+    assert funnel(read_curation(out)) == funnel(read_curation(curation))
+
+
 def test_funnel_names_what_was_held_out_and_cut(curation: Path, tmp_path: Path) -> None:
     out = shutil.copytree(curation, tmp_path / "out")
     pq.write_table(pa.table({"source": ["a.png", "b.png"], "group": ["a.png", "a.png"]}), out / "held_out.parquet")
