@@ -22,6 +22,7 @@ from optidel_hf.errors import UserError
 MAX_IMAGE_PIXELS = 89_478_485
 # For sources whose size was accepted when their patches were cut: Pillow's own limit, twice the above, still holds.
 ACCEPTED = sys.maxsize
+DECODING_THREADS = 4
 LEAST_OF_16_BITS = 2**12  # of the largest value: 12 bits in 16, as cameras and scanners write them, would be black
 # `open_image` has a limit of its own. For the whole process: `catch_warnings` is not safe in the threads that decode.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)

@@ -40,11 +40,11 @@ from optidel_hf.curation.contrastive import (
     information,
 )
 from optidel_hf.curation.keys import KEY_FEATURES
-from optidel_hf.curation.scoring import DECODERS, normalise
+from optidel_hf.curation.scoring import normalise
 from optidel_hf.devices import resolve_device
 from optidel_hf.errors import UserError
 from optidel_hf.files import read_json, write_text
-from optidel_hf.images import centre_square, cut_square, open_image
+from optidel_hf.images import DECODING_THREADS, centre_square, cut_square, open_image
 from optidel_hf.processes import take_one_thread_in_a_pool
 from optidel_hf.tables import batch_column, require_patches
 
@@ -233,7 +233,7 @@ def embed_views(encoder: Encoder, batch: Mapping[str, Any], seed: int, patches_p
         return np.stack([np.asarray(draw_view(image, rng, size)) for _ in range(2)])
 
     rows, embedded = iter(range(len(sources))), []
-    with ThreadPoolExecutor(max_workers=DECODERS) as pool:  # draws ahead of the encoder
+    with ThreadPoolExecutor(DECODING_THREADS) as pool:  # draws ahead of the encoder
         drawn = pool.map(views, rows)
         while chunk := list(islice(drawn, patches_per_batch)):
             pairs = torch.from_numpy(np.stack(chunk, axis=1))  # (2, B, S, S, C)

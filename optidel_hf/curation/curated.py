@@ -23,7 +23,7 @@ from optidel_hf.curation.mosaic import grid_side, pixels_sha256, render_mosaic, 
 from optidel_hf.curation.selection import Selection
 from optidel_hf.curation.shards import FirstRank, existing_shards, shard_bounds, shard_paths, wait_for
 from optidel_hf.errors import UserError
-from optidel_hf.images import ACCEPTED, MAX_IMAGE_PIXELS, encode_png, open_image, source_sha256
+from optidel_hf.images import ACCEPTED, DECODING_THREADS, MAX_IMAGE_PIXELS, encode_png, open_image, source_sha256
 from optidel_hf.parquet import read_table, write_parquet
 from optidel_hf.processes import process_rank
 from optidel_hf.sources import find_image_column, undecoded
@@ -130,7 +130,7 @@ def build_curated(chosen: pa.Table, find_source: Callable[[str], Any], size: int
         `datasets.Dataset` with `image` and `tiles`, one row a mosaic.
     """
     mosaics = _tiles_of(chosen)
-    with ThreadPoolExecutor(max_workers=4) as pool:
+    with ThreadPoolExecutor(DECODING_THREADS) as pool:
         images = list(pool.map(lambda tiles: _render(tiles, find_source, size), mosaics))
     rows = {"image": [{"bytes": image, "path": None} for image in images], "tiles": [_lineage(t) for t in mosaics]}
     return Dataset.from_dict(rows, features=CURATED_FEATURES)

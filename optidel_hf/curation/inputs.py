@@ -21,7 +21,7 @@ from optidel_hf.checkpoints import EMBEDDED
 from optidel_hf.curation.near_duplicates import difference_hash, near_duplicate_components
 from optidel_hf.curation.shards import FirstRank, shard_bounds, shard_paths, wait_for
 from optidel_hf.errors import UserError
-from optidel_hf.images import MAX_IMAGE_PIXELS, count_pixels, decode_reason, split_runs
+from optidel_hf.images import DECODING_THREADS, MAX_IMAGE_PIXELS, count_pixels, decode_reason, split_runs
 from optidel_hf.parquet import read_table, write_parquet
 from optidel_hf.processes import process_rank
 from optidel_hf.sources import find_image_column, image_columns, is_missing, open_dataset, unique_sources
@@ -156,7 +156,7 @@ def _hash_rows(dataset: Dataset, max_pixels: int) -> pa.Table:
     values = dataset["image"]
     hashes: list[np.ndarray | None] = []
     runs = split_runs([count_pixels(value, max_pixels) for value in values], IMAGES_AT_ONCE, max_pixels)
-    with ThreadPoolExecutor(max_workers=4) as pool:
+    with ThreadPoolExecutor(DECODING_THREADS) as pool:
         for run in runs:  # together no larger than one largest image
             hashes += pool.map(lambda i: _perceptual_hash(values[i], max_pixels), run)
     return pa.table(

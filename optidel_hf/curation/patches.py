@@ -28,6 +28,7 @@ from optidel_hf.curation.masks import MaskGenerator, Masks
 from optidel_hf.curation.patch_config import PatchConfig
 from optidel_hf.errors import UserError
 from optidel_hf.images import (
+    DECODING_THREADS,
     ImageRejected,
     Opened,
     centre_square,
@@ -126,7 +127,7 @@ def _open_in_runs(values: list[Any], config: PatchConfig, least: tuple[int, int]
     runs = split_runs(pixels, config.images_per_batch, most)
     held = [sum(pixels[i] for i in run) for run in runs]
     queue: deque[Future[Opened | str]] = deque()
-    with ThreadPoolExecutor(max_workers=4) as pool:
+    with ThreadPoolExecutor(DECODING_THREADS) as pool:
         begun = 0
         for number, run in enumerate(runs):
             ahead = number + 2 if sum(held[number : number + 2]) <= most else number + 1

@@ -40,7 +40,7 @@ from optidel_hf.curation.masking import hidden_mean, mask_partition, mask_ratio
 from optidel_hf.curation.nuisance import NUISANCES, nuisances
 from optidel_hf.devices import resolve_device
 from optidel_hf.errors import UserError, changes
-from optidel_hf.images import open_image
+from optidel_hf.images import DECODING_THREADS, open_image
 from optidel_hf.pretraining.objectives.mae import MaskedAutoencoding
 from optidel_hf.processes import take_one_thread_in_a_pool
 from optidel_hf.tables import batch_column
@@ -50,7 +50,6 @@ SCORES = ("cond_entropy", "null_entropy", "pvi", "pvi_std", "recon_error", "cont
 LEARNABILITY = "learnability"
 CALIBRATED = ("masks", "mask_seed", "variance")  # fields of `ScoreConfig` that a calibration holds for
 VARIANCES = ("global", "channel", "position")
-DECODERS = 4
 
 
 @dataclass(frozen=True)
@@ -166,7 +165,7 @@ class VInformationScorer:
         sides = torch.tensor([crop[2] for crop in batch["crop"]], dtype=torch.float32)
         scored = []
         order = np.argsort(folds, kind="stable")
-        with ThreadPoolExecutor(max_workers=DECODERS) as pool:
+        with ThreadPoolExecutor(DECODING_THREADS) as pool:
             decoded = pool.map(partial(decode_patch, size=size), [images[row] for row in order])
             for fold in np.unique(folds):
                 rows = np.flatnonzero(folds == fold)
@@ -296,6 +295,6 @@ def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
 def load_pixels(images: list[Any], reference: Reference) -> Tensor:
     """Undecoded patches to `(B, C, S, S)` float32, at the model's input size and normalisation, on its device."""
     size = reference.model.config.image_size
-    with ThreadPoolExecutor(max_workers=DECODERS) as pool:
+    with ThreadPoolExecutor(DECODING_THREADS) as pool:
         stacked = torch.from_numpy(np.stack(list(pool.map(partial(decode_patch, size=size), images))))
     return normalise(stacked.to(reference.model.device), reference.mean, reference.std)

@@ -16,6 +16,8 @@ import torch
 from safetensors import SafetensorError
 from transformers import ViTConfig, ViTModel
 from transformers.image_processing_base import ImageProcessingMixin
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN as MEAN
+from transformers.image_utils import IMAGENET_DEFAULT_STD as STD
 from transformers.utils import CONFIG_NAME
 
 from optidel_hf.checkpoints import locate_file, quiet_about_unused_weights, refuse_pickle
@@ -24,8 +26,6 @@ from optidel_hf.pretraining.objectives.vit import initialise, seeded
 
 
 logger = logging.getLogger(__name__)
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass
@@ -40,8 +40,8 @@ class Backbone:
     """
 
     encoder: ViTModel
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
+    mean: tuple[float, ...] = tuple(MEAN)
+    std: tuple[float, ...] = tuple(STD)
 
     def fingerprint(self) -> str:
         """The first 16 hex digits of the SHA-256 of all weights and of the normalisation."""
@@ -117,8 +117,8 @@ def _normalisation(model: str, subfolder: str) -> tuple[tuple[float, ...], tuple
         processor, _ = ImageProcessingMixin.get_image_processor_dict(model, subfolder=subfolder)
     except OSError:
         logger.warning("%s has no preprocessor_config.json: normalising by ImageNet's mean and deviation", model)
-        return IMAGENET_MEAN, IMAGENET_STD
+        return tuple(MEAN), tuple(STD)
     return (
-        tuple(processor.get("image_mean", IMAGENET_MEAN)),
-        tuple(processor.get("image_std", IMAGENET_STD)),
+        tuple(processor.get("image_mean", MEAN)),
+        tuple(processor.get("image_std", STD)),
     )

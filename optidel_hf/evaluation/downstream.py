@@ -24,7 +24,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from optidel_hf.errors import UserError, named_by
-from optidel_hf.images import ImageRejected, open_image
+from optidel_hf.images import DECODING_THREADS, ImageRejected, open_image
 from optidel_hf.sources import find_image_column, open_dataset
 
 
@@ -34,7 +34,6 @@ logger = logging.getLogger(__name__)
 MASK_THRESHOLD = 127
 GREY = (32, 223)  # neither black nor white, as few of a binary mask's pixels are: 0.005 % of Kvasir-SEG's
 MOST_GREY = 0.01
-DECODING_THREADS = 4
 
 Pair = tuple[str, Any, Any]  # name, image, mask
 

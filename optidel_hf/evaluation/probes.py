@@ -24,9 +24,11 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import ViTModel
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN as MEAN
+from transformers.image_utils import IMAGENET_DEFAULT_STD as STD
 
 from optidel_hf.errors import UserError, named_by
-from optidel_hf.evaluation.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone
+from optidel_hf.evaluation.backbone import Backbone
 from optidel_hf.evaluation.downstream import DownstreamSet, load_downstream
 from optidel_hf.evaluation.protocol import score, train_segmenter
 from optidel_hf.pretraining.stored import decode
@@ -144,7 +146,7 @@ def probe_segmentation(encoder: ViTModel, train_set: DownstreamSet, test_set: Do
 def features(encoder: ViTModel, images: torch.Tensor) -> np.ndarray:
     """Mean patch tokens `(N, D)` of images `(N, 3, S, S)` uint8, float32."""
     device = encoder.device
-    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (MEAN, STD))
     encoder.eval()
     batches = ((batch.to(device).float() / 255 - mean) / std for batch in images.split(BATCH))
     tokens = [encoder(batch).last_hidden_state[:, 1:].mean(dim=1) for batch in batches]

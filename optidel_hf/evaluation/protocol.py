@@ -204,26 +204,26 @@ def train(
     model.eval()
 
 
-@torch.no_grad()
 def score(model: Segmenter, data: DownstreamSet, batch_size: int) -> dict:
     """What [`MeanIoU.compute`] returns for a segmenter on a split; no image is weighted, every pixel counts once."""
-    device = next(model.parameters()).device
     metric = MeanIoU(num_labels=NUM_CLASSES)
-    for images, masks in zip(data.images.split(batch_size), data.masks.split(batch_size), strict=True):
-        predictions = model(images.to(device)).argmax(dim=1)
-        metric.add_batch(predictions=predictions.cpu().numpy(), references=masks.numpy())
+    for predictions, masks in _predictions(model, data, batch_size):
+        metric.add_batch(predictions=predictions, references=masks)
     return metric.compute()
 
 
-@torch.no_grad()
 def image_confusions(model: Segmenter, data: DownstreamSet, batch_size: int) -> np.ndarray:
     """The confusion matrix of every image, `(N, C, C)` int64, rows are references; their sum is that of [`score`]."""
+    batches = _predictions(model, data, batch_size)
+    return np.stack([confusion_matrix(*pair, NUM_CLASSES) for batch in batches for pair in zip(*batch, strict=True)])
+
+
+@torch.no_grad()
+def _predictions(model: Segmenter, data: DownstreamSet, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Predicted and true classes, `(B, S, S)` each, batch by batch."""
     device = next(model.parameters()).device
-    confusions = []
     for images, masks in zip(data.images.split(batch_size), data.masks.split(batch_size), strict=True):
-        predictions = model(images.to(device)).argmax(dim=1).cpu().numpy()
-        confusions += [confusion_matrix(*pair, NUM_CLASSES) for pair in zip(predictions, masks.numpy(), strict=True)]
-    return np.stack(confusions)
+        yield model(images.to(device)).argmax(dim=1).cpu().numpy(), masks.numpy()
 
 
 @torch.no_grad()

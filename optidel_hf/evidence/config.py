@@ -23,7 +23,7 @@ from optidel_hf.curation.scoring import LEARNABILITY, ScoreConfig
 from optidel_hf.curation.stages import determining
 from optidel_hf.devices import PRECISIONS
 from optidel_hf.errors import UserError
-from optidel_hf.evaluation.segmentation import MODES
+from optidel_hf.evaluation.segmentation import MODES, EvaluateConfig
 from optidel_hf.evidence.arms import ARMS
 from optidel_hf.evidence.comparison import TEST, VALIDATION
 from optidel_hf.evidence.pool import Pool
@@ -124,14 +124,20 @@ class ReproduceConfig:
     near_distance: int = field(
         default=40, metadata={"help": "Label candidates are dropped within this dHash distance of a test image."}
     )
-    finetune_steps: int = field(default=200, metadata={"help": "Steps of fine-tuning, for every arm."})
-    finetune_learning_rate: float = field(default=5e-4, metadata={"help": "Peak rate of fine-tuning."})
+    finetune_steps: int = field(
+        default=EvaluateConfig.steps, metadata={"help": "Steps of fine-tuning, for every arm."}
+    )
+    finetune_learning_rate: float = field(
+        default=EvaluateConfig.learning_rate, metadata={"help": "Peak rate of fine-tuning."}
+    )
     finetune_mixed_precision: str = field(
         default="auto", metadata={"help": "bf16, no (float32), or auto: bf16 on a GPU that has it, else float32."}
     )
-    probe_steps: int = field(default=200, metadata={"help": "Steps of probing, for every arm."})
-    probe_learning_rate: float = field(default=1e-3, metadata={"help": "Peak rate of probing."})
-    downstream_batch_size: int = field(default=32, metadata={"help": "Labelled images a step."})
+    probe_steps: int = field(default=EvaluateConfig.steps, metadata={"help": "Steps of probing, for every arm."})
+    probe_learning_rate: float = field(
+        default=EvaluateConfig.probe_learning_rate, metadata={"help": "Peak rate of probing."}
+    )
+    downstream_batch_size: int = field(default=EvaluateConfig.batch_size, metadata={"help": "Labelled images a step."})
     curation_steps: int = field(
         default=0,
         metadata={

@@ -23,7 +23,6 @@ import pyarrow.compute as pc
 from optidel_hf.curation.near_duplicates import NEAR, difference_hash
 from optidel_hf.errors import UserError
 from optidel_hf.evaluation.downstream import (
-    DECODING_THREADS,
     DownstreamSet,
     Pair,
     list_pairs,
@@ -33,7 +32,7 @@ from optidel_hf.evaluation.downstream import (
 )
 from optidel_hf.evidence.comparison import TEST
 from optidel_hf.evidence.config import ReproduceConfig
-from optidel_hf.images import ImageRejected, open_image
+from optidel_hf.images import DECODING_THREADS, ImageRejected, open_image
 
 
 logger = logging.getLogger(__name__)

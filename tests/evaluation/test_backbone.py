@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import AutoConfig, BertConfig, BertModel, ViTModel
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN
 
 from optidel_hf.errors import UserError
-from optidel_hf.evaluation.backbone import IMAGENET_MEAN, fresh_backbone, load_backbone
+from optidel_hf.evaluation.backbone import fresh_backbone, load_backbone
 from optidel_hf.pretraining.objectives.mae import build_mae
 from optidel_hf.pretraining.objectives.vit import build_vit, load
 
@@ -51,7 +52,7 @@ def test_backbone_subfolder_and_its_normalisation_are_preferred(tmp_path: Path, 
     backbone = load_backbone(str(tmp_path))
     assert (backbone.encoder.layernorm.weight == 2.0).all()
     assert (backbone.mean, backbone.std) == ((0.5, 0.4, 0.3), (0.1, 0.2, 0.3))
-    assert load_backbone(str(vit_folder)).mean == IMAGENET_MEAN
+    assert load_backbone(str(vit_folder)).mean == tuple(IMAGENET_DEFAULT_MEAN)
 
 
 def test_a_file_that_was_cut_short_is_told(tmp_path: Path, vit_folder: Path) -> None:
