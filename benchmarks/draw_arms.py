@@ -15,9 +15,10 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from optidel_hf.curation.selection.outliers import LEAST
-from optidel_hf.curation.shards import existing_shards, read_columns, read_rows
+from optidel_hf.curation.shards import read_columns, read_rows
 from optidel_hf.evidence.arms import ARMS
 from optidel_hf.images import open_image
+from optidel_hf.layout import existing_shards
 
 
 SIDE, GAP, HEAD, PIXELATED = 72, 4, 24, 5

@@ -12,8 +12,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
 
-from optidel_hf.curation.shards import existing_shards, read_columns
+from optidel_hf.curation.shards import read_columns
 from optidel_hf.images import open_image
+from optidel_hf.layout import existing_shards
 
 
 SIDE, GAP, HEAD = 150, 8, 34

@@ -24,6 +24,7 @@ from optidel_hf.flags import (
     StatusConfig,
     TheoryOutputConfig,
 )
+from optidel_hf.layout import existing_shards
 
 
 if TYPE_CHECKING:
@@ -255,7 +256,6 @@ def information(arguments: Sequence[str]) -> None:
 
 def status(arguments: Sequence[str]) -> None:
     """How far a curation has come."""
-    from optidel_hf.curation.shards import existing_shards
 
     (config,) = _parse((StatusConfig,), arguments, "status", status.__doc__)
     output = Path(config.output_dir)

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from optidel_hf.errors import UserError
+from optidel_hf.layout import STAGES
 
 
 if sys.platform != "win32":
     import fcntl
 
-STAGES = ("patches", "rejected", "reference", "scores", ".selection", "curated")
-"""The folders of a curation's stages, beside its `inputs.parquet`."""
 ATTEMPTS = 5  # at a lock, a tenth of a second apart: `is_held` takes it for a moment
 
 

@@ -25,9 +25,10 @@ from optidel_hf.curation.selection.objective import MEMORY, Directions, Objectiv
 from optidel_hf.curation.selection.optidel import Turns, deal, optidel
 from optidel_hf.curation.selection.outliers import cut_outliers
 from optidel_hf.curation.selection.select import STRATEGIES, read_pool
-from optidel_hf.curation.shards import existing_shards, read_columns, read_rows
+from optidel_hf.curation.shards import read_columns, read_rows
 from optidel_hf.embeddings import nearest_distance
 from optidel_hf.errors import UserError
+from optidel_hf.layout import existing_shards
 from optidel_hf.parquet import read_schema
 
 

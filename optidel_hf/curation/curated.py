@@ -21,9 +21,10 @@ from tqdm.auto import tqdm
 
 from optidel_hf.curation.mosaic import grid_side, pixels_sha256, render_mosaic, renderer_versions
 from optidel_hf.curation.selection import Selection
-from optidel_hf.curation.shards import FirstRank, existing_shards, shard_bounds, shard_paths, wait_for
+from optidel_hf.curation.shards import FirstRank, shard_bounds, wait_for
 from optidel_hf.errors import UserError
 from optidel_hf.images import ACCEPTED, DECODING_THREADS, MAX_IMAGE_PIXELS, encode_png, open_image, source_sha256
+from optidel_hf.layout import METADATA_KEY, existing_shards, shard_paths
 from optidel_hf.parquet import read_table, write_parquet
 from optidel_hf.processes import process_rank
 from optidel_hf.sources import find_image_column, undecoded
@@ -44,7 +45,6 @@ CURATED_FEATURES = Features(
         ),
     }
 )
-METADATA_KEY = b"optidel"
 
 
 @dataclass(frozen=True)

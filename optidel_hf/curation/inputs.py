@@ -19,9 +19,10 @@ from tqdm.auto import tqdm
 
 from optidel_hf.checkpoints import EMBEDDED
 from optidel_hf.curation.near_duplicates import difference_hash, near_duplicate_components
-from optidel_hf.curation.shards import FirstRank, shard_bounds, shard_paths, wait_for
+from optidel_hf.curation.shards import FirstRank, shard_bounds, wait_for
 from optidel_hf.errors import UserError
 from optidel_hf.images import DECODING_THREADS, MAX_IMAGE_PIXELS, count_pixels, decode_reason, split_runs
+from optidel_hf.layout import shard_paths
 from optidel_hf.parquet import read_table, write_parquet
 from optidel_hf.processes import process_rank
 from optidel_hf.sources import find_image_column, image_columns, is_missing, open_dataset, unique_sources

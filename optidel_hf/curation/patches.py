@@ -38,6 +38,7 @@ from optidel_hf.images import (
     open_reduced,
     split_runs,
 )
+from optidel_hf.layout import NO_PATCH
 from optidel_hf.processes import take_one_thread_in_a_pool
 from optidel_hf.sources import is_missing
 from optidel_hf.tables import batch_column
@@ -52,7 +53,6 @@ PATCH_FEATURES = Features(
         "rejected": Value("string"),
     }
 )
-NO_PATCH = "SAM found no key patch that passed the filters"
 SAME_CROP = 1 - 1e-6  # intersection over union above which two crops are one
 
 

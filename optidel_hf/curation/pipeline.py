@@ -30,38 +30,25 @@ from tqdm.auto import tqdm
 
 from optidel_hf.arguments import as_flags
 from optidel_hf.curation.chain import Chain
-from optidel_hf.curation.curated import (
-    METADATA_KEY,
-    curated_shards,
-    draft_selection,
-    publish_selection,
-    to_arrow,
-)
+from optidel_hf.curation.curated import curated_shards, draft_selection, publish_selection, to_arrow
 from optidel_hf.curation.curation_config import CurationConfig, refuse_early
 from optidel_hf.curation.folds import assign_folds
 from optidel_hf.curation.frames import hold_out
 from optidel_hf.curation.inputs import inputs_hash, list_inputs, open_sources
 from optidel_hf.curation.mosaic import grid_side
 from optidel_hf.curation.patch_config import PatchConfig
-from optidel_hf.curation.patches import NO_PATCH, PATCH_FEATURES, SamPatchExtractor
+from optidel_hf.curation.patches import PATCH_FEATURES, SamPatchExtractor
 from optidel_hf.curation.pilot import settle_strategy
 from optidel_hf.curation.reference import ReferenceConfig, calibrate_checkpoint, fit_scorer, write_settings
 from optidel_hf.curation.scoring import VInformationScorer
 from optidel_hf.curation.selection import eligible, mosaics_in_budget, refuse_too_few, select
 from optidel_hf.curation.selection_config import AUTO
-from optidel_hf.curation.shards import (
-    FirstRank,
-    existing_shards,
-    read_columns,
-    read_rows,
-    shard_bounds,
-    shard_paths,
-    wait_for,
-)
+from optidel_hf.curation.shards import FirstRank, read_columns, read_rows, shard_bounds, wait_for
 from optidel_hf.curation.stages import Stage, digest
 from optidel_hf.devices import hardware, resolve_device
 from optidel_hf.errors import UserError
 from optidel_hf.files import alone_in, write_text
+from optidel_hf.layout import METADATA_KEY, NO_PATCH, existing_shards, shard_paths
 from optidel_hf.parquet import count_rows, read_schema, read_table, write_parquet
 from optidel_hf.processes import process_rank, single_process
 

@@ -21,13 +21,14 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Image
 from tqdm.auto import tqdm
 
-from optidel_hf.curation.curated import METADATA_KEY, build_curated, to_arrow
+from optidel_hf.curation.curated import build_curated, to_arrow
 from optidel_hf.curation.inputs import InputConfig, open_sources
 from optidel_hf.curation.mosaic import RENDERER, pixels_sha256, renderer_versions
-from optidel_hf.curation.shards import existing_shards, shard_bounds, shard_paths
+from optidel_hf.curation.shards import shard_bounds
 from optidel_hf.errors import UserError, named_by
 from optidel_hf.files import alone_in, refuse_stage_folder
 from optidel_hf.images import ACCEPTED, MAX_IMAGE_PIXELS, decode_reason, open_image, source_sha256
+from optidel_hf.layout import METADATA_KEY, existing_shards, shard_paths
 from optidel_hf.parquet import read_table, write_parquet
 
 

@@ -15,20 +15,11 @@ import pyarrow as pa
 
 from optidel_hf.errors import UserError
 from optidel_hf.files import is_held
+from optidel_hf.layout import existing_shards
 from optidel_hf.parquet import count_rows, read_table
 
 
 POLL_SECONDS = 0.5
-
-
-def shard_paths(folder: Path, count: int) -> list[Path]:
-    """The paths of a stage's `count` shards, whether they exist or not."""
-    return [folder / f"shard-{i:05d}-of-{count:05d}.parquet" for i in range(count)]
-
-
-def existing_shards(folder: Path) -> list[Path]:
-    """The finished shards of a stage, in order."""
-    return sorted(folder.glob("shard-*-of-*.parquet"))
 
 
 def shard_bounds(rows: int, rows_per_shard: int) -> list[range]:

@@ -27,9 +27,10 @@ import pyarrow.compute as pc
 
 from optidel_hf.curation.keys import KEY_FEATURES
 from optidel_hf.curation.scoring import ScoreConfig, VInformationScorer
-from optidel_hf.curation.shards import existing_shards, read_columns
+from optidel_hf.curation.shards import read_columns
 from optidel_hf.embeddings import nearest_distance, spaced, unit_vectors
 from optidel_hf.images import cut_square, encode_png, open_image
+from optidel_hf.layout import existing_shards
 from optidel_hf.parquet import read_table
 
 

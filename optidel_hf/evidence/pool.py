@@ -32,8 +32,9 @@ from optidel_hf.curation.pipeline import curate
 from optidel_hf.curation.reference import ReferenceConfig
 from optidel_hf.curation.scoring import ScoreConfig
 from optidel_hf.curation.selection_config import SelectionConfig
-from optidel_hf.curation.shards import existing_shards, read_columns
+from optidel_hf.curation.shards import read_columns
 from optidel_hf.files import read_json, write_text
+from optidel_hf.layout import existing_shards
 from optidel_hf.parquet import read_schema, read_table, write_parquet
 from optidel_hf.processes import single_process
 

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from optidel_hf.curation.shards import existing_shards, read_columns
+from optidel_hf.curation.shards import read_columns
 from optidel_hf.errors import UserError
+from optidel_hf.layout import existing_shards
 from optidel_hf.parquet import read_table
 
 

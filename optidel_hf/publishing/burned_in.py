@@ -18,8 +18,9 @@ from tqdm.auto import tqdm
 
 from optidel_hf.curation.selection.outliers import LEAST
 from optidel_hf.errors import UserError
+from optidel_hf.layout import existing_shards
 from optidel_hf.parquet import read_schema
-from optidel_hf.publishing.records import CurationRecord, Key, Row, find_rows, patch_key, read_rows, shards
+from optidel_hf.publishing.records import CurationRecord, Key, Row, find_rows, patch_key, read_rows
 
 
 LIMIT = LEAST["text"]
@@ -52,7 +53,7 @@ def refuse_burned_in_text(record: CurationRecord) -> None:
 def _texts(folder: Path, keys: set[Key]) -> Iterator[tuple[str, float]]:
     """Each patch's source and `text`, as it was scored, or measured now where not all of them were."""
     scores = folder / "scores"
-    scored = any("text" in read_schema(path).names for path in shards(scores)[:1])
+    scored = any("text" in read_schema(path).names for path in existing_shards(scores)[:1])
     if scored and len(where := find_rows(scores, keys)) == len(keys):
         yield from ((key[0], row["text"]) for key, row in _read(scores, where, "text"))
         return

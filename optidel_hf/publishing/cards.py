@@ -17,10 +17,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 
 from optidel_hf.errors import UserError
 from optidel_hf.files import read_json, write_text
+from optidel_hf.layout import existing_shards
 from optidel_hf.parquet import count_rows
 from optidel_hf.publishing.measures import chosen_rows, held_out_text, judged_unit, pilot_text, set_measures
 from optidel_hf.publishing.provenance import hub_id, read_provenance, selection_facts
-from optidel_hf.publishing.records import SCORES, CurationRecord, funnel, read_curation, read_results, shards
+from optidel_hf.publishing.records import SCORES, CurationRecord, funnel, read_curation, read_results
 
 
 TASK = "image-feature-extraction"
@@ -149,8 +150,8 @@ def render_dataset_card(
         inputs=curation_inputs(record),
         run=record.config,
         facts=facts,
-        images=sum(count_rows(path) for path in shards(folder)),
-        megabytes=sum(path.stat().st_size for path in shards(folder)) / 1e6,
+        images=sum(count_rows(path) for path in existing_shards(folder)),
+        megabytes=sum(path.stat().st_size for path in existing_shards(folder)) / 1e6,
         funnel=funnel(record),
         measures=set_measures(record),
         pilot=pilot_text(record.facts),

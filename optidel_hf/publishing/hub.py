@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from optidel_hf.errors import UserError
+from optidel_hf.layout import existing_shards
 from optidel_hf.publishing.burned_in import refuse_burned_in_text
 from optidel_hf.publishing.cards import published_configs, render_dataset_card, render_metric_card, render_model_card
 from optidel_hf.publishing.pictures import contact_sheet, score_histograms
-from optidel_hf.publishing.records import read_curation, shards
+from optidel_hf.publishing.records import read_curation
 from optidel_hf.publishing.transfer import Files, push_files, refuse_place
 
 
@@ -125,7 +126,7 @@ def push_dataset(
         files["assets/scores.png"] = score_histograms(record)
     if not selection_only:
         stages = ["curated", *(["scores"] if "scores" in published_configs(record) else [])]
-        files |= {f"{stage}/{path.name}": path for stage in stages for path in shards(record.folder / stage)}
+        files |= {f"{stage}/{path.name}": path for stage in stages for path in existing_shards(record.folder / stage)}
         files |= {"config.json": record.folder / "config.json", "assets/contact_sheet.png": contact_sheet(record)}
     return push_files(repo_id, "dataset", files, private)
 

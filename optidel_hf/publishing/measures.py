@@ -21,8 +21,9 @@ import pyarrow.compute as pc
 
 from optidel_hf.embeddings import nearest_distance, spaced, unit_vectors
 from optidel_hf.errors import UserError
+from optidel_hf.layout import existing_shards
 from optidel_hf.parquet import read_schema, read_table
-from optidel_hf.publishing.records import CurationRecord, find_rows, patch_key, shards
+from optidel_hf.publishing.records import CurationRecord, find_rows, patch_key
 
 
 POOL_SAMPLE = 2048
@@ -76,7 +77,7 @@ def coverage_distance(record: CurationRecord, rows: np.ndarray) -> float | None:
     Returns:
         `float`, or `None` where the scores hold no embedding.
     """
-    paths = shards(record.folder / "scores")
+    paths = existing_shards(record.folder / "scores")
     if not paths or "embedding" not in read_schema(paths[0]).names:
         return None
     sample = spaced(record.offsets[-1], POOL_SAMPLE)
@@ -112,7 +113,7 @@ def _touched_rows(record: CurationRecord) -> list[dict[str, str]]:
     inputs = read_table(record.folder / "inputs.parquet", columns=["source", "group"])
     group = dict(zip(inputs["source"].to_pylist(), inputs["group"].to_pylist()))
     pool: set[str] = set()
-    for path in shards(record.folder / "patches"):
+    for path in existing_shards(record.folder / "patches"):
         pool.update(pc.unique(read_table(path, columns=["source"])["source"]).to_pylist())
     chosen = pc.unique(record.selection["source"]).to_pylist()
     counts = [(len(sources), len({group[source] for source in sources})) for sources in (chosen, pool)]

@@ -13,6 +13,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from optidel_hf.errors import UserError
 from optidel_hf.files import read_json, write_text
+from optidel_hf.layout import METADATA_KEY
 from optidel_hf.parquet import read_table
 from optidel_hf.sources import hub_commit
 
@@ -98,7 +99,7 @@ def selection_facts(path: str | Path) -> dict[str, Any]:
         `None` for what it does not say.
     """
     table = read_table(Path(path), columns=["mosaic"])
-    facts = json.loads((table.schema.metadata or {}).get(b"optidel", b"{}"))
+    facts = json.loads((table.schema.metadata or {}).get(METADATA_KEY, b"{}"))
     mosaics = pc.count_distinct(table["mosaic"]).as_py()
     counts = {"sources": facts.get("counts", {}).get("inputs"), "chosen": table.num_rows, "mosaics": mosaics}
     return {name: facts.get(name) for name in CHOICE} | counts

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from optidel_hf.errors import UserError
 from optidel_hf.files import read_json
+from optidel_hf.layout import METADATA_KEY, NO_PATCH, existing_shards, shard_number
 from optidel_hf.parquet import count_rows, read_schema, read_table, told_if_damaged
 
 
@@ -36,8 +37,6 @@ CONFOUNDERS = ("contrast", "area", "side")
 """What a score should not merely repeat: a patch's contrast, its mask's area, its side in source pixels."""
 
 REASONS_LISTED = 10
-NO_PATCH = "SAM found no key patch that passed the filters"
-"""The reason of images that could be used, and so count in the budget, but gave nothing."""
 
 Row = tuple[int, int]
 """A row of a stage's folder: the number in the shard's name, which all stages share, and the row within it."""
@@ -128,7 +127,7 @@ def read_curation(curation_dir: str | Path) -> CurationRecord:
         )
     inputs = read_table(folder / "inputs.parquet", columns=["source"])
     with_patches, patches = _count_patches(folder / "patches")
-    score_shards = shards(folder / "scores")
+    score_shards = existing_shards(folder / "scores")
     selection, facts = read_selection(folder / "selection.parquet")
     columns, offsets = _read_scores(score_shards, facts.get("score") or "")
     rejected = _count_rejected(folder / "rejected")
@@ -207,19 +206,9 @@ def _cut_step(cut: dict[str, dict[str, Any]] | None) -> list[tuple[str, str, int
     return [("patch", "cut as outliers", sum(figures["count"] for figures in cut.values()), notes)]
 
 
-def shards(folder: Path) -> list[Path]:
-    """A stage folder's finished shards, in order."""
-    return sorted(folder.glob("shard-*.parquet"))
-
-
-def shard_number(path: Path) -> int:
-    """The number in a shard's name, `shard-00002-of-00004.parquet`."""
-    return int(path.name.split("-")[1])
-
-
 def list_rows(folder: Path) -> list[Row]:
     """All rows of a stage's folder, in order."""
-    counts = {shard_number(path): count_rows(path) for path in shards(folder)}
+    counts = {shard_number(path): count_rows(path) for path in existing_shards(folder)}
     return [(shard, row) for shard, count in counts.items() for row in range(count)]
 
 
@@ -235,7 +224,7 @@ def read_rows(folder: Path, rows: Iterable[Row], columns: list[str]) -> list[dic
     Returns:
         `list[dict]`: One dictionary a row, in the order of `rows`.
     """
-    rows, files = list(rows), {shard_number(path): path for path in shards(folder)}
+    rows, files = list(rows), {shard_number(path): path for path in existing_shards(folder)}
     found: dict[Row, dict[str, Any]] = {}
     for shard in sorted({shard for shard, _ in rows}):
         if shard not in files:
@@ -263,7 +252,7 @@ def find_rows(folder: Path, keys: set[Key]) -> dict[Key, Row]:
     """
     found: dict[Key, Row] = {}
     sources = pa.array(sorted({source for source, _ in keys}), pa.string())
-    for path in shards(folder):
+    for path in existing_shards(folder):
         table = read_table(path, columns=["source", "crop"])
         candidates = pc.indices_nonzero(pc.is_in(table["source"].cast(pa.string()), value_set=sources))
         for row, values in zip(candidates.to_pylist(), table.take(candidates).to_pylist()):
@@ -291,7 +280,7 @@ def _count_held_out(path: Path) -> int:
 
 def _count_rejected(folder: Path) -> Counter[str]:
     reasons: Counter[str] = Counter()
-    for path in shards(folder):
+    for path in existing_shards(folder):
         reasons.update(read_table(path, columns=["reason"])["reason"].to_pylist())
     return reasons
 
@@ -299,7 +288,7 @@ def _count_rejected(folder: Path) -> Counter[str]:
 def _count_patches(folder: Path) -> tuple[int, int]:
     sources: set[str] = set()
     patches = 0
-    for path in shards(folder):
+    for path in existing_shards(folder):
         column = read_table(path, columns=["source"])["source"]
         patches += len(column)
         sources.update(column.unique().to_pylist())
@@ -347,6 +336,6 @@ def read_selection(path: Path) -> tuple[pa.Table | None, dict[str, Any]]:
         return None, {}
     table = read_table(path).sort_by("rank")
     metadata = read_schema(path).metadata or {}
-    if b"optidel" not in metadata:
+    if METADATA_KEY not in metadata:
         raise UserError(f"{path} lacks the `optidel` metadata that says how it was made: run `select` again.")
-    return table, json.loads(metadata[b"optidel"])
+    return table, json.loads(metadata[METADATA_KEY])

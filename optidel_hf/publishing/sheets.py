@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from optidel_hf.embeddings import spaced
+from optidel_hf.layout import existing_shards
 from optidel_hf.publishing.figures import thumbnail
-from optidel_hf.publishing.records import CurationRecord, Key, Row, find_rows, list_rows, patch_key, read_rows, shards
+from optidel_hf.publishing.records import CurationRecord, Key, Row, find_rows, list_rows, patch_key, read_rows
 
 
 PATCHES_DRAWN = 24
@@ -38,7 +39,7 @@ def patch_sheets(record: CurationRecord) -> list[dict[str, Any]]:
         `list[dict]`: One sheet each: `title`, `caption` and `tiles` (`uri`, `title`, `note`, `chosen`).
     """
     folder = record.folder / "patches"
-    if not record.columns or not shards(folder):
+    if not record.columns or not existing_shards(folder):
         return []
     score, order = by_hardness(record)
     (top, of_top), (bottom, of_bottom) = _ends(score)

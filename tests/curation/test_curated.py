@@ -18,7 +18,6 @@ from PIL import Image
 
 from optidel_hf.curation.curated import (
     CURATED_FEATURES,
-    METADATA_KEY,
     MosaicConfig,
     build_curated,
     check_grid,
@@ -31,6 +30,7 @@ from optidel_hf.curation.mosaic import pixels_sha256
 from optidel_hf.curation.selection import Selection
 from optidel_hf.errors import UserError
 from optidel_hf.images import ImageRejected, cut_square, encode_png, open_image
+from optidel_hf.layout import METADATA_KEY
 
 
 SIZE = 32

@@ -22,9 +22,10 @@ from optidel_hf.checkpoints import EMBEDDED, checkpoint_path
 from optidel_hf.curation.amg import box_iou
 from optidel_hf.curation.masks import MaskGenerator, Masks
 from optidel_hf.curation.patch_config import PRESET_FILE, PatchConfig, Thresholds
-from optidel_hf.curation.patches import NO_PATCH, SamPatchExtractor, crop_square, cut_patches
+from optidel_hf.curation.patches import SamPatchExtractor, crop_square, cut_patches
 from optidel_hf.errors import UserError
 from optidel_hf.images import Opened, open_reduced
+from optidel_hf.layout import NO_PATCH
 from optidel_hf.sample import FrameConfig, generate_sequence
 
 

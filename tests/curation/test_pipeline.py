@@ -29,10 +29,11 @@ from optidel_hf.curation.pilot import Lead, PilotConfig
 from optidel_hf.curation.pipeline import curate
 from optidel_hf.curation.reference import ReferenceConfig
 from optidel_hf.curation.selection_config import SelectionConfig
-from optidel_hf.curation.shards import existing_shards, read_columns
+from optidel_hf.curation.shards import read_columns
 from optidel_hf.errors import UserError
 from optidel_hf.files import alone_in
 from optidel_hf.images import cut_square
+from optidel_hf.layout import existing_shards
 from optidel_hf.publishing.cards import write_dataset_card
 from optidel_hf.publishing.measures import chosen_rows, coverage_distance
 from optidel_hf.publishing.records import read_curation

@@ -15,11 +15,12 @@ from hub_server import HubServer
 from PIL import Image
 
 from optidel_hf import cli
-from optidel_hf.curation.curated import METADATA_KEY, curated_shards, draft_selection, publish_selection
+from optidel_hf.curation.curated import curated_shards, draft_selection, publish_selection
 from optidel_hf.curation.rebuild import RebuildConfig, rebuild
 from optidel_hf.curation.selection import Selection
 from optidel_hf.errors import UserError
 from optidel_hf.files import alone_in
+from optidel_hf.layout import METADATA_KEY
 
 
 SOURCES = [f"video/{i}.png" for i in range(6)]

@@ -14,6 +14,7 @@ import pytest
 from optidel_hf.curation import shards
 from optidel_hf.errors import UserError
 from optidel_hf.files import alone_in
+from optidel_hf.layout import existing_shards, shard_paths
 from optidel_hf.parquet import write_parquet
 
 
@@ -32,13 +33,13 @@ def test_bounds_cover_every_row_once(rows: int, size: int, lengths: list[int]) -
 
 
 def test_names_sort_as_numbers(tmp_path: Path) -> None:
-    paths = shards.shard_paths(tmp_path, 1200)
+    paths = shard_paths(tmp_path, 1200)
     assert paths[7].name == "shard-00007-of-01200.parquet"
     assert sorted(paths) == paths
 
 
 def test_interrupted_writing_leaves_nothing_to_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = shards.shard_paths(tmp_path / "stage", 1)[0]
+    path = shard_paths(tmp_path / "stage", 1)[0]
     whole = pq.write_table
 
     def killed(table: pa.Table, file: object, **options: object) -> None:
@@ -49,7 +50,7 @@ def test_interrupted_writing_leaves_nothing_to_read(tmp_path: Path, monkeypatch:
     with pytest.raises(KeyboardInterrupt):
         write_parquet(numbers(0, 3), path)
     assert not path.exists()
-    assert shards.existing_shards(path.parent) == []
+    assert existing_shards(path.parent) == []
     monkeypatch.undo()
     write_parquet(numbers(0, 3), path)
     assert list(path.parent.iterdir()) == [path]
@@ -57,7 +58,7 @@ def test_interrupted_writing_leaves_nothing_to_read(tmp_path: Path, monkeypatch:
 
 
 def test_reading_columns_and_rows_over_shards(tmp_path: Path) -> None:
-    for path, (start, stop) in zip(shards.shard_paths(tmp_path, 3), ((0, 4), (4, 4), (4, 9))):
+    for path, (start, stop) in zip(shard_paths(tmp_path, 3), ((0, 4), (4, 4), (4, 9))):
         write_parquet(numbers(start, stop), path)
     assert shards.read_columns(tmp_path, ["n"])["n"].to_pylist() == list(range(9))
     assert shards.read_rows(tmp_path, [8, 3, 4, 3])["square"].to_pylist() == [9, 16, 64]

@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from optidel_hf.layout import NO_PATCH
 from optidel_hf.publishing.panels.evidence import Evidence, Row
-from optidel_hf.publishing.records import NO_PATCH
 
 
 SIDE, TILE, TILES_PER_MOSAIC = 32, 16, 4

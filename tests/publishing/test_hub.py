@@ -27,12 +27,13 @@ from optidel_hf import cli
 from optidel_hf.errors import UserError
 from optidel_hf.evaluation import metrics
 from optidel_hf.evaluation.backbone import load_backbone
+from optidel_hf.layout import existing_shards
 from optidel_hf.publishing import burned_in, transfer
 from optidel_hf.publishing.burned_in import refuse_burned_in_text
 from optidel_hf.publishing.cards import curation_facts
 from optidel_hf.publishing.hub import PublishConfig, push_dataset, push_metric, push_model
 from optidel_hf.publishing.provenance import dataset_facts, find_file, write_provenance
-from optidel_hf.publishing.records import Row, find_rows, patch_key, read_curation, shards
+from optidel_hf.publishing.records import Row, find_rows, patch_key, read_curation
 
 
 SHARDS = [*(f"scores/shard-{i:05d}-of-00003.parquet" for i in range(3)), "curated/shard-00000-of-00001.parquet"]
@@ -94,7 +95,7 @@ def test_images_with_burned_in_text_stay_here_unless_allowed(hub: HubServer, cur
     lettered = shutil.copytree(curation, tmp_path / "lettered")
     first = pq.read_table(lettered / "selection.parquet").sort_by("rank").slice(0, 1).to_pylist()[0]
     shard, row = find_rows(lettered / "scores", {patch_key(first)})[patch_key(first)]
-    path = shards(lettered / "scores")[shard]
+    path = existing_shards(lettered / "scores")[shard]
     scores = pq.read_table(path).to_pylist()
     scores = [one | {"text": 0.02} for one in scores]  # the limit itself is let through
     scores[row]["text"] = 0.03
@@ -121,7 +122,7 @@ def test_sources_with_burned_in_text_are_named_once_and_in_order(
 ) -> None:
     monkeypatch.setattr(burned_in, "BATCH", 5)
     lettered = shutil.copytree(curation, tmp_path / "lettered")
-    for path in shards(lettered / "scores"):
+    for path in existing_shards(lettered / "scores"):
         rows = [row | {"text": 0.03} for row in pq.read_table(path).to_pylist()]
         pq.write_table(pa.Table.from_pylist(rows), path)
     first, second, third, *_ = sorted(set(read_curation(lettered).selection["source"].to_pylist()))
@@ -145,7 +146,7 @@ def test_text_that_was_not_scored_is_looked_for_in_the_patches(hub: HubServer, c
 
     def write_patches(images: dict[Row, dict[str, Any]]) -> None:
         """The chosen patches plain but for `images`; the others keep their noise, which passes for text."""
-        for shard, path in enumerate(shards(unscored / "patches")):
+        for shard, path in enumerate(existing_shards(unscored / "patches")):
             rows = pq.read_table(path).to_pylist()
             for number, row in enumerate(rows):
                 if patch_key(row) in chosen:
@@ -163,11 +164,11 @@ def test_text_that_was_not_scored_is_looked_for_in_the_patches(hub: HubServer, c
     with pytest.raises(UserError, match="1 of the 16 key patches seem to have burned-in text"):
         push_dataset(unscored, "me/frames")
     shutil.copytree(curation / "scores", unscored / "scores")
-    shards(unscored / "scores")[-1].unlink()  # scoring that did not end: another strategy needs none
+    existing_shards(unscored / "scores")[-1].unlink()  # scoring that did not end: another strategy needs none
     with pytest.raises(UserError, match="1 of the 16 key patches seem to have burned-in text"):
         refuse_burned_in_text(read_curation(unscored))
     shutil.rmtree(unscored / "scores")
-    for path in shards(unscored / "patches"):
+    for path in existing_shards(unscored / "patches"):
         path.unlink()
     with pytest.raises(UserError, match="it cannot be told whether they have burned-in text"):
         push_dataset(unscored, "me/frames")

@@ -14,6 +14,7 @@ import pytest
 
 from optidel_hf import embeddings
 from optidel_hf.errors import UserError
+from optidel_hf.layout import existing_shards
 from optidel_hf.publishing import measures
 from optidel_hf.publishing.measures import (
     NOT_EMBEDDED,
@@ -24,7 +25,7 @@ from optidel_hf.publishing.measures import (
     pilot_text,
     set_measures,
 )
-from optidel_hf.publishing.records import CurationRecord, read_curation, shards
+from optidel_hf.publishing.records import CurationRecord, read_curation
 from optidel_hf.publishing.report import build_report
 
 
@@ -36,7 +37,7 @@ def out(curation: Path, tmp_path: Path) -> Path:
 def embed(out: Path, embedding: np.ndarray) -> None:
     """Give the score shards an embedding column, float16 as the scorer writes it."""
     start = 0
-    for path in shards(out / "scores"):
+    for path in existing_shards(out / "scores"):
         table = pq.read_table(path)
         rows = [row.tolist() for row in embedding[start : start + len(table)].astype(np.float16)]
         pq.write_table(table.append_column("embedding", pa.array(rows, pa.list_(pa.float16()))), path)
@@ -95,7 +96,7 @@ def test_the_distance_to_the_nearest_chosen_by_hand(out: Path) -> None:
 
 def keep_rows(record: CurationRecord, rows: range | list[int]) -> pa.Table:
     table = pa.concat_tables(
-        [pq.read_table(path, columns=["source", "crop"]) for path in shards(record.folder / "scores")]
+        [pq.read_table(path, columns=["source", "crop"]) for path in existing_shards(record.folder / "scores")]
     )
     return table.take(list(rows))
 
@@ -118,7 +119,7 @@ def test_a_finished_curation_is_measured_without_its_patches(out: Path) -> None:
     for name in ("source images touched", "near-duplicate groups touched"):
         assert measured[name] == (before[name][0], "")
     build_report(out, out / "report.html")
-    shards(out / "scores")[0].unlink()
+    existing_shards(out / "scores")[0].unlink()
     with pytest.raises(UserError, match="scores lacks patches that the selection holds: bring back the shards"):
         set_measures(read_curation(out))
 
@@ -182,7 +183,7 @@ def test_arms_whose_bits_are_not_comparable_are_ranked_apart(out: Path, results:
 
 def test_learnability_is_shown_where_it_was_measured(out: Path, tmp_path: Path) -> None:
     assert "learnability" not in build_report(out, tmp_path / "without.html").read_text()
-    for path in shards(out / "scores"):
+    for path in existing_shards(out / "scores"):
         table = pq.read_table(path)
         pq.write_table(table.append_column("learnability", pa.array(np.linspace(0.1, 0.5, len(table)))), path)
     assert "learnability (bits per value gained" in build_report(out, tmp_path / "with.html").read_text()
@@ -214,7 +215,7 @@ def test_the_distance_is_the_same_in_parts(curation: Path, tmp_path: Path, monke
 def test_a_shard_without_patches_changes_no_distance(out: Path) -> None:
     embed(out, np.random.default_rng(0).normal(size=(24, 3)))
     before = texts(read_curation(out))
-    first, *_, last = shards(out / "scores")
+    first, *_, last = existing_shards(out / "scores")
     pq.write_table(pq.read_table(first).slice(0, 0), last.with_name("shard-00003-of-00004.parquet"))
     assert texts(read_curation(out)) == before
 

@@ -9,9 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from optidel_hf.curation import patches
 from optidel_hf.errors import UserError
-from optidel_hf.publishing import records
+from optidel_hf.layout import existing_shards
 from optidel_hf.publishing.records import (
     find_rows,
     funnel,
@@ -20,7 +19,6 @@ from optidel_hf.publishing.records import (
     read_results,
     read_rows,
     read_selection,
-    shards,
 )
 from optidel_hf.publishing.sheets import patch_sheets
 
@@ -28,7 +26,6 @@ from optidel_hf.publishing.sheets import patch_sheets
 def test_counts_each_image_once(curation: Path) -> None:
     record = read_curation(curation)
     assert (record.rejected, record.without_patch) == ({"broken image": 1, "too many pixels": 1}, 1)
-    assert records.NO_PATCH == patches.NO_PATCH
     assert (record.sources, record.with_patches, record.patches, record.mosaics) == (11, 8, 24, 4)
 
 
@@ -76,13 +73,13 @@ def test_columns_follow_the_shards(curation: Path) -> None:
     record = read_curation(curation)
     assert list(record.offsets) == [0, 8, 16, 24]
     assert [record.row(index) for index in (0, 7, 8, 23)] == [(0, 0), (0, 7), (1, 0), (2, 7)]
-    second = pq.read_table(shards(curation / "scores")[1])
+    second = pq.read_table(existing_shards(curation / "scores")[1])
     assert np.array_equal(record.columns["pvi"][8:16], second["pvi"].to_numpy())
     assert list(record.columns["side"][8:16]) == [crop[2] for crop in second["crop"].to_pylist()]
 
 
 def test_rows_come_in_the_order_asked_for(curation: Path) -> None:
-    everything = [pq.read_table(path).to_pylist() for path in shards(curation / "patches")]
+    everything = [pq.read_table(path).to_pylist() for path in existing_shards(curation / "patches")]
     # Row groups hold five rows: these lie in different groups and shards, and one is asked for twice.
     wanted = [(2, 7), (0, 4), (0, 5), (1, 0), (0, 4)]
     found = read_rows(curation / "patches", wanted, ["image", "crop"])
@@ -91,10 +88,10 @@ def test_rows_come_in_the_order_asked_for(curation: Path) -> None:
 
 def test_a_score_finds_its_patch_while_other_shards_are_being_scored(curation: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(curation, tmp_path / "half_way")
-    shards(folder / "scores")[1].unlink()
+    existing_shards(folder / "scores")[1].unlink()
     (folder / "selection.parquet").unlink()
     record = read_curation(folder)
-    scored = [pq.read_table(path).to_pylist() for path in shards(folder / "scores")]
+    scored = [pq.read_table(path).to_pylist() for path in existing_shards(folder / "scores")]
     expected = [row["crop"] for part in scored for row in part]
     places = [record.row(index) for index in range(len(expected))]
     assert [row["crop"] for row in read_rows(folder / "patches", places, ["crop"])] == expected
@@ -106,14 +103,14 @@ def test_a_score_finds_its_patch_while_other_shards_are_being_scored(curation: P
 
 
 def test_find_rows_tells_crops_of_one_source_apart(curation: Path) -> None:
-    rows = pq.read_table(shards(curation / "patches")[1], columns=["source", "crop"]).to_pylist()
+    rows = pq.read_table(existing_shards(curation / "patches")[1], columns=["source", "crop"]).to_pylist()
     key = patch_key(rows[3])
     assert find_rows(curation / "patches", {key, (key[0], (0, 0, 1))}) == {key: (1, 3)}
 
 
 def test_a_shard_that_is_gone_is_named(curation: Path, tmp_path: Path) -> None:
     out = shutil.copytree(curation, tmp_path / "out")
-    shards(out / "patches")[1].unlink()
+    existing_shards(out / "patches")[1].unlink()
     with pytest.raises(UserError, match="patches lacks shard 1: run the curation again"):
         read_rows(out / "patches", [(0, 0), (1, 0)], ["crop"])
 

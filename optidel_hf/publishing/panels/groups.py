@@ -9,9 +9,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from optidel_hf.layout import existing_shards, shard_number
 from optidel_hf.parquet import read_table
 from optidel_hf.publishing.figures import thumbnail
-from optidel_hf.publishing.records import CurationRecord, Key, Row, patch_key, read_rows, shard_number, shards
+from optidel_hf.publishing.records import CurationRecord, Key, Row, patch_key, read_rows
 
 
 GROUPS_DRAWN, TILES_DRAWN = 6, 8
@@ -33,7 +34,7 @@ def coverage_panel(record: CurationRecord) -> dict[str, Any] | None:
         `name`, `images`, `patches`, `chosen`, `tiles`), `copies` (images beyond the first of their group), and
         `folders` (`name`, `images`, `chosen`, and their shares), empty where all images lie in one.
     """
-    if record.selection is None or not shards(record.folder / "patches"):
+    if record.selection is None or not existing_shards(record.folder / "patches"):
         return None
     inputs = read_table(record.folder / "inputs.parquet", columns=["source", "group"])
     group = dict(zip(inputs["source"].to_pylist(), inputs["group"].to_pylist()))
@@ -62,7 +63,7 @@ def coverage_panel(record: CurationRecord) -> dict[str, Any] | None:
 def _patches_by_source(record: CurationRecord) -> Counter[str]:
     """How many key patches were cut from each source image, one shard in memory at a time."""
     found: Counter[str] = Counter()
-    for path in shards(record.folder / "patches"):
+    for path in existing_shards(record.folder / "patches"):
         for count in pc.value_counts(read_table(path, columns=["source"])["source"]).to_pylist():
             found[count["values"]] += count["counts"]
     return found
@@ -83,7 +84,7 @@ def _tiles(record: CurationRecord, sources: set[str], chosen: dict[Key, int]) ->
     """One patch of each of some source images: the first that was chosen, else the first that was cut."""
     folder = record.folder / "patches"
     found: dict[str, tuple[Key, Row]] = {}
-    for path in shards(folder):
+    for path in existing_shards(folder):
         table = read_table(path, columns=["source", "crop"])
         inside = pc.indices_nonzero(
             pc.is_in(table["source"].cast(pa.string()), pa.array(sorted(sources), pa.string()))
