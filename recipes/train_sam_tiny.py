@@ -60,7 +60,7 @@ class ExportConfig:
     def preset(self) -> dict[str, float]:
         """What automatic mask generation should use with this model."""
         names = ("points_per_side", "pred_iou_thresh", "stability_score_thresh", "stability_score_offset")
-        return {name: getattr(self, name) for name in names} | {"box_nms_thresh": 0.7, "crop_nms_thresh": 0.7}
+        return {name: getattr(self, name) for name in names} | {"box_nms_thresh": 0.7}
 
 
 def patches_kept(folder: Path, images: list[Image.Image]) -> dict[str, float]:
