@@ -106,7 +106,7 @@ def pretrain(arguments: Sequence[str]) -> None:
     share_cores()
     configs = (ImagesConfig, PretrainConfig, ProbeConfig, PublishConfig)
     images, config, probes, publish = _parse(configs, arguments, "pretrain", pretrain.__doc__)
-    command = _same_training(images, config, probes)
+    asked = config
     check_last(config.last_share, images.last_dataset)
     if config.model:
         refuse_pickle(config.model, said=f"--model {config.model}")
@@ -118,7 +118,8 @@ def pretrain(arguments: Sequence[str]) -> None:
     where = {"size": config.image_size, "stream": config.residency == "stream"}
     facts = dataset_facts(dataset, images.revision)  # of what is read now: the Hub may have other images tomorrow
     told = {name: getattr(images, name) for name in ("split", "image_column", "limit")}
-    told |= {"revision": facts["revision"] or images.revision, "config": images.dataset_config}
+    images = replace(images, revision=facts["revision"] or images.revision)
+    told |= {"revision": images.revision, "config": images.dataset_config}
     stored = open_images(dataset, **where, **told)
     told = {"split": images.last_split, "image_column": images.last_image_column}
     with named_by(dataset="last_dataset", split="last_split", image_column="last_image_column"):
@@ -132,17 +133,21 @@ def pretrain(arguments: Sequence[str]) -> None:
     trainer.train()
     trainer.save()
     if process_rank()[0] == 0:
-        facts |= {"command": command, "last_dataset": images.last_dataset}
+        facts |= {"command": _same_training(images, asked, probes), "last_dataset": images.last_dataset}
         _finish_model(config.output_dir, facts, publish)
 
 
 def _same_training(images: ImagesConfig, config: PretrainConfig, probes: ProbeConfig) -> str:
     """The command line of the same training, wherever it is written, whatever it runs on and is watched by."""
     from optidel_hf.arguments import as_flags
+    from optidel_hf.devices import resolve_device, resolve_precision
     from optidel_hf.pretraining.config import PretrainConfig
 
     own = {name: getattr(PretrainConfig, name) for name in ("output_dir", "device", "resume", "report_to")}
-    return shlex.join(["optidel", "pretrain", *as_flags(images, replace(config, **own), probes)])
+    precision = resolve_precision(config.mixed_precision, resolve_device(config.device))  # what `auto` was here
+    return shlex.join(
+        ["optidel", "pretrain", *as_flags(images, replace(config, **own, mixed_precision=precision), probes)]
+    )
 
 
 def _refuse_among_images(output: str, *datasets: str | None, flag: str = "output_dir") -> None:
@@ -256,7 +261,6 @@ def information(arguments: Sequence[str]) -> None:
 
 def status(arguments: Sequence[str]) -> None:
     """How far a curation has come."""
-
     (config,) = _parse((StatusConfig,), arguments, "status", status.__doc__)
     output = Path(config.output_dir)
     if not (output / "inputs.parquet").exists():
@@ -273,7 +277,8 @@ def status(arguments: Sequence[str]) -> None:
 def _how_far(output: Path) -> str:
     if (output / "selection.parquet").exists():
         return "published"
-    return "chosen, and published with the curated images" if (output / ".selection").exists() else "not yet"
+    drafted = (output / ".selection" / "draft.parquet").exists()
+    return "chosen, and published with the curated images" if drafted else "not yet"
 
 
 def _so_far(shards: Sequence[Path]) -> str:

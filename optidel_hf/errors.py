@@ -27,10 +27,16 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def named_by(**flags: str) -> Iterator[None]:
-    """Have a user's mistake name the flags that were given, where what raises it knows others: `dataset="pool"`."""
+def named_by(**flags: str | None) -> Iterator[None]:
+    """
+    Have a user's mistake name the flags that were given, where what raises it knows others: `dataset="pool"`.
+
+    Images without a `--revision` and `--dataset_config` of their own are the rule, and `None` says so of other flags.
+    """
+    flags = {"revision": None, "dataset_config": None, **flags}
     try:
         yield
     except UserError as error:
         named = re.compile(rf"--({'|'.join(flags)})\b")
-        raise UserError(named.sub(lambda found: f"--{flags[found[1]]}", str(error))) from None
+        words = {name: f"--{flag}" if flag else f"--{name} (not for these images)" for name, flag in flags.items()}
+        raise UserError(named.sub(lambda found: words[found[1]], str(error))) from None

@@ -315,8 +315,12 @@ def test_status(curated: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "selection  published" in said
     (curated / "selection.parquet").rename(curated / "aside")
     assert cli.main(["status", "--output_dir", str(curated)]) == 0
-    (curated / "aside").rename(curated / "selection.parquet")
     assert "selection  chosen, and published with the curated images" in capsys.readouterr().out
+    (curated / ".selection" / "draft.parquet").rename(curated / "draft")  # as long as a pilot asks what to choose by
+    assert cli.main(["status", "--output_dir", str(curated)]) == 0
+    (curated / "draft").rename(curated / ".selection" / "draft.parquet")
+    (curated / "aside").rename(curated / "selection.parquet")
+    assert "selection  not yet" in capsys.readouterr().out
     assert cli.main(["status", "--output_dir", "/no/such/output"]) == 2
     assert "/no/such/output is no output of `optidel curate`" in capsys.readouterr().err
 

@@ -20,3 +20,9 @@ def test_mistakes_name_the_flags_that_were_given():
         named_by(dataset="pool", split="pool_split"),
     ):
         raise UserError("--dataset a has no split b: see --split, not --dataset_config or --splits")
+    for flags, named in (
+        ({"split": "a"}, r"--dataset_config \(not for these images\)"),
+        ({"dataset_config": "b"}, "--b"),
+    ):
+        with pytest.raises(UserError, match=f"^me/x: {named} names one$"), named_by(**flags):
+            raise UserError("me/x: --dataset_config names one")

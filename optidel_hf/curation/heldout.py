@@ -84,7 +84,7 @@ class Moments(NamedTuple):
 
 def judge(
     models: Mapping[str, str | Path],
-    curation_dir: str | Path | None,
+    curation_dir: str | Path | None = None,
     device: str = "auto",
     images: str | None = None,
     split: str | None = None,
@@ -99,7 +99,7 @@ def judge(
     Args:
         models (`Mapping[str, str]`): folders of pre-trained ViT-MAEs, or of ViTs with a projection head, by the arm's
             name.
-        curation_dir (`str` or `Path`): a curation that held images out; for given `images` any, or `None`.
+        curation_dir (`str` or `Path`): a curation that held images out; for given `images` any, or none.
         device (`str`, *optional*, defaults to `"auto"`).
         images (`str`, *optional*): folder or dataset of a downstream set's images to judge on instead.
         split (`str`, *optional*): split of `images`, as `load_dataset` tells them.

@@ -181,7 +181,12 @@ def _has_masks(config: ProbeConfig) -> bool:
     if (folder / "images").is_dir() and (folder / "masks").is_dir():
         return True
     with named_by(dataset="probe_dataset", split="probe_train_split"):
-        return config.probe_mask_column in image_columns(open_dataset(str(folder), config.probe_train_split))
+        columns = image_columns(open_dataset(str(folder), config.probe_train_split))
+    if config.probe_mask_column not in (*columns, ProbeConfig.probe_mask_column):
+        raise UserError(
+            f"--probe_mask_column {config.probe_mask_column}: no such image column; the image columns are {columns}."
+        )
+    return config.probe_mask_column in columns
 
 
 def _each_split(config: ProbeConfig, load: Callable[[str, str], Any]) -> list[Any]:

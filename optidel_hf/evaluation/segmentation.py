@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from optidel_hf.arguments import named_paths
 from optidel_hf.devices import PRECISIONS, resolve_device, resolve_precision
-from optidel_hf.errors import UserError, changes
+from optidel_hf.errors import UserError, changes, named_by
 from optidel_hf.evaluation.backbone import Backbone, fresh_backbone, load_backbone
 from optidel_hf.evaluation.downstream import DownstreamSet, list_pairs, load_downstream, refuse_unknown, shared_image
 from optidel_hf.evaluation.metrics.normdel.normdel import normdel
@@ -251,7 +251,10 @@ def _finished_or_run(out: Path, key: dict[str, Any], run: Callable[[], dict[str,
 def _refuse_shared(config: EvaluateConfig) -> None:
     """Refuse splits of which one has images of the other, as `train` has all of `train_val`."""
     splits, excluded = (config.train_split, config.test_split), set(config.exclude)
-    listed = [list_pairs(config.dataset, split, **_where(config)) for split in splits]
+    listed = []
+    for flag, split in zip(("train_split", "test_split"), splits):
+        with named_by(split=flag, revision="revision", dataset_config="dataset_config"):
+            listed.append(list_pairs(config.dataset, split, **_where(config)))
     refuse_unknown(config.exclude, listed, f"split '{splits[0]}' or '{splits[1]}' of {config.dataset}")
     train, test = ([pair for pair in pairs if pair[0] not in excluded] for pairs in listed)
     if name := shared_image(train, test):

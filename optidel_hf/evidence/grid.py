@@ -71,10 +71,8 @@ class Grid:
         self.cells = enumerate_cells(self.grid)
         with named_by(dataset="pool", image_column="pool_image_column"):
             self._refuse_pool()
-        columns = {name: f"downstream_{name}" for name in ("image_column", "mask_column")}
-        with named_by(dataset="downstream", **columns):
-            self.candidates = label_candidates(self.grid, self.size)
-            self.validation = judged_part(self.grid, VALIDATION, self.size)
+        self.candidates = label_candidates(self.grid, self.size)
+        self.validation = judged_part(self.grid, VALIDATION, self.size)
         for names in (self.validation.names, [name for name, *_ in list_test_pairs(self.grid)]):
             group_names(names, self.grid.downstream_groups)
         told = self._determining()
@@ -186,7 +184,8 @@ class Grid:
         told, device = self.experiment.determining(), resolve_device(self.grid.device)
         for name in ("grid.finetune_mixed_precision", "pretrain.mixed_precision"):
             told[name] = resolve_precision(told[name], device)
-        told["pool"] = open_images(self.grid.pool, size=self.size, limit=self.grid.limit).fingerprint
+        column, limit = self.grid.pool_image_column, self.grid.limit
+        told["pool"] = open_images(self.grid.pool, size=self.size, image_column=column, limit=limit).fingerprint
         return told | {"labels": self.candidates.sha256(), "validation": self.validation.sha256()}
 
     def _claim(self, told: dict[str, Any]) -> str:

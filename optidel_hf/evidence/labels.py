@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from optidel_hf.curation.near_duplicates import NEAR, difference_hash
-from optidel_hf.errors import UserError
+from optidel_hf.errors import UserError, named_by
 from optidel_hf.evaluation.downstream import (
     DownstreamSet,
     Pair,
@@ -127,7 +127,10 @@ def _refuse_unknown(config: ReproduceConfig) -> None:
 
 
 def _listed(config: ReproduceConfig, split: str) -> list[Pair]:
-    return list_pairs(config.downstream, split, config.downstream_image_column, config.downstream_mask_column)
+    flags = {getattr(config, flag): flag for flag in ("label_split", "validation_split", "test_split")}
+    columns = {name: f"downstream_{name}" for name in ("image_column", "mask_column")}
+    with named_by(dataset="downstream", split=flags[split], **columns):
+        return list_pairs(config.downstream, split, config.downstream_image_column, config.downstream_mask_column)
 
 
 def _kept(config: ReproduceConfig, split: str, limits: tuple[str, str] | None = None) -> list[Pair]:

@@ -52,10 +52,10 @@ def cost_section(judged: Judged) -> list[str]:
 
 def with_curation_steps(rows: pa.Table) -> pa.Table:
     """Add `curation_steps`: the pre-training steps that take as long as the curation of a row's arm did."""
-    steps, seconds = rows["steps"].to_numpy(), rows["pretrain_seconds"].to_numpy()
+    steps, seconds = rows["steps"].to_numpy(), rows["pretrain_seconds"].cast("float64").to_numpy()
     known = seconds > 0
     rate = np.divide(steps, seconds, out=np.zeros(len(steps)), where=known)
-    bought = rate * rows["curation_seconds"].to_numpy()
+    bought = rate * rows["curation_seconds"].cast("float64").to_numpy()
     return rows.append_column("curation_steps", pa.array(bought, mask=~known | np.isnan(bought)))
 
 

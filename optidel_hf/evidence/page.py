@@ -74,6 +74,8 @@ def _read(path: str | Path) -> pa.Table:
         ) from None
     if missing := [name for name in NEEDED if name not in results.column_names]:
         raise UserError(f"{path} has no column {missing[0]}: give the results.parquet of `optidel reproduce`.")
+    if others := set(results["split"].to_pylist()) - {TEST, VALIDATION}:
+        raise UserError(f"{path} has rows of split '{min(others)}': a grid is judged on '{TEST}' or '{VALIDATION}'.")
     if not pc.any(pc.equal(results["step"], results["steps"])).as_py():
         raise UserError(f"{path} holds no run of a last checkpoint yet: let `optidel reproduce` finish one.")
     return results

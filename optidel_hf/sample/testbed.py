@@ -133,10 +133,10 @@ def write_testbed(config: TestbedConfig) -> Path:
             frames than real ones, or than one scene's copies, are asked for; or a real frame cannot be read.
     """
     output = Path(config.output_dir)
-    with named_by(dataset="images"):
+    with named_by(dataset="images", image_column=None):
         real = open_dataset(config.images) if config.images else None
+        identity = _identify(real) if real else None
     plan, types = plan_real(config, len(real)) if real else plan_generated(config)
-    identity = _identify(real) if real else None
     output.mkdir(parents=True, exist_ok=True)
     with alone_in(output):
         _claim(output, config, identity)

@@ -114,6 +114,8 @@ def test_columns_are_named_by_the_probes_flags(tmp_path) -> None:
     with pytest.raises(UserError, match="--probe_image_column image: no such image column"):
         make_probe(ProbeConfig(**given, probe_mask_column="truth"), 16, CPU)
     make_probe(ProbeConfig(**given, probe_image_column="picture", probe_mask_column="truth"), 16, CPU)
+    with pytest.raises(UserError, match="--probe_mask_column thruth: no such image column"):
+        make_probe(ProbeConfig(**given, probe_image_column="picture", probe_mask_column="thruth"), 16, CPU)
     with pytest.raises(UserError, match="--probe_test_split night: "):
         make_probe(ProbeConfig(**given, probe_image_column="picture", probe_test_split="night"), 16, CPU)
 

@@ -18,6 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset, Features
+from datasets import Image as DatasetImage
 from PIL import Image
 from tiny_grid import ARMS, COUNTS, fake_arm, tiny_experiment, write_squares
 
@@ -309,6 +311,25 @@ def test_a_pool_that_cannot_serve_is_refused_before_any_cell(make: MakeGrid, squ
     with pytest.raises(UserError, match="--pool /no/such/pool is neither a folder or file here"):
         Grid(tiny_experiment(Path("/no/such/pool"), squares, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_columns_of_tables_have_flags_of_their_own(squares: Path, tmp_path: Path) -> None:
+    kinds = Features({"photo": DatasetImage(), "truth": DatasetImage()})
+    for split in COUNTS:
+        photos = sorted(map(str, (squares / "images").glob(f"{split}_*")))
+        columns = {"photo": photos, "truth": [photo.replace("images", "masks") for photo in photos]}
+        Dataset.from_dict(columns, features=kinds).to_parquet(tmp_path / "set" / f"{split}-00000-of-00001.parquet")
+    place = (tmp_path / "set", tmp_path / "set", tmp_path / "out")
+    with pytest.raises(UserError, match="name one with --pool_image_column"):
+        Grid(tiny_experiment(*place))
+    with pytest.raises(UserError, match="--downstream_image_column image: no such image column"):
+        Grid(tiny_experiment(*place, pool_image_column="photo"))
+    with pytest.raises(UserError, match="--downstream_mask_column mask: no such image column"):
+        Grid(tiny_experiment(*place, pool_image_column="photo", downstream_image_column="photo"))
+    columns = {"pool_image_column": "photo", "downstream_image_column": "photo", "downstream_mask_column": "truth"}
+    with pytest.raises(UserError, match="--validation_split night: "):
+        Grid(tiny_experiment(*place, **columns, validation_split="night"))
+    assert len(Grid(tiny_experiment(*place, **columns)).validation) == COUNTS["validation"]
 
 
 def test_images_that_judge_are_found_in_the_pool(

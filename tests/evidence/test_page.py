@@ -147,3 +147,7 @@ def test_a_file_that_is_no_grid_is_refused(tmp_path: Path) -> None:
     pq.write_table(early.filter(pc.less(early["step"], early["steps"])), tmp_path / "early.parquet")
     with pytest.raises(UserError, match=r"early\.parquet holds no run of a last checkpoint yet"):
         read_evidence(tmp_path / "early.parquet")
+    odd = early.set_column(early.column_names.index("split"), "split", pa.array(["train"] * len(early)))
+    pq.write_table(odd, tmp_path / "odd.parquet")
+    with pytest.raises(UserError, match=r"odd\.parquet has rows of split 'train'"):
+        read_evidence(tmp_path / "odd.parquet")

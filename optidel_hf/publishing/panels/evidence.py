@@ -55,12 +55,12 @@ class Row:
     Args:
         arm (`str`): Name of the arm.
         budget (`float`): Share of the pool.
-        labels (`int`): Labelled images.
+        labels (`int`): Labelled images; 0 for all.
         mode (`str`): `finetune` or `probe`.
         split (`str`): Which images judged it.
         budgeted (`bool`): Whether it has a budget of its own; else it is drawn as a level.
         own ([`Interval`]): Its mean IoU.
-        minus (`Mapping[str, Comparison]`): By name, the arms that it is compared with; `None` where it cannot be.
+        minus (`Mapping[str, Comparison]`): By name, the arms that it is compared with; `None` where no seed has both.
         facts (`Mapping[str, float]`): What its data were and cost, by heading; `None` where that was not measured.
         seconds (`float`, *optional*): Of curation and pre-training.
     """
@@ -134,7 +134,7 @@ def evidence_panel(evidence: Evidence | None) -> dict[str, Any] | None:
         "sets": list(sets.values()),
         "filters": {name: values for name, values in filters.items() if len(values) > 1},
         "baselines": list(dict.fromkeys(name for row in rows for name in row.minus)),
-        "facts": list(dict.fromkeys(head for row in rows for head in row.facts)),
+        "facts": list(dict.fromkeys(head for row in sets.values() for head in row.facts)),
         "primary": [_difference(found) | {"split": evidence.split} for found in evidence.primary],
         "charts": [
             _charts(kind, [row for row in rows if (row.labels, row.mode, row.split) == kind], classes)
@@ -176,7 +176,7 @@ def _charts(kind: tuple[int, str, str], rows: list[Row], classes: dict[str, str]
         if row.seconds:
             by_cost.setdefault(row.arm, []).append((row.seconds, miou, None, None))
     return {
-        "title": f"{mode}, {labels} labels, {split} images",
+        "title": f"{mode}, {labels or 'all'} labels, {split} images",
         "budget": points(by_budget, levels, classes, "budget, % of the pool", MIOU) if by_budget else None,
         "cost": points(by_cost, {}, classes, "curation and pre-training, s", MIOU, False) if by_cost else None,
     }
