@@ -105,8 +105,6 @@ def open_reduced(
         raise ImageRejected("not an image that Pillow can read") from None
     except Image.DecompressionBombError as error:
         raise ImageRejected(str(error)) from None
-    except FileNotFoundError as error:
-        raise ImageRejected(_not_found(str(error.filename))) from None
     except Exception as error:  # on broken data decoders raise OSError, SyntaxError, RuntimeError, struct.error, ...
         raise ImageRejected(f"broken image: {error}") from None
 
@@ -185,7 +183,9 @@ def _open_lazily(value: Any) -> Image.Image:
         raise ImageRejected("no image in this row")
     if isinstance(value, io.BytesIO):
         return Image.open(value)
-    if (path := Path(value)).exists() and not path.is_file():
+    if not (path := Path(value)).exists():
+        raise ImageRejected(_not_found(str(path)))
+    if not path.is_file():
         raise ImageRejected("not a regular file")
     return Image.open(path)
 

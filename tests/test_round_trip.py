@@ -119,7 +119,11 @@ def _run_cards() -> dict[str, Any]:
 
 def _open_metric() -> dict[str, Any]:
     import evaluate
+    import huggingface_hub
+    from packaging.version import Version
 
+    if Version(huggingface_hub.__version__) < Version("2.2"):  # asks huggingface.co, wherever the Hub is
+        huggingface_hub.RepoCard.validate = lambda *arguments, **options: None  # type: ignore[method-assign]
     metric = evaluate.load("me/mean_iou")
     evaluate.push_to_hub(
         "me/vit",

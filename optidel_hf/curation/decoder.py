@@ -222,13 +222,14 @@ class _ImageTokens(NamedTuple):
     def attend(self, weights: Tensor, values: Tensor, norm: _Norm) -> _ImageTokens:
         """The image tokens plus the weighted values `(P, H, T, c)`, normalised. Weights `(P, H, T, L)` sum to 1."""
         mix = torch.cat([self.mix, (weights / self.scale[:, None, None]).flatten(1, 2)], dim=1)
-        grown = self._replace(mix=mix, values=[*self.values, F.pad(values, (0, 1), value=1.0)])
+        grown = _ImageTokens(self.scale, mix, [*self.values, F.pad(values, (0, 1), value=1.0)])
         basis = grown.basis(norm.frames)
         # |shared + mix basis|^2 = |shared|^2 + mix (2 basis shared + basis basis^T mix)
         products = torch.baddbmm(grown.basis(norm.products), basis @ basis.transpose(1, 2), mix)
         squares = norm.squares + products.mul_(mix).sum(1, dtype=torch.float32)
         variance = self.scale.square() * squares / norm.width
-        return grown._replace(scale=(self.scale * (variance + norm.eps).rsqrt()).to(mix.dtype))
+        scale = (self.scale * (variance + norm.eps).rsqrt()).to(mix.dtype)
+        return _ImageTokens(scale, grown.mix, grown.values)
 
 
 class _TokenToImage:

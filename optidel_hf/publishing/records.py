@@ -250,16 +250,26 @@ def find_rows(folder: Path, keys: set[Key]) -> dict[Key, Row]:
     Returns:
         `dict`: The key's `(shard, row)`, for each key that was found.
     """
-    found: dict[Key, Row] = {}
-    sources = pa.array(sorted({source for source, _ in keys}), pa.string())
+    return {key: row for key, row in rows_of(folder, {source for source, _ in keys}) if key in keys}
+
+
+def rows_of(folder: Path, sources: set[str]) -> Iterator[tuple[Key, Row]]:
+    """
+    The key patches of some source images, one shard's keys in memory at a time.
+
+    Args:
+        folder (`Path`): The stage's folder.
+        sources (`set` of `str`): The images.
+
+    Yields:
+        `(key, (shard, row))`: Of each of their patches, in the order in which they were cut.
+    """
+    wanted = pa.array(sorted(sources), pa.string())
     for path in existing_shards(folder):
         table = read_table(path, columns=["source", "crop"])
-        candidates = pc.indices_nonzero(pc.is_in(table["source"].cast(pa.string()), value_set=sources))
-        for row, values in zip(candidates.to_pylist(), table.take(candidates).to_pylist()):
-            key = patch_key(values)
-            if key in keys:
-                found[key] = (shard_number(path), row)
-    return found
+        inside = np.flatnonzero(pc.is_in(table["source"].cast(pa.string()), value_set=wanted))
+        for row, values in zip(inside.tolist(), table.take(inside).to_pylist()):
+            yield patch_key(values), (shard_number(path), row)
 
 
 def patch_key(row: dict[str, Any]) -> Key:

@@ -190,6 +190,7 @@ def _sharded_run(out: Path, images: torch.Tensor, **changes: Any) -> None:
     assert [process.exitcode for process in ranks] == [0, 0]
 
 
+@pytest.mark.skipif(torch.__version__ < "2.9", reason="before torch 2.9 gloo adds up FSDP's gradients, for their mean")
 def test_a_sharded_model_trains_resumes_and_is_saved_as_a_whole_one(images, tmp_path) -> None:
     whole, sharded, changes = tmp_path / "whole", tmp_path / "sharded", {"steps": 4, "checkpoint_every": 2}
     expected = _losses(images, whole, **changes)

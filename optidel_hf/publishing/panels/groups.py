@@ -6,13 +6,12 @@ from collections import Counter
 from pathlib import PurePosixPath
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
-from optidel_hf.layout import existing_shards, shard_number
+from optidel_hf.layout import existing_shards
 from optidel_hf.parquet import read_table
 from optidel_hf.publishing.figures import thumbnail
-from optidel_hf.publishing.records import CurationRecord, Key, Row, patch_key, read_rows
+from optidel_hf.publishing.records import CurationRecord, Key, Row, patch_key, read_rows, rows_of
 
 
 GROUPS_DRAWN, TILES_DRAWN = 6, 8
@@ -84,25 +83,18 @@ def _tiles(record: CurationRecord, sources: set[str], chosen: dict[Key, int]) ->
     """One patch of each of some source images: the first that was chosen, else the first that was cut."""
     folder = record.folder / "patches"
     found: dict[str, tuple[Key, Row]] = {}
-    for path in existing_shards(folder):
-        table = read_table(path, columns=["source", "crop"])
-        inside = pc.indices_nonzero(
-            pc.is_in(table["source"].cast(pa.string()), pa.array(sorted(sources), pa.string()))
-        )
-        for row, values in zip(inside.to_pylist(), table.take(inside).to_pylist()):
-            key = patch_key(values)
-            here = key, (shard_number(path), row)
-            best = found.setdefault(key[0], here)
-            if chosen.get(key, len(chosen)) < chosen.get(best[0], len(chosen)):
-                found[key[0]] = here
-    rows = read_rows(folder, [row for _, row in found.values()], ["image"])
+    for key, row in rows_of(folder, sources):
+        best, _ = found.setdefault(key[0], (key, row))
+        if chosen.get(key, len(chosen)) < chosen.get(best, len(chosen)):
+            found[key[0]] = key, row
+    images = read_rows(folder, [row for _, row in found.values()], ["image"])
     return {
         source: {
-            "uri": thumbnail(row["image"], TILE_SIDE, TILE_BYTES),
+            "uri": thumbnail(image["image"], TILE_SIDE, TILE_BYTES),
             "title": source,
             "chosen": key in chosen,
         }
-        for (source, (key, _)), row in zip(found.items(), rows)
+        for (source, (key, _)), image in zip(found.items(), images)
     }
 
 
