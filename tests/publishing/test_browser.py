@@ -16,16 +16,25 @@ NAMES = ("chromium-headless-shell", "chromium", "google-chrome")
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+def player() -> Iterator[Any]:
+    try:
+        started = playwright.sync_playwright().start()
+    except Exception as error:  # a bare one: playwright has none of its own for a driver that does not start
+        pytest.skip(f"playwright's driver does not start (slim images lack libatomic1): {str(error).splitlines()[0]}")
+    yield started
+    started.stop()
+
+
+@pytest.fixture(scope="module")
+def browser(player: Any) -> Iterator[Any]:
     """Playwright's own Chromium, else the system's."""
-    with playwright.sync_playwright() as player:
-        path = next((found for name in NAMES if (found := shutil.which(name))), None)
-        try:
-            started = player.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        except playwright.Error as error:
-            pytest.skip(f"no Chromium here (`playwright install chromium`): {str(error).splitlines()[0]}")
-        yield started
-        started.close()
+    path = next((found for name in NAMES if (found := shutil.which(name))), None)
+    try:
+        started = player.chromium.launch(executable_path=path, args=["--no-sandbox"])
+    except playwright.Error as error:
+        pytest.skip(f"no Chromium here (`playwright install chromium`): {str(error).splitlines()[0]}")
+    yield started
+    started.close()
 
 
 @pytest.fixture(scope="module")
