@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from optidel_hf.evidence.reads import (
 @pytest.fixture
 def committed(tmp_path: Path) -> Path:
     """A configuration file in a repository of its own."""
+    if shutil.which("git") is None:
+        pytest.skip("needs git")
     file = tmp_path / "repository" / "grid.yaml"
     file.parent.mkdir()
     file.write_text("seeds: 2\n")
