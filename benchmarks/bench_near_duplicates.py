@@ -104,7 +104,9 @@ def main() -> None:
         "|---:|---|---:|---:|---:|",
         *rows,
     ]
-    Path(__file__).with_name(f"near_duplicates_cpu_{arguments.date}.md").write_text("\n".join(lines) + "\n")
+    Path(__file__).with_name(f"near_duplicates_cpu_{arguments.date}.md").write_text(
+        "\n".join(lines) + "\n", encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

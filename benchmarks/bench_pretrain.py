@@ -301,8 +301,10 @@ def measure_all(options: argparse.Namespace, output: Path) -> None:
             if (name, size, count) not in found:
                 found[name, size, count] = run(options, images, size, count, **ARMS[name])
                 unfinished = "The run is not finished, or was cut off here."
-                output.write_text("\n".join([*_report(options, device, flops, peak, found), unfinished, ""]))
-    output.write_text("\n".join(_report(options, device, flops, peak, found)))
+                output.write_text(
+                    "\n".join([*_report(options, device, flops, peak, found), unfinished, ""]), encoding="utf-8"
+                )
+    output.write_text("\n".join(_report(options, device, flops, peak, found)), encoding="utf-8")
 
 
 def _report(

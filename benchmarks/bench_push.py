@@ -45,7 +45,7 @@ def main() -> None:
         return
     rows = [row for megabytes in arguments.megabytes for row in measure(megabytes)]
     today = datetime.date.today().isoformat()
-    Path(__file__).with_name(f"push_cpu_{today}.md").write_text(report(rows, today))
+    Path(__file__).with_name(f"push_cpu_{today}.md").write_text(report(rows, today), encoding="utf-8")
 
 
 def measure(megabytes: int) -> list[str]:
@@ -77,7 +77,7 @@ def push(how: str, folder: str) -> dict[str, float]:
 
     paths = sorted(Path(folder).glob("*.parquet"))
     table = load_dataset("parquet", data_files=list(map(str, paths)), split="train") if how == "datasets" else None
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of what came before
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forget the peak of what came before
     before, began = _status("VmRSS"), time.perf_counter()
     if table is None:
         push_files("me/x", "dataset", {**{f"curated/{p.name}": p for p in paths}, "README.md": CARD}, private=True)
@@ -88,7 +88,7 @@ def push(how: str, folder: str) -> dict[str, float]:
 
 def _status(name: str) -> int:
     """A figure of this process's memory, in KiB (Linux)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 

@@ -63,7 +63,7 @@ def main() -> None:
         lines.append(f"| {name} | {row[0]} | {row[1]} | {1000 / np.median(wall):.1f} |")
     report = "\n".join(lines) + "\n"
     print(report)
-    (Path(__file__).parent / f"sample_cpu_{arguments.date}.md").write_text(report)
+    (Path(__file__).parent / f"sample_cpu_{arguments.date}.md").write_text(report, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ def main() -> None:
         "",
         *table(config, arguments.reference_draws),
     ]
-    Path(f"benchmarks/theory_cpu_{arguments.date}.md").write_text("\n".join(lines) + "\n")
+    Path(f"benchmarks/theory_cpu_{arguments.date}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def main() -> None:
         draws = [rng.permutation(len(regions))[: len(masks)] for _ in range(DRAWS)]
         found["random"].append(np.stack([theirs[draw].max(axis=0, initial=0) for draw in draws]))
     results = summarise(found, np.array(counts))
-    given.output.write_text(json.dumps(results, indent=2) + "\n")
+    given.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(results, indent=2))
 
 

@@ -19,7 +19,7 @@ DEMO = Path("runs/demo")
 def main() -> None:
     model = DEMO / "models" / "optidel-5"
     said = {"name": "the embedded sample's curated subset (generated frames, no medical data)", "command": "make demo"}
-    write_provenance(model, json.loads((model / FILE).read_text()) | said)
+    write_provenance(model, json.loads((model / FILE).read_text(encoding="utf-8")) | said)
     card = render_model_card(
         model,
         DEMO / "evaluation" / "results.json",
@@ -27,7 +27,7 @@ def main() -> None:
         arm="optidel-5%",
         license="apache-2.0",
     )
-    Path("MODEL_CARD.md").write_text(card)
+    Path("MODEL_CARD.md").write_text(card, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -135,7 +135,7 @@ def main() -> None:
     lines.append("| " + " | ".join(shares) + " |")
     report = "\n".join(lines) + "\n"
     print(report)
-    (Path(__file__).parent / f"intervals_{arguments.date}.md").write_text(report)
+    (Path(__file__).parent / f"intervals_{arguments.date}.md").write_text(report, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ CLOCK = Clock()
 
 def processor() -> str:
     """The processor's name where Linux tells it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
@@ -44,14 +44,14 @@ def reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 def peak_memory(device: torch.device) -> float:
     """Highest memory since then, in MiB."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+    return int(Path("/proc/self/status").read_text(encoding="utf-8").split("VmHWM:")[1].split()[0]) / 1024
 
 
 def timed(run: Callable[[Image.Image], object], image: Image.Image, device: torch.device) -> dict[str, float]:
@@ -79,8 +79,8 @@ class Timings:
         if path is None:
             return
         if not path.exists():
-            path.write_text(json.dumps(case) + "\n")
-        first, *lines = path.read_text().splitlines()
+            path.write_text(json.dumps(case) + "\n", encoding="utf-8")
+        first, *lines = path.read_text(encoding="utf-8").splitlines()
         if json.loads(first) != case:
             raise SystemExit(f"{path} holds timings of another case: {first}")
         for line in lines:
@@ -91,7 +91,7 @@ class Timings:
         """Keep a timing."""
         self.rows[key] = row
         if self.path:
-            with self.path.open("a") as file:
+            with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps([*key, row]) + "\n")
 
 

@@ -99,7 +99,7 @@ def config_file(arguments: Sequence[str]) -> Path | None:
 def _flags_of(path: Path, fields: set[str]) -> list[str]:
     """The lines of a YAML file as flags, so that the parser checks them as it checks those of the command line."""
     try:
-        values = yaml.load(path.read_text(), _Yaml) or {}
+        values = yaml.load(path.read_text(encoding="utf-8"), _Yaml) or {}
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--config {path} cannot be read: {error}") from None
     except yaml.YAMLError as error:

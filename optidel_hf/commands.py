@@ -178,7 +178,7 @@ def evaluate(arguments: Sequence[str]) -> None:
 
     (config,) = _parse((EvaluateConfig,), arguments or embedded_evaluation(), "evaluate", evaluate.__doc__)
     evaluate_segmentation(config)
-    say((Path(config.output_dir) / "results.md").read_text())
+    say((Path(config.output_dir) / "results.md").read_text(encoding="utf-8"))
     say(f"results: {Path(config.output_dir) / 'results.json'}")
 
 
@@ -299,7 +299,7 @@ def theory(arguments: Sequence[str]) -> None:
     folder = Path(output.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     study = run_study(config)
-    (folder / "theory.json").write_text(json.dumps(results(config, study), indent=1) + "\n")
+    (folder / "theory.json").write_text(json.dumps(results(config, study), indent=1) + "\n", encoding="utf-8")
     save_figure(theory_figure(config, study), folder / "theory.png")
     say("\n".join([*best_strategies(config, study), f"figure: {folder / 'theory.png'}"]))
 
@@ -385,10 +385,11 @@ def _parse(dataclasses: Sequence[type], flags: Sequence[str], command: str, summ
 
 
 def say(text: str, stream: Any = None) -> None:
-    """Print and flush; a pipe that was closed, as `| head` does, ends no work."""
+    """Print and flush; a pipe that was closed, as `| head` does, ends no work, and neither do characters it lacks."""
     stream = stream or sys.stdout
+    encoding = stream.encoding or "utf-8"  # an `io.StringIO` has none
     try:
-        print(text, file=stream, flush=True)
+        print(text.encode(encoding, "replace").decode(encoding), file=stream, flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 

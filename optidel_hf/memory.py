@@ -35,7 +35,7 @@ def free_memory(told: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/s
         mounted (`Path`, *optional*): where their files are.
     """
     rooms = [psutil.virtual_memory().available]
-    for line in told.read_text().splitlines() if told.exists() else []:
+    for line in told.read_text(encoding="utf-8").splitlines() if told.exists() else []:
         _, controllers, place = line.split(":", 2)
         if files := FILES.get(controllers):
             root = mounted / files.folder
@@ -48,9 +48,9 @@ def free_memory(told: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/s
 def _room(group: Path, files: _Files) -> Iterator[int]:
     """What a group's limit leaves, if it has one. In a container its own group may lie at the root instead."""
     try:
-        limit = (group / files.limit).read_text().strip()
+        limit = (group / files.limit).read_text(encoding="utf-8").strip()
         if limit != "max":
-            cached = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-            yield int(limit) - int((group / files.used).read_text()) + int(cached[files.cached])
+            cached = dict(line.split() for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines())
+            yield int(limit) - int((group / files.used).read_text(encoding="utf-8")) + int(cached[files.cached])
     except OSError:  # no such group here
         return

@@ -83,7 +83,7 @@ def export_and_evaluate(trainer: SamTrainer, export: ExportConfig) -> None:
     if export.images:
         images = [Image.open(path).convert("RGB") for path in export.image_paths()]
         results["patches_of_images"] = patches_kept(folder, images)
-    (trainer.folder / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n")
+    (trainer.folder / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     logger.info("%s", json.dumps(results, indent=2))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import logging
 import os
@@ -259,7 +260,7 @@ EARLY = [
 def test_mistakes_are_refused_before_any_image_is_read(
     refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mistake: str, said: str
 ) -> None:
-    monkeypatch.setattr("optidel_hf.images.open_image", None)
+    monkeypatch.setattr("PIL.Image.open", None)
     assert said in refused(*mistake.split())
     assert not (tmp_path / "out").exists()
 
@@ -389,3 +390,9 @@ def test_a_reader_that_goes_early_ends_no_command() -> None:
     with os.fdopen(write, "w") as pipe:
         say("first", pipe)
         say("second", pipe)
+
+
+def test_what_a_stream_cannot_show_ends_no_command() -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    say("ViT ± 3 [−1, 2]", stream)
+    assert stream.buffer.getvalue().decode("latin-1") == "ViT ± 3 [?1, 2]\n"

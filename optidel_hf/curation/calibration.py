@@ -64,7 +64,7 @@ class Calibration:
             "v_information_held_out": self.family.information,
             "conditional_entropy_held_out": self.family.entropy,
         }
-        path.write_text(json.dumps({**asdict(self), **held_out}, indent=2) + "\n")
+        path.write_text(json.dumps({**asdict(self), **held_out}, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path) -> Calibration:

@@ -99,7 +99,7 @@ class Stage:
 
 def _read_record(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(record, dict) or not {"fields", "hash"} <= record.keys():
             raise ValueError("no fields and no hash of a stage")
         return record

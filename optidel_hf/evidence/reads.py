@@ -105,13 +105,13 @@ def _append(path: Path, config_hash: str, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     before = "" if path.exists() else HEADER
     date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M")
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8") as file:
         file.write(f"{before}| {date} | {config_hash[:16]} | {current_commit()} | {text} |\n")
 
 
 def _lines(path: Path, config_hash: str) -> list[str]:
     """The list's lines of one configuration."""
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return [line for line in lines if f"| {config_hash[:16]} |" in line]
 
 

@@ -34,7 +34,7 @@ def note_trial(path: Path, part: str, config_hash: str, facts: Mapping[str, Any]
     """
     when = datetime.now(UTC).isoformat(timespec="seconds")
     cut_short = path.exists() and not path.read_bytes().endswith(b"\n")  # by a disk that was full
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8") as file:
         if cut_short:
             file.write("\n")
         file.write(json.dumps({"date": when, "part": part, "config_hash": config_hash, **facts}) + "\n")
@@ -45,7 +45,7 @@ def count_trials(path: Path, part: str) -> dict[str, int]:
     if not path.exists():
         return {}
     read: dict[str, set[str]] = {}
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         trial = json.loads(line) if line.endswith("}") else {}  # else it was cut short
         if trial.get("part") == part:
             read.setdefault(trial["arm"], set()).add(trial["config_hash"])

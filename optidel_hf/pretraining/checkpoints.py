@@ -120,7 +120,7 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, told: dic
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             position = {"step": step, "told": told, "sha256": _digests(unfinished)}
-            (unfinished / POSITION).write_text(json.dumps(position, indent=2))
+            (unfinished / POSITION).write_text(json.dumps(position, indent=2), encoding="utf-8")
             finished = folder / f"step-{step:06d}"
             shutil.rmtree(finished, ignore_errors=True)  # there only if it was damaged and skipped
             os.replace(unfinished, finished)
@@ -175,7 +175,7 @@ def _checkpoints(folder: Path, last: int | None = None) -> list[Path]:
 def _read_position(checkpoint: Path) -> dict[str, Any] | None:
     """The position, or None if it cannot be read or any file differs from what was written."""
     try:
-        position = json.loads((checkpoint / POSITION).read_text())
+        position = json.loads((checkpoint / POSITION).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return position if position["sha256"] == _digests(checkpoint) else None

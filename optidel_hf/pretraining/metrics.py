@@ -113,7 +113,7 @@ class StepLog:
         self.bar.unpause()
 
     def _write(self, lines: list[dict[str, Any]]) -> None:
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
         for line in lines:
             track(self.accelerator, {name: line[name] for name in line if name != "step"}, line["step"])
@@ -133,7 +133,9 @@ class StepLog:
         record = self.path.with_name("nonfinite.json")
         if self.accelerator.is_main_process:
             values = {key: line[key] if math.isfinite(line[key]) else str(line[key]) for key in line}
-            record.write_text(json.dumps({**values, "images": list(self.images_of(line["step"]))}, indent=2) + "\n")
+            record.write_text(
+                json.dumps({**values, "images": list(self.images_of(line["step"]))}, indent=2) + "\n", encoding="utf-8"
+            )
         raise Diverged(
             f"The {name} is {line[name]} at step {line['step']} (learning rate {line['lr']:.2e}); {record} lists the "
             "images of that step. Look at them, or lower --base_learning_rate, lengthen --warmup_steps or compute "
@@ -145,7 +147,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a `metrics.jsonl`, without a last one that was cut short; empty if there is no such file."""
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
+    return [
+        json.loads(line) for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("}\n")
+    ]
 
 
 def keep_lines(path: Path, last_step: int) -> None:

@@ -108,7 +108,7 @@ class Monitor:
         if any(line["step"] == step for line in read_metrics(self.scores)):
             return  # evaluated before the run was stopped at this very step
         scores = self.evaluation(objective.backbone())
-        with self.scores.open("a") as file:
+        with self.scores.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **scores}) + "\n")
         track(self.accelerator, scores, step)
         logger.info("step %d: %s", step, ", ".join(f"{name} {score:.4f}" for name, score in scores.items()))

@@ -104,8 +104,10 @@ def _generate(output_dir: Path, asked: dict[str, Any]) -> None:
     with tqdm(total=sum(counts.values()), desc="sample", unit="frame") as progress:
         for part, count in counts.items():
             write_part(unfinished, part, walk(domain, part, count, asked["image_size"], asked["seed"]), progress)
-    (unfinished / "README.md").write_text(f"# Synthetic images\n\n**Synthetic.** {DOMAINS[domain]}\n")
-    (unfinished / "sample.json").write_text(json.dumps(asked, indent=2) + "\n")
+    (unfinished / "README.md").write_text(
+        f"# Synthetic images\n\n**Synthetic.** {DOMAINS[domain]}\n", encoding="utf-8"
+    )
+    (unfinished / "sample.json").write_text(json.dumps(asked, indent=2) + "\n", encoding="utf-8")
     unfinished.replace(output_dir)
 
 

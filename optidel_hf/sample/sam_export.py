@@ -38,4 +38,4 @@ def export_sam(model: SamModel, folder: Path, preset: dict[str, Any]) -> None:
         size={"longest_edge": side}, pad_size=square, mask_size={"longest_edge": side // 4}, mask_pad_size=masks
     )
     processor.save_pretrained(folder)
-    (folder / "amg_preset.json").write_text(json.dumps(preset, indent=2) + "\n")
+    (folder / "amg_preset.json").write_text(json.dumps(preset, indent=2) + "\n", encoding="utf-8")

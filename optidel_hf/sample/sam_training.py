@@ -353,7 +353,7 @@ class SamTrainer:
                 rate = (self.step - first) / (time.perf_counter() - began)
                 record = {"step": self.step, "loss": float(loss), "iou": float(iou), "steps_per_second": rate}
                 if self.rank == 0:
-                    with open(self.folder / "log.jsonl", "a") as log:
+                    with open(self.folder / "log.jsonl", "a", encoding="utf-8") as log:
                         log.write(json.dumps(record) + "\n")
                 progress.set_postfix(loss=f"{loss:.3f}", iou=f"{iou:.3f}")
                 self.recent, first, began = [], self.step, time.perf_counter()
@@ -364,7 +364,7 @@ class SamTrainer:
 
 def _forget_after(step: int, log: Path) -> None:
     """Leave out of a log what is about to be done again: the lines after the checkpoint's step, and a torn one."""
-    lines = log.read_text().splitlines(keepends=True) if log.exists() else []
+    lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.exists() else []
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
     if kept != lines:
         write_text("".join(kept), log)

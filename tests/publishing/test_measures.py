@@ -127,7 +127,7 @@ def test_a_finished_curation_is_measured_without_its_patches(out: Path) -> None:
 def test_judged_models_are_shown_with_their_interval(out: Path, tmp_path: Path) -> None:
     figures = {"v_information": 0.4126, "low": 0.39, "high": 0.44, "frames": 150, "groups": 141, "target": "raw"}
     (out / "held_out.json").write_text(json.dumps({"hard": figures, "one": {**figures, "low": None, "high": None}}))
-    page = build_report(out, tmp_path / "report.html").read_text()
+    page = build_report(out, tmp_path / "report.html").read_text(encoding="utf-8")
     assert "(iii) held-out V-information of hard" in page
     assert "0.413 (95 % 0.390 to 0.440; 150 frames, 141 groups)" in page
     assert "0.413 (no interval of so few groups; 150 frames, 141 groups)" in page
@@ -146,13 +146,13 @@ def test_models_that_were_judged_on_downstream_images_alone_are_shown(out: Path)
 
 def test_the_goal_is_compared_with_the_task(out: Path, results: Callable, tmp_path: Path) -> None:
     table = results(tmp_path / "results.json", {"a": 0.5, "b": 0.6, "c": 0.7, "unjudged": 0.1})
-    assert (
-        "it needs an evaluation and at least three" in build_report(out, tmp_path / "r.html", None, table).read_text()
-    )
+    assert "it needs an evaluation and at least three" in build_report(
+        out, tmp_path / "r.html", None, table
+    ).read_text(encoding="utf-8")
     one = {"low": None, "high": None, "frames": 9, "groups": 1, "target": "raw"}
     judged = {arm: {**one, "v_information": bits} for arm, bits in (("a", 0.1), ("b", 0.3), ("c", 0.2), ("d", 0.9))}
     (out / "held_out.json").write_text(json.dumps(judged))
-    page = build_report(out, tmp_path / "report.html", None, table).read_text()
+    page = build_report(out, tmp_path / "report.html", None, table).read_text(encoding="utf-8")
     assert "with mean IoU: 0.50 over 3 arms (finetune); 0.50 over 3 arms (probe)." in page
 
 
@@ -162,7 +162,7 @@ def test_a_selection_without_scores_of_its_own_is_measured_by_those_beside_it(ou
     bare = table.select(["source", "crop", "bbox", "rank", "mosaic", "slot", "cluster"])
     pq.write_table(bare.replace_schema_metadata(table.schema.metadata), out / "selection.parquet")
     assert texts(read_curation(out)) == before
-    assert "Mean" in build_report(out, out / "report.html").read_text()
+    assert "Mean" in build_report(out, out / "report.html").read_text(encoding="utf-8")
 
 
 def test_arms_whose_bits_are_not_comparable_are_ranked_apart(out: Path, results: Callable, tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_arms_whose_bits_are_not_comparable_are_ranked_apart(out: Path, results:
     views = {arm: {**one, "v_information": bits, "target": "other view"} for arm, bits in zip("def", (2.9, 2.5, 2.7))}
     (out / "held_out.json").write_text(json.dumps({**pixels, **views}))
     (out / "downstream.json").write_text(json.dumps(pixels))
-    page = build_report(out, tmp_path / "report.html", None, table).read_text()
+    page = build_report(out, tmp_path / "report.html", None, table).read_text(encoding="utf-8")
     assert "−0.50 over 3 arms (finetune); 1.00 over 3 arms (finetune)" in page
     assert "1.00 over 3 arms (probe, on downstream images)" in page
     assert "bits a frame, at most 3.00" in page
@@ -182,11 +182,13 @@ def test_arms_whose_bits_are_not_comparable_are_ranked_apart(out: Path, results:
 
 
 def test_learnability_is_shown_where_it_was_measured(out: Path, tmp_path: Path) -> None:
-    assert "learnability" not in build_report(out, tmp_path / "without.html").read_text()
+    assert "learnability" not in build_report(out, tmp_path / "without.html").read_text(encoding="utf-8")
     for path in existing_shards(out / "scores"):
         table = pq.read_table(path)
         pq.write_table(table.append_column("learnability", pa.array(np.linspace(0.1, 0.5, len(table)))), path)
-    assert "learnability (bits per value gained" in build_report(out, tmp_path / "with.html").read_text()
+    assert "learnability (bits per value gained" in build_report(out, tmp_path / "with.html").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_a_pilot_is_told_with_its_lead() -> None:

@@ -32,7 +32,7 @@ ARMS = {"none": (0.5, [0.0]), "full": (0.7, [1.0]), "random_images": (0.6, [0.05
 
 @pytest.fixture(scope="module")
 def page(every_part: dict[str, Any]) -> str:
-    return build_report(**every_part).read_text()
+    return build_report(**every_part).read_text(encoding="utf-8")
 
 
 def test_every_part_has_its_panel_and_its_link(page: str) -> None:
@@ -42,7 +42,7 @@ def test_every_part_has_its_panel_and_its_link(page: str) -> None:
 
 
 def test_no_part_no_panel(curation: Path, tmp_path: Path) -> None:
-    page = build_report(curation, tmp_path / "report.html").read_text()
+    page = build_report(curation, tmp_path / "report.html").read_text(encoding="utf-8")
     assert not re.findall(r'<section id="(?:evidence|strategies|pilot)"|Reconstructions|data-arm=', page)
     assert re.findall(r'<a href="#(\w+)"', page) == re.findall(r'<section id="(\w+)"', page)
 
@@ -93,7 +93,9 @@ def test_the_contrasts_fixed_beforehand(grid: Callable) -> None:
 
 def test_a_gate_that_did_not_pass_is_said(every_part: dict[str, Any], grid: Callable, tmp_path: Path) -> None:
     told = every_part | {"evidence": grid(ARMS, passed=False), "output": tmp_path / "report.html"}
-    assert "The gate has not passed: these figures support no claim." in build_report(**told).read_text()
+    assert "The gate has not passed: these figures support no claim." in build_report(**told).read_text(
+        encoding="utf-8"
+    )
 
 
 def test_one_seed_has_no_interval(grid: Callable) -> None:
@@ -199,6 +201,6 @@ def test_a_page_that_is_too_long_is_told(
 def test_arms_named_by_a_stranger_stay_text(every_part: dict[str, Any], grid: Callable, tmp_path: Path) -> None:
     hostile = '"><script>alert(3)</script>'
     told = every_part | {"evidence": grid(ARMS | {hostile: (0.4, [0.05])}), "output": tmp_path / "report.html"}
-    page = build_report(**told).read_text()
+    page = build_report(**told).read_text(encoding="utf-8")
     assert page.count("<script>") == 1
     assert json.dumps("alert(3)")[1:-1] in page

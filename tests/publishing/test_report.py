@@ -67,7 +67,7 @@ class Page(HTMLParser):
 def page(curation: Path, training: Callable, results: Callable, tmp_path: Path) -> str:
     arms = {"<arm>": training(tmp_path / "a", "mae", 4), "b": training(tmp_path / "b", "simclr", 2)}
     table = results(tmp_path / "results.json", {"optidel": 0.6123, "random": 0.5877})
-    return build_report(curation, tmp_path / "deep/report.html", arms, table).read_text()
+    return build_report(curation, tmp_path / "deep/report.html", arms, table).read_text(encoding="utf-8")
 
 
 def test_has_every_section(page: str) -> None:
@@ -102,7 +102,7 @@ def test_reasons_are_listed_with_the_commonest_first(curation: Path, tmp_path: P
     assert selection_reasons(read_curation(out)) == sorted_reasons
     listed = re.findall(
         r'<th scope="row">(near the median|a copy|saturated)</th><td>(\d+)</td>',
-        build_report(out, out / "report.html").read_text(),
+        build_report(out, out / "report.html").read_text(encoding="utf-8"),
     )
     assert [(reason, int(count)) for reason, count in listed] == sorted_reasons
 
@@ -152,7 +152,7 @@ def test_results_are_per_cent_with_intervals(page: str) -> None:
 
 
 def test_optional_parts_leave_a_sentence(curation: Path, tmp_path: Path) -> None:
-    page = build_report(curation, tmp_path / "report.html").read_text()
+    page = build_report(curation, tmp_path / "report.html").read_text(encoding="utf-8")
     assert "No pre-training was given" in page
     assert "No evaluation was given" in page
     assert page.count('class="absent"') == 2
@@ -163,7 +163,7 @@ def test_reports_a_curation_that_stopped_after_cutting_patches(curation: Path, t
     for stage in ("scores", "curated", "reference"):
         shutil.rmtree(out / stage)
     (out / "selection.parquet").unlink()
-    page = build_report(out, tmp_path / "report.html").read_text()
+    page = build_report(out, tmp_path / "report.html").read_text(encoding="utf-8")
     assert "24 key patches were cut from 8 of 11 source images; nothing has been selected yet." in page
     assert page.count('class="absent"') == 7
 
@@ -171,7 +171,7 @@ def test_reports_a_curation_that_stopped_after_cutting_patches(curation: Path, t
 def test_seed_without_interval(curation: Path, tmp_path: Path) -> None:
     row = {"arm": "a", "mode": "probe", "seeds": 1, "miou_mean": 0.5, "miou_low": None, "miou_high": None}
     (tmp_path / "results.json").write_text(json.dumps({"summary": [row | {"normdel": 0.31}]}))
-    page = build_report(curation, tmp_path / "report.html", results=tmp_path).read_text()
+    page = build_report(curation, tmp_path / "report.html", results=tmp_path).read_text(encoding="utf-8")
     assert re.search(r"<td>50\.00</td><td>–</td><td>0\.310</td><td>1</td>", page)
 
 

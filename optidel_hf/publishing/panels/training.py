@@ -58,7 +58,7 @@ def read_curve(path: Path) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         UserError: If the file is missing or holds no step yet.
     """
-    lines = path.read_text().splitlines() if path.is_file() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     rows = [json.loads(line) for line in lines if line.endswith("}")]  # else it was cut short
     if not rows:
         raise UserError(f"{path} holds no training step: leave this arm out or give a folder that `pretrain` wrote.")
