@@ -387,7 +387,7 @@ def _parse(dataclasses: Sequence[type], flags: Sequence[str], command: str, summ
 def say(text: str, stream: Any = None) -> None:
     """Print and flush; a pipe that was closed, as `| head` does, ends no work, and neither do characters it lacks."""
     stream = stream or sys.stdout
-    encoding = stream.encoding or "utf-8"  # an `io.StringIO` has none
+    encoding = getattr(stream, "encoding", None) or "utf-8"  # an `io.StringIO` has none
     try:
         print(text.encode(encoding, "replace").decode(encoding), file=stream, flush=True)
     except BrokenPipeError:
