@@ -2,8 +2,8 @@
 The map of where selection pays: one arm minus another over the redundancy and the junk of a testbed.
 
 Each cell is one grid's `results.parquet` on one pool. It says whether the difference lies above zero, below it, or
-holds it: the 95 % interval decides, and only where it leaves zero out has the cell a colour. A pool whose gate has not
-passed is marked "no headroom": there the colour supports no claim.
+holds it: the 95 % interval decides, and only where it leaves zero out has the cell a colour. One seed has no interval,
+and its cell stays blank. A pool whose gate has not passed is marked "no headroom": there the colour supports no claim.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from optidel_hf.evidence.wording import count_text, mode_words, seeds_text
 
 PAIRS = (("optidel", "random_images"), ("optidel", "full"))
 COLOURS = {"above zero": "#bfe3c6", "holds zero": "#eceef1", "below zero": "#f3c3b5"}
+NO_INTERVAL = "no interval"
 CELL_SIZE = (1.3, 0.65)
 LEFT, HEADING, HEAD, FOOT = 0.9, 5.3, 0.7, 0.5
 """In inches: a cell, the names beside a panel, the least width, the figure's head and legend, a panel's own."""
@@ -57,7 +58,9 @@ def contrasts(results: Mapping[Pool, pa.Table]) -> dict[str, dict[Pool, Interval
 
 
 def verdict(difference: Interval) -> str:
-    """Where the interval lies; one that is none holds zero as well."""
+    """Where the interval lies; a single seed has none."""
+    if math.isnan(difference.low):
+        return NO_INTERVAL
     if not difference.excludes_zero:
         return "holds zero"
     return "above zero" if difference.low > 0 else "below zero"
@@ -113,9 +116,10 @@ def _draw_panel(
 
 def _draw_cell(axes: Axes, x: int, y: int, difference: Interval, level: bool) -> None:
     """The colour of the verdict, and in it the difference, its interval and what it rests on."""
-    axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=COLOURS[verdict(difference)], edgecolor=PAPER))
+    found = verdict(difference)
+    axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=COLOURS.get(found, PAPER), edgecolor=PAPER))
     ends = f"{100 * difference.low:+.1f} to {100 * difference.high:+.1f}"
     note = f"{count_text(difference.seeds, 'seed')}, no headroom" if level else seeds_text(difference.seeds)
     axes.text(x, y + 0.22, f"{100 * difference.difference:+.1f}", ha="center", va="center", fontsize=12)
-    details = "no interval" if math.isnan(difference.low) else ends
+    details = NO_INTERVAL if found == NO_INTERVAL else ends
     axes.text(x, y - 0.18, f"{details}\n{note}", ha="center", va="center", fontsize=7, color=FAINT)

@@ -20,8 +20,9 @@ import pyarrow as pa
 from optidel_hf.drawing import save_figure
 from optidel_hf.evidence.comparison import VALIDATION, Judged, Series
 from optidel_hf.evidence.gate import headroom
+from optidel_hf.evidence.inference import Interval
 from optidel_hf.evidence.results import NAMES, judged_names
-from optidel_hf.evidence.testbed_map import contrasts, map_figure, verdict
+from optidel_hf.evidence.testbed_map import NO_INTERVAL, contrasts, map_figure, verdict
 from optidel_hf.evidence.wording import MISSING, difference_text, level_text, mode_words, seeds_text, table
 from optidel_hf.evidence.worth import Worth
 from optidel_hf.files import write_text
@@ -126,13 +127,19 @@ def _section(one: JudgedPool) -> list[str]:
     judged, gate = Judged.of(one.results, VALIDATION), headroom(one.results)
     columns = ["arm", *WORTH, *(f"mIoU, {mode_words(mode)}" for mode in judged.modes), "seeds"]
     found = [
-        f"{title}: {difference_text(interval)}, {verdict(interval)}"
+        f"{title}: {difference_text(interval)}{_verdict_words(interval)}"
         for title, intervals in contrasts({one.name: one.results}).items()
         for interval in intervals.values()
     ]
     title = f"## {one.name}{gate.verdict and f': {gate.verdict}'}"
     sentences = [f"{'; '.join(found)}."] if found else []
     return [title, table(columns, _rows(one, _level_cells(judged))), *sentences, gate.sentence]
+
+
+def _verdict_words(difference: Interval) -> str:
+    """What the map says of a difference; where it has no interval, the difference's own words have said so."""
+    found = verdict(difference)
+    return "" if found == NO_INTERVAL else f", {found}"
 
 
 def _rows(one: JudgedPool, levels: Mapping[Chosen, list[str]]) -> list[list[str]]:

@@ -5,8 +5,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from simulated import results_table
 
+from optidel_hf.drawing import PAPER
 from optidel_hf.evidence.inference import Interval
-from optidel_hf.evidence.testbed_map import COLOURS, contrasts, map_figure, verdict
+from optidel_hf.evidence.testbed_map import COLOURS, NO_INTERVAL, contrasts, map_figure, verdict
 
 
 NONE = float("nan")
@@ -19,7 +20,7 @@ def interval(low: float, high: float) -> Interval:
 
 @pytest.mark.parametrize(
     ("ends", "expected"),
-    [((0.01, 0.03), ABOVE), ((-0.03, -0.01), BELOW), ((-0.01, 0.03), LEVEL), ((NONE, NONE), LEVEL)],
+    [((0.01, 0.03), ABOVE), ((-0.03, -0.01), BELOW), ((-0.01, 0.03), LEVEL), ((NONE, NONE), NO_INTERVAL)],
 )
 def test_the_interval_decides(ends, expected):
     assert verdict(interval(*ends)) == expected
@@ -67,7 +68,14 @@ def test_cells_lie_and_look_as_their_difference():
 
 
 def test_a_cell_without_headroom_is_marked():
-    found = {"optidel minus random_images": {(1, 0.0): interval(0.01, 0.05), (5, 0.0): interval(0.01, NONE)}}
+    found = {"optidel minus random_images": {(1, 0.0): interval(0.01, 0.05), (5, 0.0): interval(0.02, 0.04)}}
     (axes,) = map_figure(found, {(5, 0.0)}).axes
     words = [text.get_text() for text in axes.texts]
-    assert words == ["+3.0", "+1.0 to +5.0\n5 seeds", "+nan", "+1.0 to +nan\n5 seeds, no headroom"]
+    assert words == ["+3.0", "+1.0 to +5.0\n5 seeds", "+3.0", "+2.0 to +4.0\n5 seeds, no headroom"]
+
+
+def test_a_cell_of_one_seed_is_blank_and_says_so():
+    one_seed = Interval(0.02, NONE, NONE, seeds=1, images=40)
+    (axes,) = map_figure({"optidel minus random_images": {(1, 0.0): one_seed}}).axes
+    assert [text.get_text() for text in axes.texts] == ["+2.0", "no interval\n1 seed, no claims"]
+    assert [patch.get_facecolor() for patch in axes.patches] == [to_rgba(PAPER)]

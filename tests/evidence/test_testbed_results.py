@@ -60,6 +60,12 @@ def test_an_arms_line_holds_the_means_over_seeds_and_its_level() -> None:
     assert lines["none"][7] == "5 seeds"
 
 
+def test_one_seed_has_no_interval_and_no_verdict() -> None:
+    (line,) = [line for line in pools_text([judged(ARMS, seeds=1)]).splitlines() if line.startswith("optidel minus")]
+    assert line.count("(no interval)") == 2
+    assert "zero" not in line
+
+
 def test_the_test_part_is_not_read() -> None:
     both, validation = (judged(ARMS, splits=parts) for parts in (("validation", "test"), ("validation",)))
     assert pools_text([both]) == pools_text([validation])
