@@ -9,7 +9,13 @@ from importlib.resources import files
 from pathlib import Path
 
 from transformers import AutoConfig, AutoImageProcessor
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import (
+    CONFIG_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    cached_file,
+    extract_commit_hash,
+)
 from transformers.utils import logging as transformers_logging
 
 from optidel_hf.errors import UserError
@@ -34,7 +40,7 @@ def checkpoint_fingerprint(name: str, revision: str | None = None) -> str:
     folder = Path(checkpoint_path(name))
     if not folder.is_dir():
         try:
-            return str(AutoConfig.from_pretrained(name, revision=revision)._commit_hash)
+            return str(extract_commit_hash(cached_file(name, CONFIG_NAME, revision=revision), None))
         except (OSError, ValueError) as error:
             raise UserError(f"{name} is no folder here and no checkpoint on the Hub: {error}") from None
     fingerprint = hashlib.sha256()

@@ -109,7 +109,7 @@ def pretrain(arguments: Sequence[str]) -> None:
     asked = config
     check_last(config.last_share, images.last_dataset)
     if config.model:
-        refuse_pickle(config.model, said=f"--model {config.model}")
+        refuse_pickle(config.model, config.model_revision, said=f"--model {config.model}")
         config = at_checkpoint_sizes(config)
     _refuse_among_images(config.output_dir, images.dataset, images.last_dataset)
     if not images.dry_run:
@@ -129,7 +129,8 @@ def pretrain(arguments: Sequence[str]) -> None:
         say(_rehearsed(trainer))
         return
     if config.model:
-        facts |= {"weights": checkpoint_fingerprint(config.model), "base_model": hub_id(config.model)}
+        weights = checkpoint_fingerprint(config.model, config.model_revision)
+        facts |= {"weights": weights, "base_model": hub_id(config.model)}
     trainer.train()
     trainer.save()
     if process_rank()[0] == 0:

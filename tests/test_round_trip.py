@@ -43,7 +43,8 @@ def visit(folder: Path) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     found = {**_push(folder), **_open_datasets(folder), **_open_models(folder)}
-    return {**found, **_run_cards(), **_open_metric(), **_refusals(folder)}
+    found |= {**_run_cards(), **_open_metric()}  # which commits to the model's repository once more
+    return {**found, **_start_from(folder, found["pushed"]), **_refusals(folder)}
 
 
 def _push(folder: Path) -> dict[str, Any]:
@@ -90,6 +91,7 @@ def _open_datasets(folder: Path) -> dict[str, Any]:
 
 
 def _open_models(folder: Path) -> dict[str, Any]:
+    from huggingface_hub import HfApi
     from transformers import AutoModel, ViTMAEForPreTraining
 
     from optidel_hf.evaluation.backbone import load_backbone
@@ -97,6 +99,7 @@ def _open_models(folder: Path) -> dict[str, Any]:
     backbone = AutoModel.from_pretrained("me/vit", subfolder="backbone", add_pooling_layer=False)
     ours = load_backbone(str(folder / "vit")).encoder.state_dict()
     return {
+        "pushed": HfApi().model_info("me/vit").sha,
         "mae": ViTMAEForPreTraining.from_pretrained("me/vit").config.image_size,
         "backbone": type(backbone).__name__,
         "weights": all(bool((tensor == ours[name]).all()) for name, tensor in backbone.state_dict().items()),
@@ -135,6 +138,17 @@ def _open_metric() -> dict[str, Any]:
         metric_value=0.25,
     )
     return {"mean_iou": metric.compute(predictions=[[[0, 1]]], references=[[[0, 1]]])["mean_iou"]}
+
+
+def _start_from(folder: Path, commit: str) -> dict[str, Any]:
+    """Pre-train from a commit that the branch has left behind, and from one that is not there."""
+    from optidel_hf import cli
+
+    start = ["pretrain", "--dataset", "me/frames", "--device", "cpu", "--steps", "1", "--batch_size", "4"]
+    start += ["--model", "me/vit", "--output_dir", str(folder / "on"), "--model_revision"]
+    missing = _sentence(lambda: cli.main([*start, "v9"]))
+    code = cli.main([*start, commit])
+    return {"on": [code, (folder / "on" / "README.md").read_text(encoding="utf-8")], "missing": missing}
 
 
 def _refusals(folder: Path) -> dict[str, Any]:
@@ -240,6 +254,12 @@ def test_a_run_pushes_and_a_stranger_opens(
     kinds = {"dataset": "Dataset", "model": "ViTMAEForPreTraining", "metric": "MeanIoU"}
     assert found["card"] == {**kinds, "features": [17, 32]}  # 16 patches and the class token
     assert found["mean_iou"] == 1.0
+    code, text = found["on"]
+    assert code == 0
+    assert f"| starts from | me/vit ({found['pushed']}) |" in text
+    assert found["pushed"] != hub.repo("me/vit", "models").history["main"][-1].oid
+    assert found["missing"].startswith("optidel pretrain: ")
+    assert "v9" in found["missing"]
     card = ModelCard(hub.repo("me/vit", "models").files["README.md"].content.decode())
     assert [(score.metric_type, score.metric_value) for score in card.data.eval_results] == [("mean_iou", 0.25)]
     assert card.data.datasets == ["me/frames"]

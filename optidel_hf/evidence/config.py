@@ -339,10 +339,9 @@ class Experiment:
         told = {name: determining(getattr(self, name)) for name in ("patches", "reference", "score")}
         told["patches"]["sam"] = checkpoint_fingerprint(self.patches.sam, self.patches.sam_revision)
         told["pretrain"] = {name: v for name, v in self.pretrain.determining().items() if name not in OWN_FIELDS}
-        pinned = self.reference.reference_revision
         for part, name, revision in (
-            ("pretrain", "model", None),
-            ("reference", "reference", pinned),
+            ("pretrain", "model", told["pretrain"].pop("model_revision")),
+            ("reference", "reference", self.reference.reference_revision),
             ("reference", "second_reference", None),
         ):
             if told[part][name]:

@@ -67,6 +67,7 @@ class PretrainConfig:
             "here; none: new."
         },
     )
+    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of it."})
     image_size: int = field(default=64, metadata={"help": "Side of a model input in pixels."})
     patch_size: int = field(default=8, metadata={"help": "Side of a patch in pixels; divides image_size."})
     hidden_size: int = field(default=192, metadata={"help": "Width of the encoder."})
@@ -185,6 +186,8 @@ class PretrainConfig:
         self._check_ranges()
         if self.model is None:
             self._check_sizes()
+            if self.model_revision is not None:
+                raise UserError(f"model_revision is {self.model_revision!r}, but no model is given that it is of.")
 
     @property
     def peak_learning_rate(self) -> float:
@@ -298,7 +301,7 @@ def at_checkpoint_sizes(config: PretrainConfig) -> PretrainConfig:
     if config.model is None:
         return config
     try:
-        found = AutoConfig.from_pretrained(config.model)
+        found = AutoConfig.from_pretrained(config.model, revision=config.model_revision)
     except (OSError, ValueError):
         return config
     sizes = {name: getattr(found, name, None) for name in SIZE_FIELDS}

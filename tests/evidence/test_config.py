@@ -79,10 +79,11 @@ def test_a_checkpoint_that_is_not_there_is_named() -> None:
         read("--pretrain_model", "no/such").determining()
 
 
-def test_a_reference_is_asked_for_at_its_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoints_are_asked_for_at_their_revision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("optidel_hf.evidence.config.checkpoint_fingerprint", lambda name, at=None: f"{name} at {at}")
-    told = read("--reference", "me/mae", "--reference_revision", "v2", "--pretrain_model", "me/vit").determining()
-    assert (told["reference.reference"], told["pretrain.model"]) == ("me/mae at v2", "me/vit at None")
+    reference = ["--reference", "me/mae", "--reference_revision", "v2"]
+    told = read(*reference, "--pretrain_model", "me/vit", "--pretrain_model_revision", "v3").determining()
+    assert (told["reference.reference"], told["pretrain.model"]) == ("me/mae at v2", "me/vit at v3")
 
 
 def test_who_pays_for_curation_is_trained_longer() -> None:

@@ -47,6 +47,7 @@ class MaskedAutoencoding(Objective):
         return cls(
             build_mae(
                 config.model,
+                config.model_revision,
                 mask_ratio=config.mask_ratio,
                 norm_pix_loss=config.norm_pix_loss,
                 attn_implementation=attn_implementation,
@@ -90,6 +91,7 @@ class MaskedAutoencoding(Objective):
 
 def build_mae(
     checkpoint: str | None = None,
+    revision: str | None = None,
     *,
     mask_ratio: float = 0.75,
     norm_pix_loss: bool = True,
@@ -102,6 +104,7 @@ def build_mae(
 
     Args:
         checkpoint (`str`, *optional*): Hub id or folder of a ViT-MAE with its decoder; without one the model is new.
+        revision (`str`, *optional*): branch, tag or commit of a checkpoint on the Hub.
         mask_ratio (`float`, *optional*, defaults to 0.75): share of the patches that are hidden (the paper's).
         norm_pix_loss (`bool`, *optional*, defaults to `True`): normalise a patch's target by its mean and variance.
         attn_implementation (`str`, *optional*, defaults to `"eager"`):
@@ -121,7 +124,7 @@ def build_mae(
         "attn_implementation": attn_implementation,
     }
     if checkpoint is not None:
-        return load_mae(checkpoint, **options)
+        return load_mae(checkpoint, revision, **options)
     with seeded(seed):
         model = ViTMAEForPreTraining(ViTMAEConfig(**sizes, **options))
         initialise(model, model.vit.embeddings, *position_tables(model))

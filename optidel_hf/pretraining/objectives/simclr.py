@@ -59,7 +59,13 @@ class SimCLR(Objective):
 
     @classmethod
     def from_config(cls, config: PretrainConfig, attn_implementation: str) -> SimCLR:
-        model = build_vit(config.model, config.seed, attn_implementation=attn_implementation, **config.sizes())
+        model = build_vit(
+            config.model,
+            config.seed,
+            revision=config.model_revision,
+            attn_implementation=attn_implementation,
+            **config.sizes(),
+        )
         with seeded(config.seed):
             return cls(model, config.temperature, config.projection_size)
 

@@ -89,7 +89,9 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def build_vit(checkpoint: str | None, seed: int, attn_implementation: str, **sizes: int) -> ViTModel:
+def build_vit(
+    checkpoint: str | None, seed: int, attn_implementation: str, revision: str | None = None, **sizes: int
+) -> ViTModel:
     """
     Make an encoder from sizes, or load one: a ViT, or the encoder of a ViT-MAE. It has no pooling layer.
 
@@ -97,6 +99,7 @@ def build_vit(checkpoint: str | None, seed: int, attn_implementation: str, **siz
         checkpoint (`str`, *optional*): Hub id or folder; `None` for a new encoder.
         seed (`int`): seed of a new encoder's weights.
         attn_implementation (`str`): `"eager"` or `"sdpa"`.
+        revision (`str`, *optional*): branch, tag or commit of a checkpoint on the Hub.
         sizes (`int`): fields of `ViTConfig` of a new encoder; others, such as a decoder's, are passed over.
 
     Returns:
@@ -107,7 +110,7 @@ def build_vit(checkpoint: str | None, seed: int, attn_implementation: str, **siz
     """
     options: dict[str, Any] = {"add_pooling_layer": False, "attn_implementation": attn_implementation}
     if checkpoint is not None:
-        model = load(ViTModel, checkpoint, ["vit", "vit_mae"], "a ViT", **options)
+        model = load(ViTModel, checkpoint, ["vit", "vit_mae"], "a ViT", revision, **options)
     else:
         config = ViTConfig(**{name: sizes[name] for name in VIT_FIELDS if name in sizes})
         config._attn_implementation = attn_implementation
