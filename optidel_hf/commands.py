@@ -131,6 +131,8 @@ def pretrain(arguments: Sequence[str]) -> None:
     if config.model:
         weights = checkpoint_fingerprint(config.model, config.model_revision)
         facts |= {"weights": weights, "base_model": hub_id(config.model)}
+        if facts["base_model"]:
+            asked = replace(asked, model_revision=weights)
     trainer.train()
     trainer.save()
     if process_rank()[0] == 0:

@@ -52,7 +52,7 @@ def _push(folder: Path) -> dict[str, Any]:
     from optidel_hf.evaluation import metrics
 
     out, vit = str(folder / "out"), str(folder / "vit")
-    images = ["--dataset", str(folder / "images"), "--sam", str(folder / "sam"), "--device", "cpu"]
+    images = ["--dataset", str(folder / "images"), "--sam", "me/sam", "--device", "cpu"]
     training = ["--dataset", "me/frames", "--output_dir", vit, "--device", "cpu", "--push_to_hub", "me/vit"]
     metric = ["--folder", str(Path(metrics.__file__).parent / "mean_iou"), "--repo_id", "me/mean_iou"]
     codes = [
@@ -182,8 +182,10 @@ def _sentence(call: Callable[[], Any]) -> str:
 @pytest.fixture
 def foreign(hub: HubServer, tiny_sam: str, image_folder: Path) -> None:
     """What others may have put on the Hub."""
-    sam = {path.name: path.read_bytes() for path in Path(tiny_sam).iterdir() if path.suffix == ".json"}
-    hub.put("me/pickled-sam", "models", {**sam, "pytorch_model.bin": b"\x80\x04."})
+    sam = {path.name: path.read_bytes() for path in Path(tiny_sam).iterdir()}
+    hub.put("me/sam", "models", sam)
+    settings = {name: content for name, content in sam.items() if name.endswith(".json")}
+    hub.put("me/pickled-sam", "models", {**settings, "pytorch_model.bin": b"\x80\x04."})
     mae = {"config.json": json.dumps({"model_type": "vit_mae", "image_size": 32}).encode()}
     hub.put("me/pickled-mae", "models", {**mae, "pytorch_model.bin": b"\x80\x04."})
     hub.put("me/scripted", "datasets", {"scripted.py": b"import os\nos.abort()\n"})
@@ -217,7 +219,6 @@ def test_a_run_pushes_and_a_stranger_opens(
     hub: HubServer, foreign: None, tiny_sam: str, image_folder: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "images").symlink_to(image_folder)
-    (tmp_path / "sam").symlink_to(tiny_sam)
     environment = {
         **os.environ,
         "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}",
@@ -254,9 +255,13 @@ def test_a_run_pushes_and_a_stranger_opens(
     kinds = {"dataset": "Dataset", "model": "ViTMAEForPreTraining", "metric": "MeanIoU"}
     assert found["card"] == {**kinds, "features": [17, 32]}  # 16 patches and the class token
     assert found["mean_iou"] == 1.0
+    commit = hub.repo("me/sam", "models").history["main"][-1].oid
+    card = hub.repo("me/frames").files["README.md"].content.decode()
+    assert f"| SAM | `me/sam` | {commit} | `{commit}` |" in card
     code, text = found["on"]
     assert code == 0
     assert f"| starts from | me/vit ({found['pushed']}) |" in text
+    assert f"--model=me/vit --model_revision={found['pushed']}" in text
     assert found["pushed"] != hub.repo("me/vit", "models").history["main"][-1].oid
     assert found["missing"].startswith("optidel pretrain: ")
     assert "v9" in found["missing"]
