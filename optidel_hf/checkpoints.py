@@ -30,6 +30,24 @@ def checkpoint_path(name: str) -> str:
     return str(files("optidel_hf") / "sample" / "sam_tiny") if name == EMBEDDED else name
 
 
+def checkpoint_commit(name: str, revision: str | None = None) -> str | None:
+    """
+    The commit that a revision of a Hub repository stands for now; a folder has none.
+
+    Without a network it is that which lies in the cache.
+
+    Raises:
+        `UserError`: if there is neither such a folder nor such a repository.
+    """
+    if Path(checkpoint_path(name)).is_dir():
+        return None
+    try:
+        commit: str | None = extract_commit_hash(cached_file(name, CONFIG_NAME, revision=revision), None)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{name} is no folder here and no checkpoint on the Hub: {error}") from None
+    return commit
+
+
 def checkpoint_fingerprint(name: str, revision: str | None = None) -> str:
     """
     What identifies the weights: the sha256 of a local safetensors file, or the commit of a Hub repository.
@@ -37,14 +55,10 @@ def checkpoint_fingerprint(name: str, revision: str | None = None) -> str:
     Raises:
         `UserError`: if there is neither such a folder nor such a repository.
     """
-    folder = Path(checkpoint_path(name))
-    if not folder.is_dir():
-        try:
-            return str(extract_commit_hash(cached_file(name, CONFIG_NAME, revision=revision), None))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{name} is no folder here and no checkpoint on the Hub: {error}") from None
+    if commit := checkpoint_commit(name, revision):
+        return commit
     fingerprint = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted(Path(checkpoint_path(name)).glob("*.safetensors")):
         with path.open("rb") as file:
             fingerprint.update(hashlib.file_digest(file, "sha256").digest())
     return fingerprint.hexdigest()

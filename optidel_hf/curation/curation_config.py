@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from optidel_hf.checkpoints import require_kind
+from optidel_hf.checkpoints import checkpoint_commit, require_kind
 from optidel_hf.curation.curated import MosaicConfig, check_grid
 from optidel_hf.curation.inputs import InputConfig
 from optidel_hf.curation.patch_config import PatchConfig
@@ -65,6 +65,20 @@ def refuse_early(config: CurationConfig) -> None:
             "--learnability compares an early and a late model of one training, and --reference is a late one "
             "alone: leave one of the two out."
         )
+
+
+def at_commits(config: CurationConfig) -> CurationConfig:
+    """
+    The configuration with the commits for which its checkpoints' revisions on the Hub stand now.
+
+    All stages then see the same weights, however long they take, and the record says which.
+    """
+    patches, reference = config.patches, config.reference
+    if patches.unit == "patch" and (commit := checkpoint_commit(patches.sam, patches.sam_revision)):
+        patches = replace(patches, sam_revision=commit)
+    if reference.reference and (commit := checkpoint_commit(reference.reference, reference.reference_revision)):
+        reference = replace(reference, reference_revision=commit)
+    return replace(config, patches=patches, reference=reference)
 
 
 def _refuse_place(config: CurationConfig) -> None:

@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 from optidel_hf.arguments import as_flags
 from optidel_hf.curation.chain import Chain
 from optidel_hf.curation.curated import curated_shards, draft_selection, publish_selection, to_arrow
-from optidel_hf.curation.curation_config import CurationConfig, refuse_early
+from optidel_hf.curation.curation_config import CurationConfig, at_commits, refuse_early
 from optidel_hf.curation.folds import assign_folds
 from optidel_hf.curation.frames import hold_out
 from optidel_hf.curation.inputs import inputs_hash, list_inputs, open_sources
@@ -94,11 +94,11 @@ class _Run:
     """The stages of one output. Each method finishes its stage or finds it finished."""
 
     def __init__(self, config: CurationConfig) -> None:
-        self.config = config
+        refuse_early(config)
+        self.config = at_commits(config)
         self.output = Path(config.output_dir)
         self.published = self.output / "selection.parquet"
         self.first = FirstRank(self.output)
-        refuse_early(config)
         self.rank, self.world = process_rank()
         self.sources = open_sources(config.inputs)
         mosaics_in_budget(config.selection.budget, len(self.sources))

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from datasets import Dataset, concatenate_datasets
 
+from optidel_hf.checkpoints import checkpoint_commit
 from optidel_hf.curation import agreement, vinfo
 from optidel_hf.curation.calibration import (
     EARLY,
@@ -166,9 +167,10 @@ def calibrate_checkpoint(
     kept_out = held_out(own, patches, config.holdout, config.reference_seed)
     held = rows_of(_sorted(patches), kept_out or own)
     if not (output / "fold-0").exists():
-        reference = open_reference(config.reference, config.reference_revision, where)
+        commit = checkpoint_commit(config.reference, config.reference_revision)
+        reference = open_reference(config.reference, commit, where)
         _check_target(reference, held, config.reference, score)
-        calibration = _calibrate(reference, held, config.reference, config.reference_revision, score)
+        calibration = _calibrate(reference, held, config.reference, commit, score)
         write_settings(output, config, score)
         partial = output / ".fold-0.partial"
         partial.mkdir(parents=True, exist_ok=True)

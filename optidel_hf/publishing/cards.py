@@ -224,25 +224,18 @@ def curation_inputs(record: CurationRecord) -> list[dict[str, Any]]:
     What a curation's result depends on.
 
     Returns:
-        `list[dict]`: One an input: `role`, `name`, `revision` (the commit where none was asked for, or `None` for what
-        is no repository) and `hash`: of the list of source images, of a local checkpoint's weights, the commit of one
-        on the Hub.
+        `list[dict]`: One an input: `role`, `name`, `revision` (or `None` for what is no repository) and `hash`: of the
+        list of source images, of a local checkpoint's weights, the commit of one on the Hub.
     """
     given = record.config.get("inputs", {})
     patches, reference = (record.stages.get(stage, {}) for stage in ("patches", "reference"))
     inputs = [("source images", given.get("dataset"), _source_revision(record, given), patches.get("upstream"))]
     if (cut := patches.get("fields", {})).get("unit") == "patch":
-        inputs.append(_checkpoint_input("SAM", cut.get("sam"), cut.get("sam_revision"), cut.get("sam_weights")))
+        inputs.append(("SAM", cut.get("sam"), cut.get("sam_revision"), cut.get("sam_weights")))
     if (scored := reference.get("fields", {})).get("reference"):
-        named = scored["reference"], scored.get("reference_revision")
-        inputs.append(_checkpoint_input("reference model", *named, scored.get("weights")))
+        revision = scored.get("reference_revision")
+        inputs.append(("reference model", scored["reference"], revision, scored.get("weights")))
     return [dict(zip(("role", "name", "revision", "hash"), row)) for row in inputs]
-
-
-def _checkpoint_input(
-    role: str, name: str | None, revision: str | None, weights: str | None
-) -> tuple[str, str | None, str | None, str | None]:
-    return role, name, revision or (weights if hub_id(name) else None), weights
 
 
 def score_statistics(record: CurationRecord) -> list[dict[str, Any]]:

@@ -18,7 +18,9 @@ import pytest
 import torch
 from children import CHILDREN
 from datasets import load_dataset
+from hub_server import HubServer
 from PIL import Image
+from tiny_reference import save_mae, tiny_mae
 
 from optidel_hf.curation import pipeline
 from optidel_hf.curation.curated import MosaicConfig
@@ -375,6 +377,32 @@ def test_auto_chooses_what_the_pilot_names_or_refuses(
 def pilot_runs(output: Path) -> dict[str, float]:
     (record,) = (output / ".selection").glob("pilot-*.json")
     return json.loads(record.read_text())
+
+
+def test_checkpoints_that_moved_on_the_hub_are_taken_by_their_commits(
+    config: CurationConfig, hub: HubServer, tiny_sam: str, tmp_path: Path
+) -> None:
+    first = {}
+    for name, folder in (("me/sam", tiny_sam), ("me/mae", save_mae(tmp_path / "mae", tiny_mae()))):
+        repo = hub.put(name, "models", {path.name: path.read_bytes() for path in Path(folder).iterdir()})
+        first[name] = repo.history["main"][-1].oid
+    hub_sam, hub_mae = replace(config.patches, sam="me/sam"), ReferenceConfig(reference="me/mae")
+    asked = replace(config, output_dir=str(tmp_path / "out"), patches=hub_sam, reference=hub_mae)
+    made = files(curate(asked))
+    flags = f"--sam=me/sam --sam_revision={first['me/sam']}", f"--reference_revision={first['me/mae']}"
+    assert all(flag in json.loads(made["config.json"])["command"] for flag in flags)
+    assert json.loads(made["reference/fold-0/calibration.json"])["revision"] == first["me/mae"]
+
+    for name in first:
+        repo = hub.repo(name, "models")
+        repo.commit("main", dict(repo.files), "moved")
+    with pytest.raises(UserError, match=f"sam_revision was '{first['me/sam']}', now"):
+        curate(asked)
+    pinned = replace(asked, patches=replace(hub_sam, sam_revision=first["me/sam"]))
+    with pytest.raises(UserError, match=f"reference_revision was '{first['me/mae']}', now"):
+        curate(pinned)
+    curate(replace(pinned, reference=replace(hub_mae, reference_revision=first["me/mae"])))
+    assert files(tmp_path / "out") == made
 
 
 def test_an_image_that_came_or_went_is_refused(
