@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from datasets import Features, Image, Value
 
-from optidel_hf.checkpoints import checkpoint_path, folder_fingerprint
+from optidel_hf.checkpoints import checkpoint_commit, checkpoint_path, folder_fingerprint
 from optidel_hf.curation import amg
 from optidel_hf.curation.borders import border_shares
 from optidel_hf.curation.keys import KEY_FEATURES
@@ -61,10 +61,10 @@ class SamPatchExtractor:
     """
     A batch of images in, a batch of key patches out: for `datasets.map(batched=True, with_rank=True)`.
 
-    Pickles to its configuration and the hash of a local `sam`, by which the cache of `map` tells other weights; the
-    model comes from a per-process cache. An image that cannot be used, or in which SAM finds nothing, is one output
-    row with a null image and its reason in `rejected`. With `map(num_proc=...)` each process takes the device of its
-    rank, or one thread; where the parent has used CUDA they must be spawned.
+    Pickles to its configuration and the hash of `sam`, or its commit on the Hub, by which the cache of `map` tells
+    other weights; the model comes from a per-process cache. An image that cannot be used, or in which SAM finds
+    nothing, is one output row with a null image and its reason in `rejected`. With `map(num_proc=...)` each process
+    takes the device of its rank, or one thread; where the parent has used CUDA they must be spawned.
 
     Args:
         config ([`PatchConfig`], *optional*).
@@ -85,8 +85,10 @@ class SamPatchExtractor:
     image_column: str = "image"
 
     def __getstate__(self) -> dict[str, Any]:
-        """The fields, and what is in the folder of a local model now."""
-        return self.__dict__ | {"model": folder_fingerprint(checkpoint_path(self.config.sam))}
+        """The fields, and what is in the folder of a local model now, or the commit of one on the Hub."""
+        sam = self.config.sam
+        commit = checkpoint_commit(sam, self.config.sam_revision)
+        return self.__dict__ | {"model": commit or folder_fingerprint(checkpoint_path(sam))}
 
     @property
     def features(self) -> Features:

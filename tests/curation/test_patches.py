@@ -15,6 +15,7 @@ import torch
 import yaml
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
+from hub_server import HubServer
 from PIL import Image
 from torch import Tensor
 from transformers import SamModel, SamProcessor
@@ -345,6 +346,15 @@ def test_other_weights_in_the_same_folder_pickle_to_other_bytes(tmp_path: Path) 
         (tmp_path / "model.safetensors").write_bytes(weights)
         told.append(pickle.dumps(extractor))
     assert told[0] != told[1]
+
+
+def test_another_commit_on_the_hub_pickles_to_other_bytes(hub: HubServer) -> None:
+    repo = hub.put("me/sam", "models", {"config.json": b"{}"})
+    extractor = SamPatchExtractor(PatchConfig(sam="me/sam"), "cpu")
+    first = pickle.dumps(extractor)
+    assert pickle.dumps(extractor) == first
+    repo.commit("main", dict(repo.files), "again")
+    assert pickle.dumps(extractor) != first
 
 
 def test_an_image_without_a_group_is_its_own() -> None:
