@@ -46,10 +46,11 @@ def curate(arguments: Sequence[str], command: str = "curate", until: str = "cura
     from optidel_hf.curation.reference import ReferenceConfig
     from optidel_hf.curation.scoring import ScoreConfig
     from optidel_hf.curation.selection_config import SelectionConfig
-    from optidel_hf.processes import process_rank, share_cores
+    from optidel_hf.processes import process_rank, share_cores, speak_once
     from optidel_hf.publishing.hub import PublishImagesConfig
 
     share_cores()
+    speak_once()
     stages = (PatchConfig, ReferenceConfig, ScoreConfig, SelectionConfig, MosaicConfig, PilotConfig)
     finishes = until == "curated"
     kinds = (InputConfig, RunConfig, DryRunConfig, *stages, *([PublishImagesConfig] if finishes else []))
@@ -99,11 +100,12 @@ def pretrain(arguments: Sequence[str]) -> None:
     from optidel_hf.pretraining.config import PretrainConfig, at_checkpoint_sizes
     from optidel_hf.pretraining.stored import open_images
     from optidel_hf.pretraining.trainer import Pretrainer, check_last
-    from optidel_hf.processes import process_rank, share_cores
+    from optidel_hf.processes import process_rank, share_cores, speak_once
     from optidel_hf.publishing.hub import PublishConfig
     from optidel_hf.publishing.provenance import dataset_facts, hub_id
 
     share_cores()
+    speak_once()
     configs = (ImagesConfig, PretrainConfig, ProbeConfig, PublishConfig)
     images, config, probes, publish = _parse(configs, arguments, "pretrain", pretrain.__doc__)
     asked = config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +33,12 @@ def share_cores() -> None:
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
     if launched and os.environ.get("OMP_NUM_THREADS") == "1":
         torch.set_num_threads(max(1, cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+
+
+def speak_once() -> None:
+    """Leave what processes at one task would all say to the first; warnings are each one's own."""
+    if process_rank()[0] > 0:
+        logging.getLogger("optidel_hf").setLevel(logging.WARNING)
 
 
 def take_one_thread_in_a_pool(device: str) -> None:

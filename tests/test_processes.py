@@ -1,12 +1,14 @@
-"""A process under a launcher takes its share of the cores, and leaves alone what the user has set."""
+"""A process under a launcher takes its share of the cores, leaves alone what the user has set, and repeats nothing."""
 
 from __future__ import annotations
+
+import logging
 
 import pytest
 import torch
 
 from optidel_hf import processes
-from optidel_hf.processes import share_cores
+from optidel_hf.processes import share_cores, speak_once
 
 
 @pytest.fixture(autouse=True)
@@ -35,3 +37,18 @@ def test_threads(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], t
         monkeypatch.setenv(name, value)
     share_cores()
     assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize(("rank", "said"), [(None, ["same", "own"]), ("0", ["same", "own"]), ("3", ["own"])])
+def test_what_all_would_say_is_said_by_the_first(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, rank: str | None, said: list[str]
+) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    if rank:
+        monkeypatch.setenv("RANK", rank)
+    caplog.set_level(logging.INFO, "optidel_hf")
+    speak_once()
+    logger = logging.getLogger("optidel_hf.pretraining.trainer")
+    logger.info("same")
+    logger.warning("own")
+    assert caplog.messages == said
