@@ -2,7 +2,7 @@
 The whole round trip with the clients that people use, unpatched: a run pushes, and a stranger opens what it pushed.
 
 All of it happens in one process of its own, because each costs seconds of imports and reads `HF_ENDPOINT` but once:
-`python tests/test_round_trip.py FOLDER` is that process, and prints as JSON what it found.
+`python tests/test_round_trip.py FOLDER` is that process, and writes what it found to `FOLDER/found.json`.
 """
 
 from __future__ import annotations
@@ -232,7 +232,7 @@ def test_a_run_pushes_and_a_stranger_opens(
     visitor = [sys.executable, __file__, str(tmp_path)]
     done = subprocess.run(visitor, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
 
     assert found["codes"] == [0] * 5, done.stderr
     assert found["features"].startswith("{'image': Image(")
@@ -291,4 +291,5 @@ def test_a_run_pushes_and_a_stranger_opens(
 
 
 if __name__ == "__main__":
-    print("\n" + json.dumps(visit(Path(sys.argv[1]))))
+    here = Path(sys.argv[1])
+    (here / "found.json").write_text(json.dumps(visit(here)), encoding="utf-8")
