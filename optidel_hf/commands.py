@@ -94,7 +94,7 @@ def _finish_curation(output: Path, publish: Any) -> None:
 
 def pretrain(arguments: Sequence[str]) -> None:
     """Pre-train a ViT on curated images; under `accelerate launch` on every process."""
-    from optidel_hf.checkpoints import checkpoint_fingerprint, refuse_pickle
+    from optidel_hf.checkpoints import refuse_pickle
     from optidel_hf.evaluation.probes import ProbeConfig
     from optidel_hf.pretraining.checkpoints import require_writable
     from optidel_hf.pretraining.config import PretrainConfig, at_checkpoint_sizes
@@ -131,10 +131,9 @@ def pretrain(arguments: Sequence[str]) -> None:
         say(_rehearsed(trainer))
         return
     if config.model:
-        weights = checkpoint_fingerprint(config.model, config.model_revision)
-        facts |= {"weights": weights, "base_model": hub_id(config.model)}
+        facts |= {"weights": trainer.told["weights"], "base_model": hub_id(config.model)}
         if facts["base_model"]:
-            asked = replace(asked, model_revision=weights)
+            asked = replace(asked, model_revision=facts["weights"])
     trainer.train()
     trainer.save()
     if process_rank()[0] == 0:

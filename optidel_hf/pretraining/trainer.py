@@ -38,6 +38,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PretrainedConfig, PreTrainedModel, get_cosine_schedule_with_warmup
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from optidel_hf.checkpoints import checkpoint_fingerprint
 from optidel_hf.errors import Preempted, UserError
 from optidel_hf.files import alone_in, write_text
 from optidel_hf.pretraining.accelerator import make_accelerator, shard_in_float32_but_for_weights
@@ -127,7 +128,7 @@ class Pretrainer:
         augmentation, model = config.augmentation(), objective.model.config
         first = self._batches(images, augmentation, model)
         self.batches: Batches | BatchesInTurn = first
-        self.told = {**config.determining(), "images": first.pool.fingerprint}
+        self.told = {**config.determining(), **_start(config), "images": first.pool.fingerprint}
         if last is not None:
             final = self._batches(last, replace(augmentation, tiles=1), model)
             self.batches = BatchesInTurn(first, final, config.steps - config.last_steps)
@@ -353,6 +354,13 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
         {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": weight_decay},
         {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
     ]
+
+
+def _start(config: PretrainConfig) -> dict[str, Any]:
+    """The weights that training starts from, whichever revision names them."""
+    if config.model is None:
+        return {}
+    return {"model_revision": None, "weights": checkpoint_fingerprint(config.model, config.model_revision)}
 
 
 def _with_tiles(config: PretrainConfig, images: torch.Tensor | StoredImages | StreamedImages) -> PretrainConfig:

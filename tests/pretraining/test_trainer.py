@@ -16,6 +16,7 @@ import pytest
 import torch
 from children import CHILDREN
 from datasets import Image
+from hub_server import HubServer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, ViTMAEForPreTraining, ViTModel
@@ -283,6 +284,27 @@ def test_training_goes_on_from_a_given_model(images, tmp_path) -> None:
     assert ViTModel.from_pretrained(tmp_path / "second" / "backbone").config.hidden_size == 32
     record = json.loads((tmp_path / "second" / "pretrain_config.json").read_text())
     assert {name: record[name] for name in given} == {name: TINY_SIZES[name] for name in given}
+
+
+def test_a_start_that_has_changed_is_noticed(images, tmp_path) -> None:
+    start = {"steps": 2, "model": str(tmp_path / "first")}
+    _run(images, tmp_path / "first", steps=1)
+    _run(images, tmp_path / "second", **start)
+    _run(images, tmp_path / "first", steps=1, seed=5, resume="never")
+    with pytest.raises(UserError, match="was made by another run: weights was"):
+        _run(images, tmp_path / "second", **start)
+
+
+def test_a_start_that_has_moved_on_the_hub_is_gone_on_from_by_its_commit(hub: HubServer, images, tmp_path) -> None:
+    _run(images, tmp_path / "first", steps=1)
+    files = {path.name: path.read_bytes() for path in (tmp_path / "first").iterdir() if path.is_file()}
+    repo = hub.put("me/first", "models", files)
+    first = repo.history["main"][-1].oid
+    lines = _run(images, tmp_path / "second", steps=2, model="me/first")
+    repo.commit("main", dict(repo.files), "moved")
+    with pytest.raises(UserError, match=f"weights was '{first}', now"):
+        _run(images, tmp_path / "second", steps=2, model="me/first")
+    assert _run(images, tmp_path / "second", steps=2, model="me/first", model_revision=first) == lines
 
 
 def test_a_loss_that_explodes_ends_the_run_before_it_is_saved(images, tmp_path) -> None:
