@@ -132,22 +132,22 @@ def pretrain(arguments: Sequence[str]) -> None:
         return
     if config.model:
         facts |= {"weights": trainer.told["weights"], "base_model": hub_id(config.model)}
-        if facts["base_model"]:
-            asked = replace(asked, model_revision=facts["weights"])
     trainer.train()
     trainer.save()
     if process_rank()[0] == 0:
-        facts |= {"command": _same_training(images, asked, probes), "last_dataset": images.last_dataset}
+        facts |= {"command": _same_training(images, asked, probes, facts), "last_dataset": images.last_dataset}
         _finish_model(config.output_dir, facts, publish)
 
 
-def _same_training(images: ImagesConfig, config: PretrainConfig, probes: ProbeConfig) -> str:
+def _same_training(images: ImagesConfig, config: PretrainConfig, probes: ProbeConfig, facts: dict[str, Any]) -> str:
     """The command line of the same training, wherever it is written, whatever it runs on and is watched by."""
     from optidel_hf.arguments import as_flags
     from optidel_hf.devices import resolve_device, resolve_precision
     from optidel_hf.pretraining.config import PretrainConfig
 
     own = {name: getattr(PretrainConfig, name) for name in ("output_dir", "device", "resume", "report_to")}
+    if facts.get("base_model"):
+        own["model_revision"] = facts["weights"]  # the commit on the Hub
     precision = resolve_precision(config.mixed_precision, resolve_device(config.device))  # what `auto` was here
     return shlex.join(
         ["optidel", "pretrain", *as_flags(images, replace(config, **own, mixed_precision=precision), probes)]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, Features, Image
 from PIL import Image as PILImage
+from tiny_sizes import TINY_SIZES
 from transformers import ViTMAEForPreTraining
 
 from optidel_hf.curation.keys import KEY_FEATURES
@@ -17,18 +18,7 @@ from optidel_hf.pretraining.batches import image_processor
 from optidel_hf.pretraining.objectives.mae import build_mae
 
 
-SIZES = {
-    "image_size": 32,
-    "patch_size": 8,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "decoder_hidden_size": 32,
-    "decoder_num_hidden_layers": 1,
-    "decoder_num_attention_heads": 2,
-    "decoder_intermediate_size": 64,
-}
+SIZES = {**TINY_SIZES, "decoder_intermediate_size": 64}
 PATCH_FEATURES = Features({"image": Image(decode=False), **KEY_FEATURES})
 
 

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny_sizes import TINY_SIZES
 
 from optidel_hf import cli
 from optidel_hf.pretraining.dry_run import describe, rehearse
 from optidel_hf.pretraining.rates import flops_per_image
 from optidel_hf.pretraining.trainer import Pretrainer
 
-from .tiny import TINY_SIZES, tiny_config
+from .tiny import tiny_config
 
 
 def test_a_rehearsal_counts_what_the_training_needs_and_writes_nothing(images, tmp_path) -> None:

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from PIL import Image
+from tiny_sizes import TINY_SIZES
 from transformers import AutoModel, ViTConfig, ViTMAEForPreTraining, ViTMAEModel, ViTModel, pipeline
 
 from optidel_hf.errors import UserError
@@ -16,7 +17,7 @@ from optidel_hf.pretraining.objectives.mae import (
 )
 from optidel_hf.pretraining.objectives.vit import sincos_positions
 
-from .tiny import TINY_SIZES, tiny_images
+from .tiny import tiny_images
 
 
 TOKENS = 16

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_sizes import TINY_SIZES
 from transformers import ViTModel
 
 from optidel_hf import cli
@@ -16,7 +17,7 @@ from optidel_hf.errors import Preempted
 from optidel_hf.pretraining.metrics import read_metrics
 from optidel_hf.pretraining.trainer import Pretrainer
 
-from .tiny import TINY_SIZES, tiny_config
+from .tiny import tiny_config
 
 
 def _careless(encoder: ViTModel) -> dict[str, float]:

@@ -3,11 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from tiny_sizes import TINY_SIZES
 
 from optidel_hf.pretraining.objectives.mae import MaskedAutoencoding, build_mae
 from optidel_hf.pretraining.reconstructions import GAP, draw_grid, reconstruct
-
-from .tiny import TINY_SIZES
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from children import CHILDREN
 from PIL import Image
 from safetensors.torch import load_file
+from tiny_sizes import TINY_SIZES
 from transformers import AutoModel, ViTConfig, ViTModel, pipeline
 
 from optidel_hf.errors import UserError
@@ -21,7 +22,7 @@ from optidel_hf.pretraining.objectives.simclr import SimCLR, nt_xent
 from optidel_hf.pretraining.objectives.vit import build_vit
 from optidel_hf.pretraining.trainer import Pretrainer
 
-from .tiny import TINY_SIZES, tiny_config
+from .tiny import tiny_config
 
 
 def _simclr(seed: int = 0) -> SimCLR:

@@ -15,13 +15,14 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from children import CHILDREN
+from tiny_sizes import TINY_SIZES
 
 from optidel_hf import cli
 from optidel_hf.errors import Preempted
 from optidel_hf.pretraining.metrics import read_metrics
 from optidel_hf.pretraining.trainer import Pretrainer
 
-from .tiny import TINY_SIZES, free_port, run_child, run_launched, tiny_config, torchrun
+from .tiny import free_port, run_child, run_launched, tiny_config, torchrun
 
 
 @pytest.fixture

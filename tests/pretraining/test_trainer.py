@@ -19,6 +19,7 @@ from datasets import Image
 from hub_server import HubServer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from tiny_sizes import TINY_SIZES
 from transformers import AutoImageProcessor, ViTMAEForPreTraining, ViTModel
 
 from optidel_hf.errors import UserError
@@ -29,7 +30,7 @@ from optidel_hf.pretraining.metrics import read_metrics
 from optidel_hf.pretraining.trainer import Pretrainer, parameter_groups
 
 from .test_stored import BROKEN, pictures, png, table
-from .tiny import TINY_SIZES, run_child, run_launched, tiny_config, torchrun
+from .tiny import run_child, run_launched, tiny_config, torchrun
 
 
 def _run(images: torch.Tensor, output_dir: Path, **changes: Any) -> list[dict[str, Any]]:

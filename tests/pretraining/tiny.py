@@ -11,23 +11,11 @@ from typing import Any
 import torch
 from accelerate.state import AcceleratorState
 from children import CHILDREN
+from tiny_sizes import TINY_SIZES
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from optidel_hf.pretraining.config import PretrainConfig
 from optidel_hf.pretraining.trainer import Pretrainer
-
-
-TINY_SIZES = {
-    "image_size": 32,
-    "patch_size": 8,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "decoder_hidden_size": 32,
-    "decoder_num_hidden_layers": 1,
-    "decoder_num_attention_heads": 2,
-}
 
 
 def tiny_config(output_dir: object, **changes: Any) -> PretrainConfig:
