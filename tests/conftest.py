@@ -7,12 +7,15 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hub_server import HubServer
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 
@@ -39,6 +42,22 @@ def realdata() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("OPTIDEL_REALDATA names no folder of real images")
     return Path(folder)
+
+
+class _NoFloat64(TorchDispatchMode):
+    """Refuses what a device without float64 refuses."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        dtypes = {leaf.dtype for leaf in tree_leaves(made) if isinstance(leaf, torch.Tensor)}
+        assert torch.float64 not in dtypes, f"{func} gives float64"
+        return made
+
+
+@pytest.fixture
+def no_float64() -> TorchDispatchMode:
+    """A context in which no tensor may be float64, as on Apple's GPUs (MPS)."""
+    return _NoFloat64()
 
 
 def scene(seed: int, width: int = 96, height: int = 80) -> Image.Image:

@@ -213,7 +213,7 @@ def measure_frames(model: ViTMAEForPreTraining, pixels: Tensor) -> Moments:
     """
     measures = measure(model, pixels.to(model.device), ScoreConfig(masks=MASKS, variance="channel"), range(PARTITIONS))
     figures = measures.errors.mean((1, 2)), measures.mean[..., 0], measures.square[..., 0]
-    return Moments(*(figure.double().cpu().numpy() for figure in figures))
+    return Moments(*(figure.cpu().numpy().astype(np.float64) for figure in figures))  # MPS has no float64
 
 
 def information(moments: Moments, groups: Sequence[str], seed: int = 0) -> dict[str, Any]:

@@ -85,7 +85,9 @@ class Draws:
 
     def to(self, device: torch.device) -> Draws:
         """The same numbers on `device`."""
-        return Draws(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
+        # Not waited for on CUDA alone: MPS may read memory that is free again (pytorch/pytorch#189690).
+        ahead = device.type == "cuda"
+        return Draws(*(getattr(self, field.name).to(device, non_blocking=ahead) for field in fields(self)))
 
 
 def draw(seed: int, step: int, start: int, count: int, *, augmentation: Augmentation, n_tokens: int) -> Draws:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 
 from optidel_hf.checkpoints import EMBEDDED, checkpoint_path
@@ -28,6 +29,14 @@ def test_sam_sees_the_stock_pixels(size: tuple[int, int], monkeypatch: pytest.Mo
     generator([Opened.whole(image)])
     # Where torchvision is installed the processor normalises by it, with another rounding.
     torch.testing.assert_close(seen[0], stock["pixel_values"], atol=1e-6, rtol=0)
+
+
+def test_a_device_without_float64_cuts(no_float64: TorchDispatchMode) -> None:
+    lenient = {"min_area": 0.0, "max_area": 1.0, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
+    generator = MaskGenerator(PatchConfig(points_per_side=4, **lenient), "cpu")
+    with no_float64:
+        (masks,) = generator([Opened.whole(Image.effect_noise((257, 301), 90).convert("RGB"))])
+    assert len(masks.boxes)
 
 
 def test_no_images_have_no_masks() -> None:

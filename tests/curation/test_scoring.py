@@ -14,6 +14,7 @@ from datasets import Dataset
 from datasets.fingerprint import Hasher
 from PIL import Image
 from tiny_reference import picture, save_mae, tiny_mae, tiny_patches
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import ViTModel
 
 from optidel_hf.curation.calibration import FITTED_HERE, Calibration, Reference, open_reference
@@ -34,6 +35,7 @@ from optidel_hf.curation.scoring import (
     embed,
     load_pixels,
     measure,
+    normalise,
 )
 from optidel_hf.curation.vinfo import DifficultyFit, GaussianFamily
 from optidel_hf.errors import UserError
@@ -149,6 +151,15 @@ def test_embeddings_are_the_backbones_mean_patch_token(tmp_path: Path) -> None:
     torch.testing.assert_close(embeddings, tokens / tokens.norm(dim=1, keepdim=True), atol=1e-5, rtol=0)
     torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(5))
     assert torch.equal(embeddings, embed(model, batch))  # to the last bit: files are compared by hash
+
+
+def test_a_device_without_float64_scores(no_float64: TorchDispatchMode) -> None:
+    model, images = tiny_mae(seed=2), torch.randint(0, 256, (5, 32, 32, 3), dtype=torch.uint8)
+    with no_float64:
+        batch = normalise(images, MEAN, STD)
+        measure(model, batch, ScoreConfig(), range(2))
+        embed(model, batch)
+        nuisances(images)
 
 
 def test_rows_are_scored_by_the_model_that_has_not_seen_them(reference: str) -> None:

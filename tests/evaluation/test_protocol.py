@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from optidel_hf.evaluation import protocol
 from optidel_hf.evaluation.backbone import Backbone, load_backbone
@@ -109,6 +110,14 @@ def test_probing_leaves_the_encoder_and_fine_tuning_changes_it(model: Segmenter,
     assert not weights(model.head).equal(head)
     fit(model, train_set, "finetune", steps=3)
     assert not weights(model.encoder).equal(encoder)
+
+
+@pytest.mark.parametrize("mode", ["finetune", "probe"])
+def test_a_device_without_float64_judges(
+    mode: str, model: Segmenter, train_set: DownstreamSet, no_float64: TorchDispatchMode
+) -> None:
+    with no_float64:
+        score(fit(model, train_set, mode, steps=2), train_set, batch_size=8)
 
 
 def test_fine_tuning_in_bfloat16_goes_where_float32_goes(model: Segmenter, train_set: DownstreamSet) -> None:

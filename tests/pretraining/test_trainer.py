@@ -72,6 +72,13 @@ def test_it_learns_and_the_rate_warms_up_and_follows_a_cosine(images, tmp_path) 
     assert rates[4 + 14] == pytest.approx(peak * (1 + math.cos(math.pi / 4)) / 2)
 
 
+@pytest.mark.parametrize("objective", ["mae", "simclr"])
+def test_a_device_without_float64_trains(objective, images, tmp_path, no_float64) -> None:
+    pretrainer = Pretrainer(tiny_config(tmp_path, objective=objective, steps=2), images)
+    with no_float64:
+        pretrainer.train()
+
+
 def test_biases_norms_and_fixed_tables_do_not_decay(images, tmp_path) -> None:
     model = Pretrainer(tiny_config(tmp_path), images).model
     decayed, spared = parameter_groups(model, 0.05)
