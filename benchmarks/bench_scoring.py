@@ -3,6 +3,7 @@
     python benchmarks/bench_scoring.py                              # the reference model that `curate` fits, 64 px
     python benchmarks/bench_scoring.py --size base --count 64       # vit-mae-base's configuration, random weights
     python benchmarks/bench_scoring.py --pool OUT/patches           # patches of a curation in place of generated ones
+    python benchmarks/bench_scoring.py --score_dtype bfloat16       # scoring beside the bare forward of float32
 
 Both sides pass every patch through the model under the same masks and once unmasked, in batches of the same size. The
 bare side has its pixels decoded and normalised on the device and drops what comes out; scoring begins with PNG bytes
@@ -34,7 +35,7 @@ from optidel_hf.curation.nuisance import nuisances
 from optidel_hf.curation.reference import ReferenceConfig, write_settings
 from optidel_hf.curation.scoring import ScoreConfig, VInformationScorer, load_pixels
 from optidel_hf.curation.vinfo import DifficultyFit, GaussianFamily
-from optidel_hf.devices import resolve_device
+from optidel_hf.devices import DTYPES, resolve_device
 from optidel_hf.images import encode_png
 from optidel_hf.pretraining.batches import image_processor
 from optidel_hf.pretraining.config import PretrainConfig
@@ -104,7 +105,8 @@ def seconds(work: Callable[[], Any]) -> float:
 
 def measure(arguments: argparse.Namespace, patches: list[bytes], folder: Path, device: str) -> dict[str, list[float]]:
     """Seconds of both sides and of scoring's own parts, a value a repeat."""
-    config = ScoreConfig(partitions=arguments.partitions, patches_per_batch=arguments.batch)
+    dtype = arguments.score_dtype
+    config = ScoreConfig(partitions=arguments.partitions, patches_per_batch=arguments.batch, score_dtype=dtype)
     scorer, reference = (
         VInformationScorer(str(folder), config, arguments.device),
         load_reference(str(folder), 0, device),
@@ -141,6 +143,7 @@ def main() -> None:
     parser.add_argument("--partitions", type=int, default=1, help="what `curate` settles on with real frames")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--score_dtype", choices=DTYPES, default="float32")
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
     device, load = str(resolve_device(arguments.device)), os.getloadavg()[0]
@@ -165,7 +168,7 @@ def report(arguments: argparse.Namespace, count: int, times: dict[str, list[floa
         f"{where}, {torch.get_num_threads()} threads of {os.cpu_count()} cores, load {load:.1f} at the start. torch "
         f"{torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}.",
         f"{arguments.partitions} partition(s) of 4 masks and one unmasked pass, batches of {arguments.batch}, "
-        "float32. Median (lowest to highest).",
+        f"the bare forward in float32, scoring in {arguments.score_dtype}. Median (lowest to highest).",
         "",
         "| | seconds | patches/s |",
         "|---|---|---|",

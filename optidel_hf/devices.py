@@ -13,6 +13,7 @@ from optidel_hf.errors import UserError
 
 
 PRECISIONS = ("no", "bf16", "auto")
+DTYPES = ("float32", "bfloat16", "auto")
 ACCELERATORS = ("cuda", "mps", "xpu")
 
 
@@ -56,6 +57,16 @@ def resolve_precision(name: str, device: torch.device) -> str:
     if name == "auto":
         return "bf16" if resolve_dtype("auto", device) == torch.bfloat16 else "no"
     return name
+
+
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """
+    The tensor on a device, without waiting for what the device is at where that is safe.
+
+    CUDA has read memory that is not pinned before it returns. MPS may read it when it is no longer there
+    (https://github.com/pytorch/pytorch/issues/189690), and the others promise nothing.
+    """
+    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def hardware(device: torch.device) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from optidel_hf.checkpoints import EMBEDDED, checkpoint_path, locate_file
+from optidel_hf.devices import DTYPES
 from optidel_hf.errors import UserError
 from optidel_hf.files import read_json
 from optidel_hf.images import MAX_IMAGE_PIXELS
@@ -69,8 +70,8 @@ class PatchConfig:
         for name, value in vars(self).items():
             if isinstance(value, float) and math.isnan(value):
                 raise UserError(f"{name} is not a number: nothing compares with it.")
-        if self.sam_dtype not in ("float32", "bfloat16", "auto"):
-            raise UserError(f"sam_dtype is '{self.sam_dtype}': it is float32, bfloat16 or auto.")
+        if self.sam_dtype not in DTYPES:
+            raise UserError(f"sam_dtype is '{self.sam_dtype}': choose one of {', '.join(DTYPES)}.")
         if self.points_per_side is not None and self.points_per_side < 1:
             raise UserError(f"points_per_side is {self.points_per_side}: a grid has at least one point.")
         for name in FRACTIONS:

@@ -38,7 +38,7 @@ from optidel_hf.curation.calibration import (
 from optidel_hf.curation.keys import KEY_FEATURES
 from optidel_hf.curation.masking import hidden_mean, mask_partition, mask_ratio
 from optidel_hf.curation.nuisance import NUISANCES, nuisances
-from optidel_hf.devices import resolve_device
+from optidel_hf.devices import DTYPES, resolve_device, resolve_dtype, send
 from optidel_hf.errors import UserError, changes
 from optidel_hf.images import DECODING_THREADS, open_image
 from optidel_hf.pretraining.objectives.mae import MaskedAutoencoding
@@ -65,6 +65,10 @@ class ScoreConfig:
         default="global", metadata={"help": f"Values that share a variance, one of: {', '.join(VARIANCES)}."}
     )
     patches_per_batch: int = field(default=64, metadata={"help": "Patches in one forward pass of a mask."})
+    score_dtype: str = field(
+        default="float32",
+        metadata={"help": "What the models compute in: float32, bfloat16 or auto (bf16 where native)."},
+    )
     learnability: bool = field(
         default=False,
         metadata={"help": "Add the column learnability: what longer training gains, by an early model of each fold."},
@@ -77,6 +81,8 @@ class ScoreConfig:
             raise UserError(f"patches_per_batch is {self.patches_per_batch}: at least one is scored at a time.")
         if self.variance not in VARIANCES:
             raise UserError(f"variance is '{self.variance}': choose one of {', '.join(VARIANCES)}.")
+        if self.score_dtype not in DTYPES:
+            raise UserError(f"score_dtype is '{self.score_dtype}': choose one of {', '.join(DTYPES)}.")
 
 
 class Measures(NamedTuple):
@@ -184,12 +190,12 @@ class VInformationScorer:
         partitions = range(config.partitions or calibration.partitions)
         measured, begun, spoilt, embedded = [], [], [], []
         while images := list(islice(decoded, config.patches_per_batch)):
-            patches = torch.from_numpy(np.stack(images)).to(device)
+            patches = send(torch.from_numpy(np.stack(images)), torch.device(device))
             pixels = normalise(patches, first.mean, first.std)
             measured.append(measure(model, pixels, config, partitions))
             if early is not None:
                 begun.append(measure(early, pixels, config, partitions))
-            embedded.append(embed(first.model, pixels).half())
+            embedded.append(embed(first.model, pixels, config.score_dtype).half())
             spoilt.append(nuisances(patches))
         columns = _score_columns(Measures.gather(measured), calibration, sides)
         if begun:
@@ -251,13 +257,14 @@ def _partition_error(
     model: ViTMAEForPreTraining, pixels: Tensor, target: Tensor, config: ScoreConfig, seed: int
 ) -> Tensor:
     """Mean squared errors `(B, G)` of one partition."""
-    noise = mask_partition(target.shape[1], config.masks, seed).to(pixels.device)
+    noise = send(mask_partition(target.shape[1], config.masks, seed), pixels.device)
     channels = pixels.shape[1] if config.variance == "channel" else 1
     errors = []
-    for row in noise:
-        encoded = model.vit(pixels, noise=row.expand(len(pixels), -1))
-        logits = model.decoder(encoded.last_hidden_state, encoded.ids_restore).logits
-        errors.append((logits - target).square().unflatten(-1, (-1, channels)).mean(-2))
+    with _computing_in(config.score_dtype, pixels.device):
+        for row in noise:
+            encoded = model.vit(pixels, noise=row.expand(len(pixels), -1))
+            logits = model.decoder(encoded.last_hidden_state, encoded.ids_restore).logits.float()
+            errors.append((logits - target).square().unflatten(-1, (-1, channels)).mean(-2))
     by_token = hidden_mean(torch.stack(errors, dim=1), noise)  # (B, L, 1 or C)
     return by_token.squeeze(-1) if config.variance == "position" else by_token.mean(1)
 
@@ -271,13 +278,20 @@ def _index_sets(values: Tensor, variance: str) -> Tensor:
 
 
 @torch.inference_mode()
-def embed(model: ViTMAEForPreTraining, pixels: Tensor) -> Tensor:
+def embed(model: ViTMAEForPreTraining, pixels: Tensor, dtype: str = "float32") -> Tensor:
     """L2-normalised mean patch token of one unmasked forward: `(B, C, S, S)` to `(B, width)`, float32."""
     model.config.mask_ratio = 0.0
     # ViTMAE shuffles tokens even where it hides none: in one fixed order, a run repeated rounds the same way.
     order = torch.arange(model.vit.embeddings.patch_embeddings.num_patches, dtype=torch.float32, device=pixels.device)
-    tokens = model.vit(pixels, noise=order.expand(len(pixels), -1)).last_hidden_state[:, 1:]
-    return torch.nn.functional.normalize(tokens.mean(1).float(), dim=-1)
+    with _computing_in(dtype, pixels.device):
+        tokens = model.vit(pixels, noise=order.expand(len(pixels), -1)).last_hidden_state[:, 1:]
+    return torch.nn.functional.normalize(tokens.float().mean(1), dim=-1)
+
+
+def _computing_in(dtype: str, device: torch.device) -> torch.autocast:
+    """A context in which a model's products are of `dtype`; what follows from its predictions stays float32."""
+    half = resolve_dtype(dtype, device) == torch.bfloat16
+    return torch.autocast(device.type, torch.bfloat16, enabled=half)
 
 
 def decode_patch(value: Any, size: int) -> np.ndarray:
@@ -288,7 +302,7 @@ def decode_patch(value: Any, size: int) -> np.ndarray:
 
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """8-bit patches `(B, S, S, C)` to a model's input `(B, C, S, S)`, on the device where they lie."""
-    centre, scale = (torch.tensor(values, device=images.device)[:, None, None] for values in (mean, std))
+    centre, scale = (send(torch.tensor(values), images.device)[:, None, None] for values in (mean, std))
     return (images.permute(0, 3, 1, 2).contiguous().float() / 255 - centre) / scale
 
 

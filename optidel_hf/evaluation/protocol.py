@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
-from optidel_hf.devices import forked_rng, resolve_precision
+from optidel_hf.devices import forked_rng, resolve_precision, send
 from optidel_hf.evaluation.backbone import Backbone
 from optidel_hf.evaluation.downstream import DownstreamSet
 from optidel_hf.evaluation.metrics.mean_iou.mean_iou import MeanIoU, confusion_matrix
@@ -191,7 +191,7 @@ def train(
     schedule = get_cosine_schedule_with_warmup(optimizer, round(WARMUP_SHARE * steps), steps)
     with tqdm(total=steps * batch_size, desc=f"{mode}, seed {seed}", unit="img", leave=False) as bar:
         for step in range(steps):
-            rows = torch.from_numpy(batch_rows(len(data), batch_size, seed, step)).to(device)
+            rows = send(torch.from_numpy(batch_rows(len(data), batch_size, seed, step)), device)
             with torch.autocast(device.type, torch.bfloat16, enabled=half):
                 logits = trained(inputs[rows])
             loss = segmentation_loss(logits.float(), masks[rows])

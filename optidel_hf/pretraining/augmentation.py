@@ -190,6 +190,6 @@ def _turn_hue(images: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:
     ahead = torch.where(lightest == 0, green - blue, torch.where(lightest == 1, blue - red, red - green))
     sector = 2 * lightest + ahead / chroma.clamp(min=1e-6)
     # Channel n of (5, 3, 1) falls from the value by the chroma over two of the circle's six sectors.
-    offset = torch.tensor([5, 3, 1], device=images.device).view(3, 1, 1)
+    offset = torch.arange(5, 0, -2, device=images.device).view(3, 1, 1)
     k = (offset + sector + 6 * turn) % 6
     return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)

@@ -18,6 +18,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 
+from optidel_hf.devices import send
+
 
 LOG_ASPECT = math.log(4 / 3)
 ATTEMPTS = 10
@@ -85,9 +87,7 @@ class Draws:
 
     def to(self, device: torch.device) -> Draws:
         """The same numbers on `device`."""
-        # Not waited for on CUDA alone: MPS may read memory that is free again (pytorch/pytorch#189690).
-        ahead = device.type == "cuda"
-        return Draws(*(getattr(self, field.name).to(device, non_blocking=ahead) for field in fields(self)))
+        return Draws(*(send(getattr(self, field.name), device) for field in fields(self)))
 
 
 def draw(seed: int, step: int, start: int, count: int, *, augmentation: Augmentation, n_tokens: int) -> Draws:

@@ -23,6 +23,7 @@ from typing import Any, Protocol
 import torch
 from joblib import cpu_count
 
+from optidel_hf.devices import send
 from optidel_hf.errors import UserError
 from optidel_hf.memory import free_memory
 from optidel_hf.pretraining.draws import sample_order
@@ -149,7 +150,7 @@ class ResidentPool:
 
     def batches(self, places: Iterable[range]) -> Iterator[torch.Tensor]:
         for place in places:
-            rows = torch.tensor(self.rows(place), device=self.images.device)
+            rows = send(torch.tensor(self.rows(place)), self.images.device)
             yield _to_device(take_tiles(self.images, rows, self.tiles), self.device)
 
 
@@ -229,8 +230,8 @@ def _ahead(batches: Iterator[torch.Tensor], device: torch.device) -> Iterator[to
 
 def _to_device(images: torch.Tensor, device: torch.device) -> torch.Tensor:
     if device.type == "cuda" and images.device.type == "cpu":
-        return images.pin_memory().to(device, non_blocking=True)
-    return images.to(device)
+        images = images.pin_memory()
+    return send(images, device)
 
 
 def _stack_readable(

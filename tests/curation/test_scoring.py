@@ -153,6 +153,36 @@ def test_embeddings_are_the_backbones_mean_patch_token(tmp_path: Path) -> None:
     assert torch.equal(embeddings, embed(model, batch))  # to the last bit: files are compared by hash
 
 
+def test_in_bfloat16_models_compute_and_nothing_else() -> None:
+    model, batch, errors = tiny_mae(seed=3), pixels(), []
+    exact, half = (
+        measure(model, batch, ScoreConfig(score_dtype=dtype), range(1)) for dtype in ("float32", "bfloat16")
+    )
+    model.config.mask_ratio = mask_ratio(16, 4)
+    for row in mask_partition(16, 4, seed=0):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            predicted = model(batch, noise=row.expand(5, -1))
+        square = (predicted.logits.float() - model.patchify(batch)).square().mean(-1)
+        errors.append((square * predicted.mask).sum(1) / predicted.mask.sum(1))
+    torch.testing.assert_close(half.errors.flatten(), torch.stack(errors).mean(0))
+    assert not torch.equal(half.errors, exact.errors)
+    torch.testing.assert_close(half.errors, exact.errors, rtol=2e-2, atol=0)
+    for name in ("mean", "square", "variance"):
+        assert torch.equal(getattr(half, name), getattr(exact, name))
+
+
+def test_bfloat16_scores_are_those_of_float32_up_to_its_rounding(reference: str) -> None:
+    exact, half = (
+        columns(VInformationScorer(reference, ScoreConfig(score_dtype=dtype), "cpu")(tiny_patches()[:]))
+        for dtype in ("float32", "bfloat16")
+    )
+    for name in ("recon_error", "pvi", "difficulty", "embedding"):
+        assert not np.array_equal(half[name], exact[name])
+        np.testing.assert_allclose(half[name], exact[name], rtol=2e-2, atol=2e-2)
+    for name in ("null_entropy", "contrast", *NUISANCES, "fold"):
+        np.testing.assert_array_equal(half[name], exact[name])
+
+
 def test_a_device_without_float64_scores(no_float64: TorchDispatchMode) -> None:
     model, images = tiny_mae(seed=2), torch.randint(0, 256, (5, 32, 32, 3), dtype=torch.uint8)
     with no_float64:
@@ -335,6 +365,8 @@ def test_counts_of_masks_are_checked() -> None:
         measure(tiny_mae(), pixels(1), ScoreConfig(masks=20), range(1))
     with pytest.raises(UserError, match="variance is 'patch': choose one of global, channel, position"):
         ScoreConfig(variance="patch")
+    with pytest.raises(UserError, match="score_dtype is 'fp8': choose one of float32, bfloat16, auto"):
+        ScoreConfig(score_dtype="fp8")
 
 
 def test_patches_are_brought_to_the_models_size_by_bicubic() -> None:

@@ -4,7 +4,6 @@ from dataclasses import fields
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 
 from optidel_hf.pretraining.draws import Augmentation, Draws, draw, sample_order
@@ -26,15 +25,6 @@ def test_draws_are_a_function_of_seed_step_and_place() -> None:
     for other in (_draw(seed=4), _draw(step=8), _draw(start=8)):
         assert not torch.equal(other.box, _draw().box)
         assert not torch.equal(other.noise, _draw().noise)
-
-
-@pytest.mark.parametrize(("kind", "ahead"), [("cuda", True), ("mps", False)])
-def test_only_cuda_is_not_waited_for(kind: str, ahead: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A copy to MPS that is not waited for may read memory that is free again, and train on garbage."""
-    told = []
-    monkeypatch.setattr(torch.Tensor, "to", lambda self, device, non_blocking: told.append(non_blocking) or self)
-    _draw().to(torch.device(kind))
-    assert told == [ahead] * len(fields(Draws))
 
 
 def test_slices_make_up_the_batch_whatever_its_size() -> None:

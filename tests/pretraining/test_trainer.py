@@ -20,6 +20,7 @@ from hub_server import HubServer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tiny_sizes import TINY_SIZES
+from torch.overrides import TorchFunctionMode
 from transformers import AutoImageProcessor, ViTMAEForPreTraining, ViTModel
 
 from optidel_hf.errors import UserError
@@ -70,6 +71,25 @@ def test_it_learns_and_the_rate_warms_up_and_follows_a_cosine(images, tmp_path) 
     assert rates[:5] == pytest.approx([0, peak / 4, peak / 2, 3 * peak / 4, peak])
     assert rates[4 + 28] == pytest.approx(peak / 2)  # half of the cosine's 56 steps
     assert rates[4 + 14] == pytest.approx(peak * (1 + math.cos(math.pi / 4)) / 2)
+
+
+class NoWaiting(TorchFunctionMode):
+    """Refuses what has the host wait until a GPU has done all that it was given."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        waiting = ("item", "tolist", "cpu", "numpy", "nonzero", "new_tensor", "__bool__", "__float__", "__int__")
+        assert func.__name__ not in waiting, func
+        assert func is not torch.tensor or "device" not in (kwargs or {}), "made on the host, and waited for"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("changes", [{}, {"objective": "simclr"}, {"tile_augmentation": True, "tiles_per_mosaic": 4}])
+def test_a_step_does_not_wait_for_the_device(changes, images, tmp_path) -> None:
+    pretrainer = Pretrainer(tiny_config(tmp_path, **changes), images)
+    batches = pretrainer.batches.after(0)
+    pretrainer.step(batches)  # what is made once
+    with NoWaiting():
+        pretrainer.step(batches)
 
 
 @pytest.mark.parametrize("objective", ["mae", "simclr"])

@@ -104,7 +104,7 @@ def nt_xent(projections: torch.Tensor, temperature: float) -> torch.Tensor:
     with torch.autocast(projections.device.type, enabled=False):
         z = functional.normalize(projections, dim=-1)
         similarity = z @ gather(z).T / temperature  # (2B, R 2B)
-    similarity = similarity.index_put((own, rank * count + own), similarity.new_tensor(float("-inf")))  # k != i
+    similarity = similarity.index_put((own, rank * count + own), similarity.new_full((), float("-inf")))  # k != i
     other = rank * count + (own + count // 2) % count
     return functional.cross_entropy(similarity, other)
 
