@@ -31,7 +31,7 @@ class SimSiam(Objective):
 
     @classmethod
     def from_config(cls, config: PretrainConfig, attn_implementation: str) -> SimSiam:
-        model = build_vit(config.model, config.seed, attn_implementation, **config.sizes())
+        model = build_vit(config.model, config.seed, attn_implementation, config.model_revision, **config.sizes())
         with seeded(config.seed):
             return cls(model)
 
