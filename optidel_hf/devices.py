@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from accelerate.utils import parse_flag_from_env
 
 from optidel_hf.errors import UserError
 
@@ -22,14 +23,16 @@ def resolve_device(name: str = "auto", rank: int | None = None) -> torch.device:
     Turn `--device` into a torch device.
 
     Args:
-        name (`str`, *optional*, defaults to `"auto"`): `auto` takes cuda, mps, xpu, then cpu.
+        name (`str`, *optional*, defaults to `"auto"`):
+            `auto` takes cuda, mps, xpu, then cpu; cpu at once where Accelerate is told so (`accelerate launch --cpu`).
         rank (`int`, *optional*): rank of the calling process; CUDA and XPU devices are dealt out by it.
 
     Raises:
         `UserError`: if it is no such device, or torch does not see it.
     """
     if name == "auto":
-        name = next((kind for kind in ACCELERATORS if _available(kind)), "cpu")
+        kinds = () if parse_flag_from_env("ACCELERATE_USE_CPU") else ACCELERATORS
+        name = next((kind for kind in kinds if _available(kind)), "cpu")
     kind = name.split(":")[0]
     try:
         torch.device(name)

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 
+os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # where there is a GPU as well: bits are compared, and forks train
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TRACKIO_DIR", f"{tempfile.gettempdir()}/optidel-tests-trackio")  # not among the user's own runs
