@@ -67,7 +67,7 @@ class ScoreConfig:
     patches_per_batch: int = field(default=64, metadata={"help": "Patches in one forward pass of a mask."})
     score_dtype: str = field(
         default="float32",
-        metadata={"help": "What the models compute in: float32, bfloat16 or auto (bf16 where native)."},
+        metadata={"help": "What reference models compute in: float32, bfloat16 or auto (bf16 where native)."},
     )
     learnability: bool = field(
         default=False,
