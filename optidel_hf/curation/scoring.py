@@ -105,7 +105,7 @@ class VInformationScorer:
     Adds the score columns: for `datasets.map(batched=True, with_rank=True)`.
 
     Pickles to its configuration and the hash of `reference`, by which the cache of `map` tells other models; they come
-    from a per-process cache. Rows are scored independently of batch size, order and rank, up to float32 rounding.
+    from a per-process cache. Rows are scored independently of batch size, order and rank, up to rounding.
     Patches are decoded ahead of the model, so give `map` large batches.
 
     Args:
@@ -279,7 +279,7 @@ def _index_sets(values: Tensor, variance: str) -> Tensor:
 
 @torch.inference_mode()
 def embed(model: ViTMAEForPreTraining, pixels: Tensor, dtype: str = "float32") -> Tensor:
-    """L2-normalised mean patch token of one unmasked forward: `(B, C, S, S)` to `(B, width)`, float32."""
+    """L2-normalised mean patch token of one unmasked forward in `dtype`: `(B, C, S, S)` to `(B, width)`, float32."""
     model.config.mask_ratio = 0.0
     # ViTMAE shuffles tokens even where it hides none: in one fixed order, a run repeated rounds the same way.
     order = torch.arange(model.vit.embeddings.patch_embeddings.num_patches, dtype=torch.float32, device=pixels.device)
