@@ -9,7 +9,7 @@ Nine pools of the embedded generator, near copies 1, 5 and 20 by junk 0, 20 and 
 written (`--pool FOLDER`). On each a grid is run as `optidel reproduce` runs it, with its flags, and with the training
 of `recipes/configs/sample.yaml` unless `--config` names another file; the embedded sample's downstream set judges, or
 `--downstream`. `--selection_only` builds the arms and pre-trains nothing. A killed run goes on where it was;
-`accelerate launch` shares out each pool's cells.
+`accelerate launch` shares out the cutting of a pool, and its cells.
 
     OUT/pools/redundancy-5-junk-0.2/    the testbed; its latents are read once the arms are made
     OUT/grids/redundancy-5-junk-0.2/    its grid, with a results.md of its own
@@ -75,6 +75,8 @@ def main(arguments: Sequence[str]) -> None:
     for pool in find_pools(asked, experiment):
         started = time.monotonic()
         grid = Grid(on_pool(experiment, pool))
+        if asked.selection_only:
+            grid.cut_pool()
         results = None if asked.selection_only else grid.run()
         if grid.rank == 0:
             judged.append(judge_pool(pool, grid, results))

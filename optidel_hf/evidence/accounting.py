@@ -4,7 +4,7 @@ What an arm is made of and what it cost: facts that stand beside its result.
     images, stored_pixels, stored_bytes   what pre-training reads; which arms store as many pixels, `arms.py` says
     sources, groups                       distinct source images and near-duplicate groups of its tiles
     native_pixels                         pixels of the source images inside its tiles, each counted once
-    curation_seconds                      to make this arm alone, with all that it needs (added by `build_arm`)
+    curation_seconds                      to make this arm and all it needs, added up over processes (by `build_arm`)
 
 and, of its tiles under the seed's reference model of key patches, the same for every arm, so that figures compare:
 

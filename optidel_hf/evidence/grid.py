@@ -6,8 +6,8 @@ The grid: arms x budgets x seeds, cell by cell, by as many processes and machine
     OUT/../trials.jsonl   every reading of the validation part by the grids side by side (`trials.py`)
     OUT/results.parquet   the rows of the cells that are asked for, and with them results.md and results.png
 
-Rank r of W takes cells r, r + W, ..., each alone on its device. What other machines computed is merged by naming their
-folders; a cell that any of them has is not computed again.
+The W processes of a launcher cut the pool together; then rank r takes cells r, r + W, ..., each alone on its device.
+What other machines computed is merged by naming their folders; a cell that any of them has is not computed again.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from optidel_hf.evidence.cells import Cell, Judges, enumerate_cells, find_model,
 from optidel_hf.evidence.comparison import ENDPOINT, TEST, VALIDATION, Judged
 from optidel_hf.evidence.config import Experiment
 from optidel_hf.evidence.labels import judged_part, label_candidates, list_test_pairs, pool_images_that_judge
-from optidel_hf.evidence.pool import list_pool, lock
+from optidel_hf.evidence.pool import cut_together, list_pool, lock
 from optidel_hf.evidence.reads import current_commit, is_read, note_opening, note_result
 from optidel_hf.evidence.results import add_up_groups, group_names, read_cells, write_rows
 from optidel_hf.evidence.summary import write_summary
@@ -94,8 +94,10 @@ class Grid:
             self._require_models(unfinished)
             if self.rank == 0:
                 note_opening(Path(self.grid.test_reads), self.hash)
-        if self.rank == 0 and any(ARMS[cell.arm].unit for cell in unfinished):
-            self._tell_of_shared_images()
+        if any(ARMS[cell.arm].unit for cell in unfinished):
+            if self.rank == 0:
+                self._tell_of_shared_images()
+            self.cut_pool()
         mine = [cell for cell in self.cells[self.rank :: self.world] if cell in unfinished]
         if mine:
             with single_process():
@@ -104,6 +106,14 @@ class Grid:
             return None
         wait_for(self.path(cell) for cell in self.cells if self.find(cell) is None)
         return self._write_results()
+
+    def cut_pool(self) -> None:
+        """Cut what every arm is made from by all processes of the launcher, before each takes arms of its own."""
+        pool = self.experiment.pool()
+        patches = pool.measured or any(ARMS[cell.arm].unit == "patch" for cell in self.cells)
+        if self.world > 1:
+            for unit in ("image", "patch") if patches else ("image",):
+                cut_together(pool, unit)
 
     def path(self, cell: Cell, split: str | None = None) -> Path:
         """Where a cell's rows are written when it is finished."""

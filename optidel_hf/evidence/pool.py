@@ -7,7 +7,8 @@ What all arms of a grid share: the pool, its key patches cut once, and each seed
     OUTPUT/arms/...                         one folder an arm, budget and seed (`arm_data.py`)
 
 Each is an output of `curate`, run as far as it is needed and taken over by the next; a folder has its lock, so that
-several processes may build arms of one pool: who comes second finds it finished. `seconds.json` says what it took.
+several processes may build arms of one pool: who comes second finds it finished. A launcher's processes cut the pool
+together (`cut_together`). `seconds.json` says what it took.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -32,11 +33,11 @@ from optidel_hf.curation.pipeline import curate
 from optidel_hf.curation.reference import ReferenceConfig
 from optidel_hf.curation.scoring import ScoreConfig
 from optidel_hf.curation.selection_config import SelectionConfig
-from optidel_hf.curation.shards import read_columns
+from optidel_hf.curation.shards import read_columns, wait_for
 from optidel_hf.files import read_json, write_text
 from optidel_hf.layout import existing_shards
 from optidel_hf.parquet import read_schema, read_table, write_parquet
-from optidel_hf.processes import single_process
+from optidel_hf.processes import process_rank, single_process
 
 
 IMAGES_PER_SHARD = 256
@@ -85,7 +86,16 @@ class Stock(NamedTuple):
 def cut(pool: Pool, unit: str) -> Stock:
     """The key patches (`unit="patch"`) or whole images (`unit="image"`) of the pool."""
     folder, inputs = pool.output / unit, list_pool(pool)
-    return Stock(folder, inputs.seconds + _curate(pool, folder, inputs.folder, until="patches", unit=unit))
+    with lock(folder), single_process():
+        _curate(pool, folder, inputs.folder, until="patches", unit=unit)
+    return Stock(folder, inputs.seconds + read_seconds(folder))
+
+
+def cut_together(pool: Pool, unit: str) -> None:
+    """Have a launcher's processes, each of which calls this, cut what `cut` then finds: each takes its own shards."""
+    folder, inputs = pool.output / unit, list_pool(pool)
+    with lock(folder) if process_rank()[0] == 0 else nullcontext():
+        _curate(pool, folder, inputs.folder, until="patches", unit=unit)
 
 
 @cache
@@ -93,8 +103,9 @@ def score(pool: Pool, unit: str, seed: int) -> Stock:
     """The same with the scores of reference models whose folds, weights and batches the seed draws."""
     base = cut(pool, unit)
     folder = pool.output / f"seed-{seed:04d}" / unit
-    seconds = _curate(pool, folder, base.folder, until="scores", unit=unit, seed=seed, reuse=str(base.folder))
-    return Stock(folder, base.seconds + seconds)
+    with lock(folder), single_process():
+        _curate(pool, folder, base.folder, until="scores", unit=unit, seed=seed, reuse=str(base.folder))
+    return Stock(folder, base.seconds + read_seconds(folder))
 
 
 @contextmanager
@@ -106,10 +117,11 @@ def lock(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def stopwatch(path: Path) -> Iterator[None]:
+def stopwatch(path: Path, processes: int = 1) -> Iterator[None]:
     """
     Write to `path` the seconds of a block that ends well; what ended otherwise is added to the next try's.
 
+    Those of several processes that are at the block together count for each.
     A finished block's seconds stay as they are, and those of a killed process, which could not write, are lost.
     """
     before = read_json(path) if path.exists() else {"seconds": 0.0, "finished": False}
@@ -119,7 +131,7 @@ def stopwatch(path: Path) -> Iterator[None]:
         finished = True
     finally:
         if not before["finished"]:
-            seconds = before["seconds"] + time.perf_counter() - start
+            seconds = before["seconds"] + processes * (time.perf_counter() - start)
             write_text(json.dumps({"seconds": round(seconds, 3), "finished": finished}) + "\n", path)
 
 
@@ -138,8 +150,8 @@ def list_pool(pool: Pool) -> Stock:
 
 def _curate(
     pool: Pool, folder: Path, inputs: Path, until: str, unit: str, seed: int = 0, reuse: str | None = None
-) -> float:
-    """Run `curate` in a folder as far as it is not finished; the seconds that it took, whenever that was."""
+) -> None:
+    """Run `curate` in a folder as far as it is not finished, by all processes that are not hidden from it."""
     config = CurationConfig(
         inputs=pool.inputs,
         output_dir=str(folder),
@@ -152,10 +164,11 @@ def _curate(
         reuse=reuse,
         device=pool.device,
     )
-    with lock(folder), single_process():
+    rank, world = process_rank()
+    listed = folder / "inputs.parquet"
+    if rank == 0 and not listed.exists():  # else every output would hash all images again
         folder.mkdir(exist_ok=True)
-        if not (folder / "inputs.parquet").exists():  # else every output would hash all images again
-            write_parquet(read_table(inputs / "inputs.parquet"), folder / "inputs.parquet")
-        with stopwatch(folder / "seconds.json"):
-            curate(config, until)
-    return read_seconds(folder)
+        write_parquet(read_table(inputs / "inputs.parquet"), listed)
+    wait_for([listed])
+    with stopwatch(folder / "seconds.json", world) if rank == 0 else nullcontext():
+        curate(config, until)

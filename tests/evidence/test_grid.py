@@ -48,7 +48,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(autouse=True)
 def fake_arms(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No arm is made, and no summary is written but for `straight`: what takes time here is the grid."""
+    """No pool is cut, no arm made, and no summary is written but for `straight`: what takes time here is the grid."""
+    monkeypatch.setattr("optidel_hf.evidence.grid.cut_together", lambda pool, unit: None)
     monkeypatch.setattr("optidel_hf.evidence.cells.build_arm", fake_arm)
     monkeypatch.setattr("optidel_hf.evidence.grid.write_summary", lambda *told: None)
 
@@ -231,6 +232,29 @@ def test_two_processes_give_the_union(make: MakeGrid, straight: Path, monkeypatc
     assert finished == {str(cell) for cell in first.cells[1::2]}
     monkeypatch.setenv("RANK", "0")
     assert rows_of(first.run()) == rows_of(straight)
+
+
+@pytest.mark.parametrize(
+    ("world", "asked", "units"),
+    [
+        ("2", {"arms": ["full", "optidel"], "measured": False}, ["image", "patch"]),
+        ("2", {"arms": ["full"]}, ["image", "patch"]),
+        ("2", {"arms": ["none", "full"], "measured": False}, ["image"]),
+        ("2", {"arms": ["none"]}, []),
+        ("1", {"arms": ["full", "optidel"]}, []),
+    ],
+)
+def test_processes_of_one_launcher_cut_the_pool_together(
+    world: str, asked: dict[str, Any], units: list[str], make: MakeGrid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together: list[str] = []
+    monkeypatch.setenv("WORLD_SIZE", world)
+    monkeypatch.setattr("optidel_hf.evidence.grid.cut_together", lambda pool, unit: together.append(unit))
+    monkeypatch.setattr(Grid, "_compute", lambda grid, cells: None)
+    monkeypatch.setattr("optidel_hf.evidence.grid.wait_for", lambda paths: None)
+    monkeypatch.setattr(Grid, "_write_results", lambda grid: None)
+    make("out", **asked).run()
+    assert together == units
 
 
 def test_processes_started_one_by_one_share_an_output(make: MakeGrid, monkeypatch: pytest.MonkeyPatch) -> None:
