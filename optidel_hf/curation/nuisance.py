@@ -1,8 +1,9 @@
 """
 What spoils a key patch, whatever it shows: flat borders, burned-in text, saturation and defocus, each in [0, 1].
 
-Measured on the 8-bit patch as it is stored, by shifts and comparisons alone, so that a batch costs little beside one
-forward pass and runs on the same device. The thresholds were set by eye on contact sheets, without masks.
+Measured on the 8-bit patch as it is stored, by shifts, comparisons and, for letters, a network of 21,000 weights, so
+that a batch costs little beside one forward pass and runs on the same device. The thresholds were set by eye on
+contact sheets, without masks.
 
 Shapes: `B` patches, `S` their side, `C` channels.
 """
@@ -15,20 +16,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
 
+from optidel_hf.curation.letters import letters
+
 
 NUISANCES = ("border", "text", "saturation", "defocus")
 FLAT = 8  # levels of 255 about a border's own, which JPEG spreads it by
 FLAT_SPREAD = 1.5  # standard deviation of a border's levels: a shaded surface has more
 DRAWN = 2  # range of levels in a window of a drawn box: the smoothest surface has more
 WHITE = 250  # level at which a channel counts as clipped
-INK = 60  # levels by which a stroke stands out, or a gap between strokes stands back
-PAGE = 0.35  # of a patch, in letters: glints hardly ever lie so densely
-GREY = 16  # levels between the channels of what is colourless
-MOSTLY = 0.9  # of a window's pixels
 COLOURED = 40  # levels between the channels of what is coloured
-COLOURLESS = 2  # at most as many of a patch without any colour, such as a radiograph's
-BLACK = 24  # highest level of a ground on which strokes without colour are letters
-WINDOW = 7  # pixels: letters are thinner
+WINDOW = 7  # pixels
 BLUR = 9  # pixels: the low-pass filter of Crete et al.
 
 
@@ -38,10 +35,9 @@ def nuisances(images: Tensor) -> dict[str, Tensor]:
     The nuisance columns of `(B, S, S, C)` uint8 patches, float32 of shape `(B,)` on their device.
 
     - `border`: share of the pixels in a flat frame of any level (black, white, grey) around the picture.
-    - `text`: share of the pixels in or beside thin bright strokes on a flat colourless ground, or in a drawn box of
-      one colour; or, on any ground, beside bright strokes and dark gaps at once, if that is over a third of the patch.
-      Above 0.02 it is text or an overlay more often than not. Dark letters, few letters on the picture itself, and
-      in a picture without colour those on anything but black, are not found.
+    - `text`: share of the pixels in or beside burned-in letters, or in a drawn box of one colour, whichever is more.
+      Above 0.02 it is text or an overlay more often than not. Letters below some 5 pixels, and single ones at a
+      patch's edge, are often not found.
     - `saturation`: share of the pixels at which all channels are clipped at white.
     - `defocus`: the blur effect, 0 for sharp and 1 for blurred; also high where a small crop was enlarged.
     """
@@ -89,33 +85,16 @@ def _run(flat: Tensor) -> Tensor:
 
 
 def text(pixels: Tensor, level: Tensor) -> Tensor:
-    """
-    Share of each patch in strokes and boxes that were drawn on it: arguments and result as for [`border`].
+    """Share of each patch in letters or in boxes that were drawn on it: arguments and result as for [`border`]."""
+    return torch.maximum(letters(pixels), _boxes(pixels, level.round().byte()))
 
-    A glint is as bright and as thin as a stroke. What tells letters on the picture is that they lie so closely that
-    there are gaps between them as thin and as deep as they are, all over the patch. In a patch without any colour
-    grey says nothing: there strokes count on a black ground alone, where scanners burn their letters in.
-    """
-    level = level.round().byte()
+
+def _boxes(pixels: Tensor, level: Tensor) -> Tensor:
+    """Share of each patch in windows of one colour that is none of grey."""
     chroma = pixels.amax(1) - pixels.amin(1)
-    darkest, brightest = _erode(level), _dilate(level)
-    ground = _dilate(darkest)  # the opening: of strokes thinner than the window it leaves what is around them
-    bright, dark = level - ground >= INK, _erode(brightest) - level >= INK
-    grey = _window_mean((chroma <= GREY).float())
-    plain = (ground <= BLACK) | (chroma.amax((1, 2)) > COLOURLESS)[:, None, None]
-    strokes = bright & plain & (_dilate(ground) - _erode(ground) <= FLAT) & (grey >= MOSTLY)
-    dullest = _erode(chroma)
-    boxes = (brightest - darkest <= DRAWN) & (_dilate(chroma) - dullest <= DRAWN) & (dullest >= COLOURED)
-    drawn = _dilate((strokes | boxes).byte()).float().mean((1, 2))
-    page = (_dilate(bright.byte()) & _dilate(dark.byte())).float().mean((1, 2))
-    return torch.where(page >= PAGE, torch.maximum(drawn, page), drawn)
-
-
-def _window_mean(values: Tensor) -> Tensor:
-    """Mean over windows of 7 x 7 pixels, of those inside the patch: `(B, S, S)` float32, the same."""
-    for _ in range(2):  # along the rows, then down the columns
-        values = avg_pool2d(values, (1, WINDOW), stride=1, padding=(0, WINDOW // 2), count_include_pad=False).mT
-    return values
+    least = _erode(chroma)
+    flat = (_dilate(level) - _erode(level) <= DRAWN) & (_dilate(chroma) - least <= DRAWN)
+    return _dilate((flat & (least >= COLOURED)).byte()).float().mean((1, 2))
 
 
 def _dilate(values: Tensor) -> Tensor:
