@@ -9,6 +9,7 @@ from typing import Any
 
 from optidel_hf.checkpoints import checkpoint_fingerprint
 from optidel_hf.curation.curation_config import CurationConfig
+from optidel_hf.curation.letters import weights_hash
 from optidel_hf.curation.scoring import LEARNABILITY
 from optidel_hf.curation.selection_config import AUTO, SelectionConfig
 from optidel_hf.curation.stages import Stage, determining
@@ -61,7 +62,7 @@ class Chain:
     @cached_property
     def scores(self) -> Stage:
         """V-information columns."""
-        return Stage(self.output / "scores", self._scoring, self.reference.hash)
+        return Stage(self.output / "scores", self._scoring | {"letters": weights_hash()}, self.reference.hash)
 
     @property
     def _scoring(self) -> dict[str, Any]:

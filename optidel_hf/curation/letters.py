@@ -10,6 +10,7 @@ Shapes: `B` patches, `S` their side.
 
 from __future__ import annotations
 
+import hashlib
 from functools import cache
 from pathlib import Path
 
@@ -60,6 +61,11 @@ def letters(pixels: Tensor) -> Tensor:
         if levels.shape[-1] < 2 * LEAST_SIDE:
             return torch.stack(shares).amax(0)
         levels = avg_pool2d(levels, 2)
+
+
+def weights_hash() -> str:
+    """sha256 of the weights, on which what is found depends."""
+    return hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()
 
 
 @cache

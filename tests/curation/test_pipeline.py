@@ -297,6 +297,15 @@ def test_an_earlier_stages_command_does_not_say_that_it_made_the_dataset(
     assert files(finished) == before
 
 
+def test_scores_by_another_finder_of_letters_are_not_mixed_with_its(
+    config: CurationConfig, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = shutil.copytree(finished, tmp_path / "out")
+    monkeypatch.setattr("optidel_hf.curation.chain.weights_hash", lambda: "of other weights")
+    with pytest.raises(UserError, match=r"letters was '\w{64}', now 'of other weights'"):
+        curate(replace(config, output_dir=str(out)))
+
+
 def test_a_shard_that_was_damaged_is_named(config: CurationConfig, finished: Path, tmp_path: Path) -> None:
     out = shutil.copytree(finished, tmp_path / "out")
     shard = existing_shards(out / "patches")[1]
