@@ -1,6 +1,6 @@
 """Train the small network that finds burned-in letters, on letters drawn over generated pictures.
 
-python recipes/train_letters.py                     # into runs/letters; some 15 minutes on one core
+python recipes/train_letters.py                     # into runs/letters; some 10 minutes on one core
 
 The pictures are the embedded sample's frames and the scenes that the embedded SAM was trained on, with glints, pits,
 folds, bubbles, lines and boxes over them, so that none of these is mistaken for a letter; the letters have the fonts

@@ -3,7 +3,7 @@ Burned-in letters in a patch, of any ink and on any ground, found by a small con
 
 Glints are as bright and as thin as strokes, and no rule by brightness, colour or width that we tried tells them apart
 on tissue. The network has learnt it from letters that `recipes/train_letters.py` draws over generated pictures, of
-which none is real; its weights lie beside this file. It judges cells of 4 x 4 pixels by some 40 pixels around them.
+which none is real; its weights lie beside this file. It judges a cell of 4 x 4 pixels by the 33 x 33 around it.
 
 Shapes: `B` patches, `S` their side.
 """
