@@ -4,9 +4,11 @@ python recipes/train_letters.py                     # into runs/letters; some 10
 
 The pictures are the embedded sample's frames and the scenes that the embedded SAM was trained on, with glints, pits,
 folds, bubbles, lines and boxes over them, so that none of these is mistaken for a letter; the letters have the fonts
-that Matplotlib brings. No real image is read. What lies in optidel_hf/curation was trained by this on one core of an AMD
-EPYC with AVX-512. One processor writes the same bytes again; on another, rounding leads to other weights, which find as
-much (benchmarks/letters_cpu_2026-12-01.md).
+that Matplotlib brings. No real image is read.
+
+What lies in optidel_hf/curation was trained by this on one core of an AMD EPYC with AVX-512. One processor writes the
+same bytes again; on another, rounding leads to other weights, which find as much
+(benchmarks/letters_cpu_2026-12-01.md).
 """
 
 from __future__ import annotations
