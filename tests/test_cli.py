@@ -265,6 +265,14 @@ def test_mistakes_are_refused_before_any_image_is_read(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("below", "where"), [("", ""), ("deeper/out", ": {file}")])
+def test_an_output_at_or_below_a_file_is_refused(refused: Refused, tmp_path: Path, below: str, where: str) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    output = file / below
+    assert f"--output_dir {output}{where.format(file=file)} is a file: give a folder" in refused(output=output)
+
+
 def test_checkpoints_of_another_kind_are_refused_before_any_image_is_read(
     refused: Refused, mae: Path, tiny_sam: str, image_folder: Path, tmp_path: Path
 ) -> None:

@@ -86,8 +86,10 @@ def _refuse_place(config: CurationConfig) -> None:
         raise UserError("--output_dir is empty: give a folder, new or of an earlier run.")
     output = Path(config.output_dir)
     refuse_stage_folder(output)
-    if output.exists() and not output.is_dir():
-        raise UserError(f"--output_dir {output} is a file: give a folder, new or of an earlier run.")
+    for place in (output, *output.parents):
+        if place.exists() and not place.is_dir():
+            where = "" if place == output else f": {place}"
+            raise UserError(f"--output_dir {output}{where} is a file: give a folder, new or of an earlier run.")
     if (output / "pretrain_config.json").exists():
         raise UserError(f"--output_dir {output} holds a model: give another folder, new or of an earlier curation.")
     dataset = Path(config.inputs.dataset).expanduser()

@@ -27,7 +27,7 @@ class DryRunConfig:
     """Whether to look ahead instead of curating."""
 
     dry_run: int | None = field(
-        default=None, metadata={"help": "Cut key patches of N images, print what all will take, and write nothing."}
+        default=None, metadata={"help": "Cut key patches of N images, print what those of all take, write nothing."}
     )
 
     def __post_init__(self) -> None:
@@ -73,7 +73,7 @@ class Projection:
             f"time              {_duration(device_seconds / self.processes)} on {self.processes} x {self.device}",
             f"cost              {device_seconds / 3600:.2f} device-hours",
             f"disk              {self.whole(self.stored) / 1e6:,.1f} MB in patches/",
-            "Reading the inputs, scores and mosaics come on top. Nothing was written.",
+            "Reading the inputs, fitting the reference models, scores and mosaics come on top. Nothing was written.",
         ]
         return "\n".join(lines)
 

@@ -240,7 +240,7 @@ def _refuse_other_inputs(inputs: pa.Table, dataset: Dataset, path: Path) -> None
     if changes:
         raise UserError(
             f"{path} lists {len(before)} images and the dataset now has {len(now)}: {changes[0]}. "
-            "Curate the changed dataset into another --output_dir."
+            f"Run `optidel curate --reuse {path.parent} --output_dir <another folder> ...` with the dataset as it is."
         )
 
 

@@ -181,9 +181,10 @@ def funnel(record: CurationRecord) -> list[dict[str, Any]]:
     ]
     if record.selection is not None:
         touched = pc.count_distinct(record.selection["source"]).as_py()
-        tiles = record.facts["tiles_per_mosaic"]
+        tiles, eligible = record.facts["tiles_per_mosaic"], record.facts["counts"]["eligible"]
+        enlarged = record.patches - eligible
         steps += [
-            ("patch", "eligible", record.facts["counts"]["eligible"], []),
+            ("patch", "eligible", eligible, [f"{enlarged:,} enlarged beyond --max_upscale"] * (enlarged > 0)),
             *_cut_step(record.facts.get("cut")),
             ("patch", "chosen", record.selection.num_rows, [f"from {touched:,} source images"]),
             ("patch", "mosaics", record.mosaics, [f"{tiles} tile{'s' * (tiles > 1)} each"]),

@@ -154,7 +154,9 @@ def test_changed_images_are_refused_by_name(folder: Path, tmp_path: Path) -> Non
     first = listed(config, output)
     assert listed(config, output) == first
     PILImage.new("RGB", (40, 40)).save(folder / "new.png")
-    assert "14 images and the dataset now has 15: 'new.png' is new" in refused(config, output)
+    said = refused(config, output)
+    assert "14 images and the dataset now has 15: 'new.png' is new" in said
+    assert f"--reuse {output} --output_dir" in said
     os.remove(folder / "new.png")
     os.rename(folder / "copy.png", tmp_path / "copy.png")
     assert "'copy.png' is gone" in refused(config, output)

@@ -37,6 +37,11 @@ def test_funnel_counts_down_from_images_and_from_patches(curation: Path) -> None
     assert steps["chosen"] == (16, 16 / 24)
 
 
+def test_the_funnel_says_why_key_patches_are_not_eligible(curation: Path) -> None:
+    notes = {step["label"]: step["notes"] for step in funnel(read_curation(curation))}
+    assert notes["eligible"] == ["2 enlarged beyond --max_upscale"]
+
+
 def test_the_funnel_of_a_finished_curation_needs_no_patches(curation: Path, tmp_path: Path) -> None:
     out = shutil.copytree(curation, tmp_path / "out")
     shutil.rmtree(out / "patches")
